@@ -1,0 +1,48 @@
+# Every target sets up what it needs; `make` alone lists them. VENV=… puts the virtual environment elsewhere.
+
+VENV ?= .venv
+PYTHON_BIN := $(VENV)/bin/python
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo airflow airflow-stop test lint types unit constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## virtual environment from constraints.txt (the other targets do it by themselves)
+	@.ci/setup
+
+demo: setup ## the main job without a person: replica, backup to S3, damage, restore, comparison
+	@$(PYTHON_BIN) -m demo
+
+airflow: setup ## leave a standalone Airflow running with the demo's store and DAGs
+	@$(PYTHON_BIN) -m demo airflow
+
+airflow-stop: setup ## stop what `make airflow` started
+	@$(PYTHON_BIN) -m demo airflow-stop
+
+# One after the other even under -j: the cheap checks first, and readable output.
+test: setup ## lint, types and tests: what continuous integration runs
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory unit
+
+lint: setup ## ruff: rules and formatting
+	@$(PYTHON_BIN) -m ruff check
+	@$(PYTHON_BIN) -m ruff format --check
+
+types: setup ## mypy, strict on the package
+	@$(PYTHON_BIN) -m mypy
+
+unit: setup ## only the tests; make unit ARGS="-k restore"
+	@$(PYTHON_BIN) -m pytest $(ARGS)
+
+constraints: ## pin the newest versions anew
+	@.ci/setup --venv-only
+	@$(PYTHON_BIN) -m pip -qq --disable-pip-version-check install --constraint constraints.txt uv
+	@.ci/constraints $(VENV)
+
+clean: ## remove the virtual environment, caches and builds (not the demo's data)
+	rm -rf $(VENV) $(VENV).lock .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find duckling_provider demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,154 @@
+"""From a replica to a verified object: upload of a snapshot, and the whole flow for those who have no Airflow at hand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from duckling_provider.core.body import SnapshotBody
+from duckling_provider.core.catalog import MAC_SUFFIX
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import DamagedError, DucklingError, NotFoundError
+from duckling_provider.core.locks import FileLock
+from duckling_provider.core.retention import CleanupResult, clean_up
+from duckling_provider.core.snapshot import Snapshot, sealed_for, take_snapshot
+from duckling_provider.core.store import BytesBody, Store, UploadLog
+from duckling_provider.core.stored import CLIENT, describe, identify
+from duckling_provider.core.verify import VerifyResult, verify_backup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """An uploaded backup: `size` of the ``.db`` file in bytes, `duration_ms` of the upload."""
+
+    key: str
+    size: int
+    duration_ms: int
+    mode: str
+    sha256: str | None
+
+
+def upload_snapshot(
+    database: Database, store: Store, snapshot: Snapshot, *, control: Control | None = None
+) -> BackupResult:
+    """Store a snapshot under its key, encrypted as the entry says.
+
+    Calling it again after an interruption continues the upload; after a success it finds the object there and does nothing.
+
+    For client-aes256 the ``.mac`` is stored before the object appears, so an object without its ``.mac`` never exists.
+
+    :raises StoreError: when the store refuses or fails; the parts that arrived are kept for the next call where a retry can help.
+    :raises DamagedError: when the snapshot is no longer what was copied.
+    """
+    control = control or Control()
+    started = time.monotonic()
+    key = store.prefix + snapshot.filename
+    with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
+        snapshot = sealed_for(database, snapshot, control=control)
+        encrypted = store.mode == CLIENT
+        encryption_key = database.s3.encryption_key if encrypted and database.s3 is not None else None
+        sha256 = None if encrypted else snapshot.sha256
+        result = BackupResult(key, snapshot.size, 0, store.mode, sha256)
+        if not _is_there(database, store, key, snapshot):
+            control.begin("upload", snapshot.plan.size)
+
+            def write_mac() -> None:
+                if snapshot.mac is not None:
+                    store.put(key + MAC_SUFFIX, BytesBody(snapshot.mac.encode()), content_type="text/plain")
+
+            upload_log = UploadLog(
+                snapshot.upload_log,
+                {
+                    "store": store.url,
+                    "key": key,
+                    "sha256": snapshot.sha256,
+                    "iv": snapshot.iv,
+                    "part_size": snapshot.part_size,
+                    "mode": store.mode,
+                },
+            )
+            with SnapshotBody(
+                snapshot.path,
+                snapshot.plan,
+                digests=snapshot.part_digests,
+                key=encryption_key,
+                iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
+                control=control,
+            ) as body:
+                try:
+                    store.put(
+                        key,
+                        body,
+                        metadata=describe(
+                            mode=store.mode,
+                            size=snapshot.size,
+                            database=database.id,
+                            fingerprint=snapshot.key_fingerprint,
+                            sha256=sha256,
+                        ),
+                        before_visible=write_mac if encrypted else None,
+                        upload_log=upload_log,
+                        control=control,
+                    )
+                except DucklingError as error:
+                    if encrypted and not error.retryable:
+                        _remove_lone_mac(store, key)
+                    raise
+    return BackupResult(result.key, result.size, int((time.monotonic() - started) * 1000), result.mode, result.sha256)
+
+
+def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
+    """Whether this very snapshot was uploaded by an earlier try whose success was not recorded."""
+    try:
+        found = identify(database, store, key)
+    except NotFoundError:
+        return False
+    same = found.mac == snapshot.mac if snapshot.mac else found.sha256 == snapshot.sha256
+    if not same or found.size != snapshot.size:
+        raise DamagedError("another object has this backup's key", subject=store.url + key, hint="It is left as it is; back up again.")
+    return True
+
+
+def _remove_lone_mac(store: Store, key: str) -> None:
+    try:
+        store.head(key)
+    except NotFoundError:
+        store.delete(key + MAC_SUFFIX)
+    except DucklingError as error:
+        log.warning("could not tidy up %s: %s", key + MAC_SUFFIX, error)
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """Everything one automatic backup did; `upload` and `verified` are None for a database without S3."""
+
+    snapshot: Snapshot
+    upload: BackupResult | None
+    verified: VerifyResult | None
+    cleanup: CleanupResult
+    duration_ms: int
+
+
+def back_up(
+    database: Database, store: Store | None, *, control: Control | None = None, owner: str = "", wait: float = 60.0
+) -> FlowResult:
+    """Snapshot, upload, verify, clean up: what the backup DAG does, in one call.
+
+    Retention runs only after the new backup was verified.
+
+    :param store: None for a database without S3.
+    """
+    control = control or Control()
+    started = time.monotonic()
+    snapshot = take_snapshot(database, control=control, owner=owner, wait=wait)
+    upload = verified = None
+    if store is not None:
+        upload = upload_snapshot(database, store, snapshot, control=control)
+        full = database.s3 is None or database.s3.verify == "full"
+        verified = verify_backup(database, store, upload.key, full=full, control=control)
+    cleanup = clean_up(database, store, control=control)
+    return FlowResult(snapshot, upload, verified, cleanup, int((time.monotonic() - started) * 1000))

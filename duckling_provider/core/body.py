@@ -1,0 +1,220 @@
+"""The bytes of the object to be, at random access, made on the fly from a snapshot file.
+
+Part *i* of the object is read from the snapshot at its own offset, checked against the digest that the snapshot recorded, and encrypted
+with the counter that belongs to that offset. So parts can be sent in any order, by any thread, again after a failure or by a
+later process, and are the same bytes each time. The check comes before the first encrypted byte leaves: an IV never serves other bytes
+than those it was drawn for, even if somebody changed the snapshot file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.crypto import IV_BYTES, CtrCipher, CtrStream
+from duckling_provider.core.errors import DamagedError
+from duckling_provider.core.keys import EncryptionKey
+from duckling_provider.core.parts import PartPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_READ = 1 << 20
+
+
+def lead_bytes(*, encrypted: bool) -> int:
+    """How many bytes of the object precede the file's own: the IV, or nothing."""
+    return IV_BYTES if encrypted else 0
+
+
+class PartDigests:
+    """SHA-256 of the file's bytes in each part, fed in order with chunks of any length.
+
+    :param plan: the cut of the *object*.
+    :param lead: bytes of the object before the file's first one.
+    """
+
+    def __init__(self, plan: PartPlan, *, lead: int) -> None:
+        self._plan, self._lead = plan, lead
+        self._digests: list[str] = []
+        self._hash = hashlib.sha256()
+        self._left = self._capacity(0)
+
+    def _capacity(self, index: int) -> int:
+        return self._plan.part_size - (self._lead if index == 0 else 0)
+
+    def update(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while len(view) >= self._left:
+            self._hash.update(view[: self._left])
+            view = view[self._left :]
+            self._next()
+        self._hash.update(view)
+        self._left -= len(view)
+
+    def _next(self) -> None:
+        self._digests.append(self._hash.hexdigest())
+        self._hash = hashlib.sha256()
+        self._left = self._capacity(len(self._digests))
+
+    def finish(self) -> tuple[str, ...]:
+        """64 hex characters per part of the plan."""
+        if len(self._digests) < self._plan.count:
+            self._next()
+        return tuple(self._digests[: self._plan.count])
+
+
+class SnapshotBody:
+    """A snapshot file as the body of an object; a context manager.
+
+    While it is open it holds a shared `flock` on the snapshot, which keeps retention from deleting it.
+
+    Memory: two buffers of 1 MiB for each part that is open, whatever the part size.
+
+    :param digests: one SHA-256 per part, from `PartDigests`.
+    :param key, iv: both given for client-aes256, both None for the other modes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plan: PartPlan,
+        *,
+        digests: Sequence[str],
+        key: EncryptionKey | None = None,
+        iv: bytes | None = None,
+        control: Control | None = None,
+    ) -> None:
+        self.path, self.plan = path, plan
+        self._digests = digests
+        self._prefix = iv or b""
+        self._cipher = CtrCipher(key, iv) if key is not None and iv is not None else None
+        self._control = control or Control()
+        self._fd = -1
+
+    @property
+    def size(self) -> int:
+        return self.plan.size
+
+    @property
+    def part_size(self) -> int:
+        return self.plan.part_size
+
+    @property
+    def count(self) -> int:
+        return self.plan.count
+
+    def __enter__(self) -> SnapshotBody:
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def open(self, index: int) -> PartReader:
+        """Part `index` (from 0) as a binary file.
+
+        :raises DamagedError: when the snapshot's bytes are no longer those that its digest was made of.
+        """
+        start, stop = self.plan.bounds(index)
+        lead = len(self._prefix)
+        first, last = max(0, start - lead), stop - lead
+        self._check(index, first, last)
+        return PartReader(
+            self._fd, first, last, self._prefix if index == 0 else b"", self._cipher, control=self._control
+        )
+
+    def _check(self, index: int, first: int, last: int) -> None:
+        digest = hashlib.sha256()
+        for position in range(first, last, _READ):
+            self._control.check()
+            digest.update(os.pread(self._fd, min(_READ, last - position), position))
+        if digest.hexdigest() != self._digests[index]:
+            raise DamagedError(
+                f"the snapshot's bytes {first}-{last} changed since it was made",
+                subject=str(self.path),
+                hint="The disk or another program altered it. It is not uploaded; make a new backup.",
+            )
+
+
+class PartReader(io.RawIOBase):
+    """One part as a seekable binary file of known length, encrypted while it is read. For one thread at a time."""
+
+    def __init__(
+        self, fd: int, first: int, last: int, prefix: bytes, cipher: CtrCipher | None, *, control: Control
+    ) -> None:
+        super().__init__()
+        self._fd, self._first, self._last = fd, first, last
+        self._prefix, self._cipher, self._control = prefix, cipher, control
+        self._length = len(prefix) + last - first
+        self._seek_to(0)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._seek_to(min(max(0, base + offset), self._length))
+        return self._position
+
+    def _seek_to(self, position: int) -> None:
+        self._position = position
+        self._buffer = memoryview(self._prefix)[position:]
+        file_position = self._first + max(0, position - len(self._prefix))
+        # The cipher starts on a block of 16 bytes: begin there and drop what lies before the wanted byte.
+        self._skip = file_position % 16 if self._cipher is not None else 0
+        self._file_position = file_position - self._skip
+        self._stream: CtrStream | None = (
+            self._cipher.stream(self._file_position) if self._cipher is not None else None
+        )
+
+    def _fill(self) -> None:
+        self._control.check()
+        data = os.pread(self._fd, min(_READ, self._last - self._file_position), self._file_position)
+        self._file_position += len(data)
+        if self._stream is not None:
+            data = self._stream.update(data)
+        self._buffer = memoryview(data)[self._skip :]
+        self._skip = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        wanted = self._length - self._position
+        if size is not None and size >= 0:
+            wanted = min(size, wanted)
+        pieces = []
+        while wanted > 0:
+            if not self._buffer:
+                self._fill()
+                if not self._buffer:
+                    break
+            piece = self._buffer[:wanted]
+            self._buffer = self._buffer[len(piece) :]
+            self._position += len(piece)
+            wanted -= len(piece)
+            pieces.append(piece)
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, target: Buffer) -> int:
+        view = memoryview(target).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)

@@ -1,0 +1,126 @@
+"""Names of backups: how a moment becomes a key, and which backup of a listing somebody means.
+
+The name is the contract's ``backup-{UTC ISO time, ':' and '.' as '-'}.db``, the same for the object and for the local file.
+Everything here is pure: lists and clocks come in, names go out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from duckling_provider.core.errors import DucklingError, NotFoundError
+
+MAC_SUFFIX = ".mac"
+LATEST = "latest"
+
+_NAME = re.compile(r"backup-(\d{4}-\d{2}-\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db")
+
+
+def stamp_of(moment: datetime) -> str:
+    """``2025-03-01T14:32:11.482Z`` -> ``"2025-03-01T14-32-11-482Z"``; `moment` must be aware."""
+    utc = moment.astimezone(timezone.utc)
+    return f"{utc:%Y-%m-%dT%H-%M-%S}-{utc.microsecond // 1000:03d}Z"
+
+
+def backup_name(stamp: str) -> str:
+    return f"backup-{stamp}.db"
+
+
+def parse_name(name: str) -> datetime | None:
+    """The moment in a backup's file name, or None when `name` is not exactly such a name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    day, hour, minute, second, millis = match.groups()
+    try:
+        return datetime.strptime(f"{day}T{hour}:{minute}:{second}.{millis}+0000", "%Y-%m-%dT%H:%M:%S.%f%z")
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class ListedBackup:
+    """One backup of a listing.
+
+    `key` is the object key or local file name, `size` in bytes, `modified` the store's own time (None where there is none),
+    `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too.
+    """
+
+    key: str
+    created: datetime
+    size: int
+    modified: datetime | None = None
+    has_mac: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+
+def assemble(prefix: str, listing: Iterable[tuple[str, int, datetime | None]]) -> list[ListedBackup]:
+    """Turn raw ``(key, size, modified)`` rows under `prefix` into backups, newest first.
+
+    Only exact names directly under the prefix count; other people's objects and ``.mac`` objects are left out.
+    """
+    rows = list(listing)
+    keys = {key for key, _, _ in rows}
+    found = []
+    for key, size, modified in rows:
+        created = parse_name(key[len(prefix) :]) if key.startswith(prefix) else None
+        if created is not None:
+            found.append(ListedBackup(key, created, size, modified, has_mac=key + MAC_SUFFIX in keys))
+    return sorted(found, key=lambda b: (b.created, b.key), reverse=True)
+
+
+def checked_key(prefix: str, key: str) -> str:
+    """A key given by a person, as a full key under `prefix`.
+
+    A bare backup name (``backup-….db``) is completed with the prefix.
+
+    :raises DucklingError: when it leaves the prefix, or does not look like a backup's key.
+    """
+    full = prefix + key if parse_name(key) is not None else key
+    inside = full.startswith(prefix) and ".." not in full and "//" not in full[len(prefix) :] and "\\" not in full
+    if not inside or any(ord(c) < 32 or ord(c) == 127 for c in full):
+        raise DucklingError(
+            f"the key lies outside this database's prefix {prefix!r}",
+            subject=key,
+            hint=f"Keys look like {prefix}backup-2025-03-01T14-32-11-482Z.db.",
+        )
+    if full.endswith(MAC_SUFFIX) or full == prefix or full.endswith("/"):
+        raise DucklingError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
+    return full
+
+
+def choose(backups: Sequence[ListedBackup], *, subject: str, before: datetime | None = None) -> ListedBackup:
+    """The newest backup, or the newest one made before `before`.
+
+    :param backups: newest first, as `assemble` returns them.
+    :raises NotFoundError: when there is none.
+    """
+    for backup in backups:
+        if before is None or backup.created < before:
+            return backup
+    if backups and before is not None:
+        oldest = backups[-1].created
+        raise NotFoundError(
+            f"no backup from before {before.isoformat()}", subject=subject, hint=f"The oldest is of {oldest.isoformat()}."
+        )
+    raise NotFoundError("there is no backup", subject=subject, hint=f"Make one: duckling backup {subject}")
+
+
+def parse_moment(text: str) -> datetime:
+    """Read an ISO 8601 time; without an offset it means UTC. A plain date means its midnight.
+
+    :raises DucklingError: when it is none.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    except ValueError:
+        raise DucklingError(
+            "this is not an ISO 8601 time", subject=text, hint="Write it like 2025-03-01T14:32:11Z or 2025-03-01."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

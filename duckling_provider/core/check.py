@@ -1,0 +1,73 @@
+"""Would a backup and a restore work right now? Each step is tried for real and says what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from duckling_provider.core.blocks import HEADER_BYTES, read_header
+from duckling_provider.core.config import Database
+from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.core.locks import read_hold
+from duckling_provider.core.replica import pending_wal, writer_of
+from duckling_provider.core.store import Store
+
+
+@dataclass(frozen=True)
+class CheckStep:
+    """`error` is None when the step went well; `detail` says what was found."""
+
+    name: str
+    detail: str = ""
+    error: str | None = None
+
+
+def check_database(database: Database, store: Store | None) -> Iterator[CheckStep]:
+    """Look at the replica, the local backup folder and the store; yields each step as it is done."""
+    yield _step("replica", lambda: _replica(database.replica))
+    yield _step("hold", lambda: _hold(database.replica))
+    yield _step("local backups", lambda: _folder(database))
+    if store is None:
+        yield CheckStep("store", "S3 is not configured for this database: local backups only")
+        return
+    for probe in store.probe(store.prefix):
+        yield CheckStep(f"store: {probe.name}", "" if probe.error else f"{probe.action} works", probe.error)
+
+
+def _step(name: str, look: Callable[[], str]) -> CheckStep:
+    try:
+        return CheckStep(name, look())
+    except DucklingError as error:
+        return CheckStep(name, error=str(error))
+    except OSError as error:
+        return CheckStep(name, error=f"{error.filename}: {error.strerror}")
+
+
+def _replica(replica: Path) -> str:
+    with replica.open("rb") as file:
+        header = read_header(file.read(HEADER_BYTES))
+    found = f"{human_bytes(replica.stat().st_size)}, storage {header.storage_name}"
+    if pending_wal(replica):
+        found += ", with a write-ahead log"
+    writer = writer_of(replica)
+    return f"{found}, being written by {writer}" if writer else found
+
+
+def _hold(replica: Path) -> str:
+    hold = read_hold(replica)
+    if hold is None:
+        return "none"
+    return f"{'stale: ' if hold.is_stale else ''}held for {hold}"
+
+
+def _folder(database: Database) -> str:
+    folder = database.backup_dir
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK):
+        raise DucklingError("not writable for this user", subject=str(existing))
+    return f"{folder}, {human_bytes(shutil.disk_usage(existing).free)} free"

@@ -1,0 +1,120 @@
+"""Runs `checkpoint` as a program of its own and tells what came of it.
+
+See there for why DuckDB needs a process to itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckling_provider
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import DamagedError, ReplicaError
+
+_PROGRAM = "duckling_provider.core.checkpoint"
+#: Seconds between two looks at the child and at the caller's wishes.
+_POLL = 0.05
+#: How a program ends that was led astray by what it read.
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """:param kind: one of `checkpoint.KINDS`, or ``"crashed"``.
+    :param message: DuckDB's own words; empty when all is well.
+    """
+
+    kind: str
+    message: str = ""
+
+
+def run_duckdb(action: str, path: Path, control: Control) -> Answer:
+    """Do `action` of `checkpoint.ACTIONS` on `path` in a child process.
+
+    The child never outlives this call: it is killed when the call ends early for whatever reason, and stops by itself
+    when this process dies. Its temporary files go to a folder that is removed.
+
+    :raises CancelledError: `control` said so.
+    """
+    with tempfile.TemporaryDirectory(prefix="duckling-", ignore_cleanup_errors=True) as temp:
+        complaints = Path(temp, "stderr")
+        with complaints.open("wb") as stderr:
+            child = subprocess.Popen(
+                [sys.executable, "-m", _PROGRAM, action, str(path.absolute()), temp],
+                stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd="/",  # `-m` would import a duckdb.py from wherever we stand
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for us to handle
+            )
+        with _ended(child):
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_POLL)
+                    break
+                control.check()
+            # One short line, which fits into the pipe's buffer: the child never waited for us to read it.
+            output = child.stdout.read() if child.stdout else b""
+        return _answer(output, child.returncode, complaints)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(duckling_provider.__file__).parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextlib.contextmanager
+def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _answer(output: bytes, code: int, complaints: Path) -> Answer:
+    with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+        answer = json.loads(output.splitlines()[-1])
+        return Answer(answer["kind"], answer.get("message", ""))
+    if code < 0 and -code in _CRASHES:
+        return Answer("crashed", f"DuckDB crashed ({signal.Signals(-code).name})")
+    if code < 0:
+        return Answer("failed", f"DuckDB's process was killed (signal {-code}), perhaps for lack of memory")
+    lines = complaints.read_text(errors="replace").strip().splitlines()
+    return Answer("failed", lines[-1] if lines else f"DuckDB's process ended with code {code}")
+
+
+def raise_for(answer: Answer, path: Path, operation: str) -> None:
+    """Nothing when all is well.
+
+    :raises DamagedError: DuckDB could not make sense of the file, or crashed over it.
+    :raises ReplicaError: it could not be tried; a retry may help unless another DuckDB is needed.
+    """
+    if answer.kind == "ok":
+        return
+    message = answer.message.strip().splitlines()[0] if answer.message.strip() else "no reason given"
+    if answer.kind in ("damaged", "crashed"):
+        raise DamagedError(message, subject=str(path), operation=operation)
+    if answer.kind == "unsupported":
+        raise ReplicaError(
+            message,
+            subject=str(path),
+            operation=operation,
+            hint="This DuckDB can't read it; a newer one, or one with the same extensions as the writer's, may.",
+        )
+    raise ReplicaError(message, subject=str(path), operation=operation, retryable=True)

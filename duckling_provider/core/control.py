@@ -1,0 +1,75 @@
+"""What a caller can do to a long operation: watch it and stop it.
+
+One `Control` is made at the edge (a task, a command) and handed inward. It knows no terminal and no log.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from duckling_provider.core.errors import CancelledError
+
+#: Called with the step's name, bytes done and bytes in all. May come from any thread; must be quick.
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class Control:
+    """Progress out, cancellation in. Thread-safe.
+
+    :param progress: receives ``(step, done_bytes, total_bytes)``, at most about ten times a second and once at each step's end.
+    """
+
+    #: Seconds between two progress calls of one step.
+    INTERVAL = 0.1
+
+    def __init__(self, progress: ProgressCallback | None = None) -> None:
+        self._progress = progress
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._step, self._done, self._total = "", 0, 0
+        self._reported = 0.0
+
+    def cancel(self) -> None:
+        """Ask the operation to stop at its next safe point; safe to call from a signal handler."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """:raises CancelledError: when `cancel` was called."""
+        if self._cancelled.is_set():
+            raise CancelledError("stopped on request", hint="Nothing was replaced; run it again to go on.")
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but wake at once and raise when cancelled."""
+        if self._cancelled.wait(seconds):
+            self.check()
+
+    def begin(self, step: str, total: int) -> None:
+        """Start a step of `total` bytes."""
+        self.check()
+        with self._lock:
+            self._step, self._done, self._total, self._reported = step, 0, total, 0.0
+        self._report(force=True)
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done (negative when a retry takes some back); raises when cancelled."""
+        self.check()
+        with self._lock:
+            self._done += count
+        self._report(force=self._done >= self._total)
+
+    def _report(self, *, force: bool) -> None:
+        if self._progress is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if not force and now - self._reported < self.INTERVAL:
+                return
+            self._reported = now
+            step, done, total = self._step, self._done, self._total
+        self._progress(step, done, total)

@@ -1,0 +1,81 @@
+"""The environment variables of an installation."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from duckling_provider.core.errors import ConfigError
+from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS
+from duckling_provider.core.jsonfile import printable
+
+DATABASES_FILE = "databases.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment says; both paths are absolute."""
+
+    data_path: Path
+    backup_path: Path
+    auto_backup: bool = True
+    backup_interval_hours: float = 24.0
+    backup_retention_days: float = 7.0
+    api_key: SecretStr | None = None
+
+    @property
+    def databases_file(self) -> Path:
+        return self.data_path / DATABASES_FILE
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the variables of the contract; an empty one counts as unset.
+
+        :raises ConfigError: naming the variable, with ``entry="environment"``.
+        """
+        data = _env_path(environ, "DATA_PATH", "data")
+        return cls(
+            data_path=data,
+            backup_path=_env_path(environ, "BACKUP_PATH", str(data / "backups")),
+            auto_backup=_env_bool(environ, "AUTO_BACKUP", default="true"),
+            backup_interval_hours=_env_number(environ, "BACKUP_INTERVAL_HOURS", 24.0, least=MIN_HOURS, most=MAX_HOURS),
+            backup_retention_days=_env_number(environ, "BACKUP_RETENTION_DAYS", 7.0, least=0.0, most=MAX_DAYS),
+            api_key=SecretStr(environ["DUCKLING_API_KEY"]) if environ.get("DUCKLING_API_KEY") else None,
+        )
+
+
+def _env_path(environ: Mapping[str, str], name: str, default: str) -> Path:
+    text = environ.get(name) or default
+    if "\0" in text:
+        raise ConfigError("holds a null character", entry="environment", field=name)
+    try:
+        # not resolve(): a symbolic link in DATA_PATH is the user's choice and stays
+        return Path(os.path.abspath(text))  # noqa: PTH100
+    except OSError as error:
+        hint = "Set it to an absolute path."
+        raise ConfigError(f"no current folder: {error.strerror}", entry="environment", field=name, hint=hint) from None
+
+
+def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:
+    text = environ.get(name) or default
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if text.strip().lower() not in words:
+        cause = f'expected true or false (or 1/0, yes/no, on/off), got "{printable(text)}"'
+        raise ConfigError(cause, entry="environment", field=name)
+    return words[text.strip().lower()]
+
+
+def _env_number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:
+    text = environ.get(name) or str(default)
+    # float() alone would take "nan", "1_000" and digits of any script
+    number = float(text) if re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", text, re.ASCII) else math.nan
+    if not least <= number <= most:
+        bounds = f"from 0 to {most:.0f}" if least == 0 else f"above 0 and up to {most:.0f}"
+        raise ConfigError(f'expected a number {bounds}, got "{printable(text)}"', entry="environment", field=name)
+    return number

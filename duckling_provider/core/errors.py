@@ -1,0 +1,153 @@
+"""The one exception family of the project.
+
+Every error says what failed (`operation`), on what (`subject`), why (`cause`) and what to do (`hint`), and whether trying
+again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command line into an
+exit code; nobody else needs to look at the class.
+"""
+
+from __future__ import annotations
+
+
+class DucklingError(Exception):
+    """Base of all errors raised on purpose.
+
+    :param cause: why it failed, in plain words, without a final full stop and without secrets.
+    :param operation: what was being done, e.g. ``"upload"``; filled in by the outermost layer that knows.
+    :param subject: on what: a database id, a key, a path.
+    :param hint: what the reader can do about it.
+    :param retryable: whether the same call may succeed later; the class's default when omitted.
+    """
+
+    retryable: bool = False
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        operation: str | None = None,
+        subject: str | None = None,
+        hint: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.operation = operation
+        self.subject = subject
+        self.hint = hint
+        if retryable is not None:
+            self.retryable = retryable
+
+    def __str__(self) -> str:
+        head = ": ".join(part for part in (self.subject, self.operation, self.cause) if part)
+        return f"{head}. {self.hint}" if self.hint else head
+
+
+class ConfigError(DucklingError):
+    """databases.json or the environment breaks a rule; `subject` is the entry, `field` the dotted field name."""
+
+    def __init__(self, cause: str, *, entry: str, field: str | None = None, hint: str | None = None) -> None:
+        super().__init__(f"{field}: {cause}" if field else cause, subject=entry, hint=hint)
+        self.entry = entry
+        self.field = field
+
+
+class NotFoundError(DucklingError):
+    """An unknown database, or a backup that does not exist."""
+
+
+class BusyError(DucklingError):
+    """Somebody else holds the database, the replica or a backup; `holder` says who."""
+
+    retryable = True
+
+    def __init__(
+        self, cause: str, *, holder: str, subject: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(cause, subject=subject, hint=hint)
+        self.holder = holder
+
+
+class CancelledError(DucklingError):
+    """The caller asked to stop (SIGTERM, `on_kill`, Ctrl-C)."""
+
+    retryable = True
+
+
+class ReplicaError(DucklingError):
+    """The replica file can't be used: missing, empty, no DuckDB file, in an unexpected state."""
+
+
+class DamagedError(DucklingError):
+    """Data is proven to be damaged: block checksums, digests or DuckDB itself say so."""
+
+
+class SnapshotError(DucklingError):
+    """A consistent copy could not be made or proven."""
+
+    retryable = True
+
+
+class NoSpaceError(DucklingError):
+    """Not enough free space; `needed` and `free` in bytes."""
+
+    def __init__(
+        self, cause: str, *, needed: int, free: int, subject: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(cause, subject=subject, hint=hint)
+        self.needed = needed
+        self.free = free
+
+
+class StoreError(DucklingError):
+    """The object store refused or failed; `code` is the store's own error code, e.g. ``"SlowDown"``."""
+
+    retryable = True
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        code: str = "",
+        subject: str | None = None,
+        hint: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(cause, subject=subject, hint=hint, retryable=retryable)
+        self.code = code
+
+
+class AccessDeniedError(StoreError):
+    """The credentials lack a permission; `action` is the IAM action, e.g. ``"s3:PutObject"``."""
+
+    retryable = False
+
+    def __init__(self, cause: str, *, action: str, code: str, subject: str, hint: str | None = None) -> None:
+        super().__init__(cause, code=code, subject=subject, hint=hint)
+        self.action = action
+
+
+class NoSuchBucketError(StoreError):
+    """The bucket does not exist, or lives in another region."""
+
+    retryable = False
+
+
+class IntegrityError(DucklingError):
+    """A stored backup is not what was uploaded: wrong HMAC, wrong length, wrong digest, missing ``.mac``."""
+
+
+class WrongKeyError(IntegrityError):
+    """The object was encrypted with another key than the configured one."""
+
+
+class ModeError(DucklingError):
+    """The object's encryption mode contradicts the configuration."""
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` -> ``"1.5 KiB"``; bytes in, binary units out."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

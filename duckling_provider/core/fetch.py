@@ -1,0 +1,68 @@
+"""Reading one object by several ranged requests at once, handed on in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import IntegrityError, StoreError
+from duckling_provider.core.parts import MIB
+from duckling_provider.core.store import Store
+
+#: Bytes of one request. Memory: ``threads + 1`` of these, and what the consumer keeps.
+RANGE = 4 * MIB
+THREADS = 4
+ATTEMPTS = 5
+_READ = MIB
+
+
+def fetch(
+    store: Store, key: str, *, size: int, etag: str = "", control: Control | None = None, threads: int = THREADS
+) -> Generator[bytes, None, None]:
+    """The object's bytes from 0 to `size`, in order, in chunks of `RANGE`.
+
+    A request that breaks off goes on where it was, up to `ATTEMPTS` times.
+
+    :param etag: read only this version of the object.
+    :raises StoreError: when the store fails for good.
+    :raises IntegrityError: when the object is shorter than `size` or was replaced meanwhile.
+    """
+    control = control or Control()
+    with ThreadPoolExecutor(threads, thread_name_prefix="duckling-fetch") as pool:
+        window: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, size, RANGE):
+                stop = min(start + RANGE, size)
+                window.append(pool.submit(_fetch_range, store, key, start, stop, etag, control))
+                if len(window) >= threads:
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch_range(store: Store, key: str, start: int, stop: int, etag: str, control: Control) -> bytes:
+    got = bytearray()
+    for attempt in range(ATTEMPTS):
+        try:
+            with contextlib.closing(store.open_range(key, start + len(got), stop, etag=etag)) as stream:
+                while len(got) < stop - start:
+                    control.check()
+                    piece = stream.read(min(_READ, stop - start - len(got)))
+                    if not piece:
+                        raise StoreError(f"the store sent {start + len(got)} bytes of {stop}", subject=store.url + key)
+                    got += piece
+            return bytes(got)
+        except StoreError as error:
+            if not error.retryable or attempt == ATTEMPTS - 1:
+                if not got and error.code in {"InvalidRange", "416"}:
+                    raise IntegrityError(
+                        f"the object ends before byte {start}", subject=store.url + key, hint="It was truncated."
+                    ) from error
+                raise
+            control.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")

@@ -1,0 +1,305 @@
+"""The fields of a databases.json entry: their names, types and ranges, and the rules for single values.
+
+Each rule is a pure function that says what is wrong, or None. Rules describe a value by its kind and never quote it: a
+secret pasted into the wrong field must not reach a log.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from duckling_provider.core.errors import ConfigError
+from duckling_provider.core.jsonfile import kind, printable
+
+MAX_HOURS, MAX_DAYS = 876_000.0, 36_500.0  # a century: far from where timedelta overflows
+MIN_HOURS = 1 / 3600
+
+_MAX_ID = 200  # Airflow allows 250 characters of DAG id, a folder's name 255 bytes
+_MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
+_MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
+
+_PROVIDERS = (".amazonaws.com", ".digitaloceanspaces.com", ".backblazeb2.com", ".cloudflarestorage.com")
+
+_Hours = Annotated[float, Field(ge=0, le=MAX_HOURS, allow_inf_nan=False)]
+_Days = Annotated[float, Field(ge=0, le=MAX_DAYS, allow_inf_nan=False)]
+
+
+class _Shape(BaseModel):
+    # Null means absent (`validate` drops it), so every default is the type's own empty value, never None.
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="allow", alias_generator=to_camel, hide_input_in_errors=True
+    )
+
+
+class EntryShape(_Shape):
+    """One entry as it stands in the file; whether a field may be empty is not decided here."""
+
+    id: str = ""
+    name: str = ""
+    mysql_connection_string: SecretStr = SecretStr("")
+    duckdb_path: str = ""
+    created_at: str = ""
+    updated_at: str = ""
+    queue: str = ""
+    s3: dict[str, Any] | None = None
+
+
+class S3Shape(_Shape):
+    """The ``s3`` object as it stands in the file."""
+
+    enabled: bool
+    bucket: str = ""
+    region: str = ""
+    access_key_id: str = ""
+    secret_access_key: SecretStr = SecretStr("")
+    endpoint: str = ""
+    force_path_style: bool = False
+    path_prefix: str = ""
+    encryption: str = "none"
+    kms_key_id: str = ""
+    encryption_key: SecretStr = SecretStr("")
+    s3_backup_interval_hours: _Hours = 0.0
+    s3_backup_retention_days: _Days = 0.0
+    aws_conn_id: str = ""
+    storage_class: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+    verify: str = "full"
+    part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
+    max_parts: int = Field(default=10_000, ge=1, le=10_000)
+    max_concurrency: int = Field(default=4, ge=1, le=32)
+
+
+class Report:
+    """Collects what is found in one entry; `subject` is how messages call it."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.errors: list[ConfigError] = []
+        self.warnings: list[str] = []
+
+    def error(self, name: str | None, cause: str, *, hint: str | None = None) -> None:
+        self.errors.append(ConfigError(cause, entry=self.subject, field=name, hint=hint))
+
+    def warn(self, name: str, text: str) -> None:
+        self.warnings.append(f"{self.subject}: {name}: {text}")
+
+
+ShapeT = TypeVar("ShapeT", bound=_Shape)
+
+
+def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: Report) -> ShapeT | None:
+    """Check types and ranges, warn of unknown fields; None when `report` got errors.
+
+    :param prefix: goes in front of field names, ``"s3."`` or ``""``.
+    """
+    warn_unknown(shape, raw, prefix, report)
+    try:
+        given = shape.model_validate({name: value for name, value in raw.items() if value is not None})
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            path = prefix + ".".join(printable(str(part)) for part in detail["loc"])
+            report.error(path, _cause(shape, detail["type"], detail["loc"][0], detail["input"]))
+        return None
+    for name, text in _texts(given):
+        # A line end or blank that came along with copy and paste breaks signatures in ways that are hard to find.
+        if text != text.strip():
+            report.error(prefix + name, "white space at its ends")
+        elif not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
+            report.error(prefix + name, "holds a control character")
+    return None if report.errors else given
+
+
+def warn_unknown(shape: type[_Shape], raw: Mapping[str, Any], prefix: str, report: Report) -> None:
+    """Unknown fields are kept, and reported with the nearest known name."""
+    for name in raw:
+        if name not in _names(shape):
+            near = _nearest_field(shape, name[:100])
+            report.warn(prefix + printable(name), f"unknown field, did you mean {near}?" if near else "unknown field")
+
+
+def _cause(shape: type[_Shape], type_: str, name: str | int, value: Any) -> str:
+    if type_ == "missing":
+        return "required"
+    wanted = {
+        "bool_type": "true or false",
+        "string_type": "a string",
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "dict_type": "an object",
+    }.get(type_)
+    if wanted and kind(value) == "a number" and "number" in wanted:
+        return f"expected {wanted}, got one {'with a fraction' if isinstance(value, float) else 'that is too large'}"
+    if wanted:
+        return f"expected {wanted}, got {kind(value)}"
+    field = next((f for n, f in shape.model_fields.items() if (f.alias or n) == name), None)
+    metadata = field.metadata if field is not None else []
+    limits = {key: getattr(m, key) for m in metadata for key in ("ge", "le") if hasattr(m, key)}
+    number = "a whole number" if field is not None and field.annotation is int else "a number"
+    return f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}" if limits else f"not valid ({type_})"
+
+
+def _texts(given: _Shape) -> Iterator[tuple[str, str]]:
+    for name, info in type(given).model_fields.items():
+        value = getattr(given, name)
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and name != "name":
+            yield info.alias or name, text
+
+
+@lru_cache
+def _names(shape: type[_Shape]) -> frozenset[str]:
+    return frozenset(info.alias or name for name, info in shape.model_fields.items())
+
+
+@lru_cache(maxsize=256)
+def _nearest_field(shape: type[_Shape], name: str) -> str | None:
+    candidates = {known.lower(): known for known in _names(shape)}
+    other, prefix = (S3Shape, "s3.") if shape is EntryShape else (EntryShape, "")
+    plain = name.replace("_", "").replace("-", "").lower()
+    if plain not in candidates and plain in {known.lower() for known in _names(other)}:
+        return prefix + next(known for known in _names(other) if known.lower() == plain)
+    near = difflib.get_close_matches(plain, sorted(candidates), n=1)
+    return candidates[near[0]] if near else None
+
+
+ChoiceT = TypeVar("ChoiceT", bound=str)
+
+
+def one_of(choices: Sequence[ChoiceT], value: str, name: str, report: Report) -> ChoiceT | None:
+    """`value` as one of `choices`; otherwise an error that lists them and names the nearest."""
+    for choice in choices:
+        if value == choice:
+            return choice
+    listed = f"expected {', '.join(choices[:-1])} or {choices[-1]}"
+    near = difflib.get_close_matches(value[:100].lower(), choices, n=1)
+    if near:  # only what resembles a choice is surely no secret
+        report.error(name, f'{listed}, got "{printable(value)}"', hint=f"Did you mean {near[0]}?")
+    else:
+        report.error(name, f"{listed}, got a string of {len(value)} characters")
+    return None
+
+
+def id_fault(text: str) -> str | None:
+    """An id becomes part of DAG ids, a folder's name and the default key prefix."""
+    if len(text) > _MAX_ID:
+        return f"expected at most {_MAX_ID} characters, got {len(text)}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        return "expected letters (A-Z, a-z), digits, '_', '.' and '-', a letter or digit first"
+    return None
+
+
+def mysql_fault(text: str) -> str | None:
+    """``mysql://user:password@host:port/database?option=…``."""
+    encode = "special characters of the password must be percent-encoded: # is %23, / is %2F, ? is %3F, @ is %40"
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:  # its message quotes the password, should that hold a '/' or a '['
+        return f"has a wrong port, or {encode}"
+    if url.scheme != "mysql" or not text[6:].startswith("//"):
+        return "expected mysql://user:password@host:port/database"
+    if url.fragment or ("@" not in url.netloc and "@" in text):
+        return encode
+    if not host:
+        return "names no host; expected mysql://user:password@host:port/database"
+    return "expected a port from 1 to 65535" if port == 0 else None
+
+
+def bucket_fault(text: str) -> str | None:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,255}|arn:[\w.:/-]{1,255}", text):
+        return None
+    return "expected the bucket's bare name: letters, digits, '.', '-' and '_'"
+
+
+def region_fault(text: str, *, has_endpoint: bool) -> str | None:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
+        return "expected a region's name such as eu-west-1"
+    if text == "auto" and not has_endpoint:
+        return '"auto" needs an endpoint; AWS wants a region such as eu-west-1'
+    return None
+
+
+def endpoint_fault(text: str) -> str | None:
+    """``http(s)://host[:port][/…]`` without credentials."""
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:
+        return "expected http(s)://host or http(s)://host:port, got a wrong host or port"
+    if "@" in text:
+        return "must not hold credentials; they belong into accessKeyId and secretAccessKey"
+    if url.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", text):
+        return "expected http(s)://host or http(s)://host:port, beginning with https://"
+    return "must not hold '?' or '#'" if "?" in text or "#" in text else None
+
+
+def endpoint_warnings(text: str, bucket: str) -> Iterator[str]:
+    """What is odd about an endpoint that has no fault."""
+    url = urlsplit(text)
+    host = url.hostname or ""
+    if url.scheme == "http" and not _is_loopback(host):
+        yield "plain http: backups travel unencrypted, and anybody on the way can change them"
+    in_host = bucket != "s3" and host.startswith(f"{bucket}.")
+    if host.endswith(_PROVIDERS) and (in_host or url.path.strip("/") == bucket):
+        yield "holds the bucket's name; the provider's bare endpoint is wanted, the bucket is added to it"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def target(endpoint: str | None, bucket: str, prefix: str) -> tuple[str, str, str]:
+    """Equal for two settings that store at the same place, however the endpoint is spelled."""
+    url = urlsplit(endpoint or "https://s3.amazonaws.com")
+    host = url.hostname or ""
+    if host.endswith(".amazonaws.com"):
+        return "aws", bucket, prefix
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return f"{host}:{port}{url.path.rstrip('/')}", bucket, prefix
+
+
+def prefix_fault(text: str) -> str | None:
+    if text.startswith("/"):
+        return "must not begin with '/'"
+    if ".." in text or "\\" in text:
+        return "must not hold '..' or a backslash"
+    size = len(text.encode())
+    return f"expected at most {_MAX_PREFIX} bytes, got {size}" if size > _MAX_PREFIX else None
+
+
+def prefix_warnings(text: str) -> Iterator[str]:
+    """What is odd about a prefix that has no fault."""
+    if not text.endswith("/"):
+        yield f"does not end with '/': keys will look like \"{printable(text)}backup-2025-03-01T14-32-11-482Z.db\""
+    if "{" in text:
+        yield f'"{printable(text)}" is taken literally, nothing is filled in'
+
+
+def tags_faults(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(dotted field, cause) by S3's rules for object tags."""
+    if len(tags) > _MAX_TAGS:
+        yield "tags", f"expected at most {_MAX_TAGS} tags, got {len(tags)}"
+    for name, value in tags.items():
+        path = f"tags.{printable(name)}"
+        if not 1 <= len(name) <= _MAX_TAG_NAME or len(value) > _MAX_TAG_VALUE:
+            yield path, f"expected a name of 1 to {_MAX_TAG_NAME} characters and a value of at most {_MAX_TAG_VALUE}"
+        elif not re.fullmatch(r"[\w +=.:/@-]*", name) or not re.fullmatch(r"[\w +=.:/@-]*", value):
+            yield path, "expected letters, digits, blanks and + - = . _ : / @"
+        elif name.lower().startswith("aws:"):
+            yield path, 'names that begin with "aws:" are reserved'
+
+
+def storage_class_fault(text: str) -> str | None:
+    return None if re.fullmatch("[A-Za-z0-9_-]{1,64}", text) else "expected a storage class such as STANDARD_IA"

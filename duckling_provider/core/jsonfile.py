@@ -1,0 +1,106 @@
+"""Strict reading of a JSON file made by hand: what Python's `json` lets through silently is found here.
+
+Python takes ``NaN``, keeps the last of two equal names and accepts half surrogate pairs; none of them survives a round
+trip through another JSON implementation (RFC 8259, sections 4, 6 and 8.2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from duckling_provider.core.errors import ConfigError
+
+_MAX_DEPTH = 20
+
+
+class _Repeated(dict[str, Any]):
+    """A JSON object in which names occur twice."""
+
+    names: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    plain = dict(pairs)
+    if len(plain) == len(pairs):
+        return plain
+    repeated = _Repeated(plain)
+    repeated.names = tuple(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return repeated
+
+
+def read_json(path: Path, *, hint: str | None = None) -> tuple[Any, int]:
+    """Read a UTF-8 JSON file (a byte order mark is allowed).
+
+    :param hint: what to do when the file is not there.
+    :returns: the value, not yet looked at by `faults`, and the file's permission bits.
+    :raises ConfigError: missing, unreadable, not UTF-8, not JSON (with line and column); ``entry`` is the file's name.
+    """
+    # Raised after the handlers, not in them: the decoders' exceptions carry the whole text, secrets and all.
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            text = file.read().decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_object), mode
+    except FileNotFoundError:
+        cause = f"not found: looked for {path}"
+    except OSError as error:
+        cause, hint = f"cannot read {path}: {error.strerror or type(error).__name__}", None
+    except UnicodeDecodeError as error:
+        cause, hint = f"not UTF-8: byte {error.start + 1} of {path}", None
+    except json.JSONDecodeError as error:
+        message = error.msg if text.strip() else "the file is empty"
+        cause, hint = f"not JSON: line {error.lineno}, column {error.colno}: {message}", f"Edit {path}."
+    except RecursionError:
+        cause, hint = "nested too deeply", None
+    except ValueError:
+        cause, hint = "holds a number of thousands of digits", None
+    raise ConfigError(cause, entry=path.name, hint=hint)
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words; never the value itself."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names = {int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def printable(text: str, limit: int = 60) -> str:
+    """`text` on one line, escaped and cut, so that no terminal or log chokes on it."""
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text[:limit])
+    return shown + "…" if len(text) > limit else shown
+
+
+def faults(value: Any) -> Iterator[tuple[str, str]]:
+    """Walk a value of `read_json`; yields (dotted path, cause) for everything that is no portable JSON."""
+    stack: list[tuple[str, Any, int]] = [("", value, 0)]
+    while stack:
+        path, item, depth = stack.pop()
+        if depth > _MAX_DEPTH:
+            yield path, "nested too deeply"
+        elif isinstance(item, float) and not math.isfinite(item):
+            yield path, "expected a finite number"
+        elif isinstance(item, str) and _is_torn(item):
+            yield path, "holds half a surrogate pair (\\ud800 to \\udfff), which is no character"
+        elif isinstance(item, list):
+            stack += [(f"{path}[{n}]", inner, depth + 1) for n, inner in enumerate(item, start=1)]
+        elif isinstance(item, dict):
+            dot = f"{path}." if path else ""
+            for name in item.names if isinstance(item, _Repeated) else ():
+                yield dot + printable(name), "appears twice in the same object"
+            for name, inner in item.items():
+                if _is_torn(name):
+                    yield dot + printable(name), "a name that holds half a surrogate pair, which is no character"
+                stack.append((dot + printable(name), inner, depth + 1))
+
+
+def _is_torn(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)

@@ -1,0 +1,64 @@
+"""The key of client-aes256: 64 hexadecimal characters in databases.json, 32 bytes in memory, never printed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+KEY_BYTES = 32
+_FINGERPRINT_LABEL = b"duckling key fingerprint v1"
+
+
+class EncryptionKey:
+    """32 secret bytes. `repr` and `str` show ``***``, so that no log, traceback or template can leak them."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) != KEY_BYTES:
+            raise ValueError(f"expected {KEY_BYTES} bytes, got {len(raw)}")
+        self._raw = bytes(raw)
+
+    @classmethod
+    def parse(cls, text: str) -> EncryptionKey:
+        """Read 64 hexadecimal characters, upper or lower case.
+
+        :raises ValueError: with a message that never contains the text itself.
+        """
+        if len(text) != 2 * KEY_BYTES:
+            raise ValueError(f"expected {2 * KEY_BYTES} hex characters, got {len(text)}")
+        position = next((i for i, c in enumerate(text) if c not in "0123456789abcdefABCDEF"), None)
+        if position is not None:
+            raise ValueError(f"expected {2 * KEY_BYTES} hex characters, character {position + 1} is not one")
+        return cls(bytes.fromhex(text))
+
+    @classmethod
+    def generate(cls) -> EncryptionKey:
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    @property
+    def raw(self) -> bytes:
+        return self._raw
+
+    def hex(self) -> str:
+        return self._raw.hex()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex characters that tell two keys apart.
+
+        A truncated HMAC-SHA256 under the key itself: computing it needs the key, and inverting it means guessing 256 bits.
+        """
+        return hmac.new(self._raw, _FINGERPRINT_LABEL, hashlib.sha256).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EncryptionKey) and hmac.compare_digest(self._raw, other._raw)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return "EncryptionKey(***)"
+
+    __str__ = __repr__

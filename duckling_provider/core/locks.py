@@ -1,0 +1,314 @@
+"""Who may touch a replica: the lock for the moment, the hold for longer.
+
+Two files beside the replica (beside its target, where it is a symbolic link) make up the protocol. Whoever writes the
+replica must honour both:
+
+``<replica>.duckling-lock``
+    An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one micro-batch of
+    a sync. The kernel releases it when the process dies. Its content, JSON, says who holds it; it is for messages only.
+
+``<replica>.duckling-hold``
+    Present while a restore is under way, from "pause" to "resume", possibly over several processes. Nobody but its owner may take the lock
+    for work meanwhile. A hold names its owner and its end, and the process where it belongs to one: when that
+    process is gone (other boot, or no process of that PID and start time on this host), or its time has passed, it no longer counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+
+LOCK_SUFFIX = ".duckling-lock"
+HOLD_SUFFIX = ".duckling-hold"
+
+#: Seconds between two looks at a lock or hold that somebody else has.
+_POLL = 0.2
+
+
+def state_path(replica: Path, suffix: str) -> Path:
+    """Where a state file of `replica` lies: beside the real file, so that links to one file share one lock."""
+    real = Path(os.path.realpath(replica))
+    return real.with_name(real.name + suffix)
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that can be told from a later one with the same PID: `started` is in clock ticks since boot."""
+
+    host: str
+    boot_id: str
+    pid: int
+    started: int
+
+    @classmethod
+    def current(cls) -> ProcessId:
+        return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_ticks(os.getpid()) or 0)
+
+    def is_gone(self) -> bool:
+        """Whether the process is proven dead; one on another host never is."""
+        if self.host != socket.gethostname():
+            return False
+        return self.boot_id != _boot_id() or _start_ticks(self.pid) != self.started
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_ticks(pid: int) -> int | None:
+    # Field 22 of proc(5) stat; the command in field 2 may hold spaces and parentheses, so count from its last ')'.
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class FileLock:
+    """An exclusive `flock` with a bounded wait and a name tag.
+
+    :param path: the lock file; created with mode 0600, never deleted (deleting a lock file races with its next taker).
+    :param operation: what the lock is taken for, shown to those who wait, e.g. ``"snapshot"``.
+    :param owner: the run or command it belongs to; may be empty.
+    :param wait: seconds to wait for another holder.
+    :raises BusyError: naming the holder, after `wait` seconds.
+    """
+
+    def __init__(
+        self, path: Path, *, operation: str, owner: str = "", wait: float = 60.0, control: Control | None = None
+    ) -> None:
+        self.path = path
+        self._operation, self._owner, self._wait = operation, owner, wait
+        self._control = control or Control()
+        self._fd = -1
+
+    def __enter__(self) -> FileLock:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ReplicaError(
+                f"cannot open the lock file: {error.strerror}",
+                subject=str(self.path),
+                hint="The folder must exist and be writable for this user.",
+            ) from error
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = _describe_tag(os.pread(fd, 4096, 0))
+                    os.close(fd)
+                    raise BusyError(
+                        f"held by {holder}",
+                        holder=holder,
+                        subject=str(self.path.name.removesuffix(LOCK_SUFFIX)),
+                        hint=f"Waited {self._wait:g} s for it to finish; try again later.",
+                    ) from None
+            try:
+                self._control.sleep(_POLL)
+            except BaseException:
+                os.close(fd)
+                raise
+        self._fd = fd
+        tag = {"operation": self._operation, "owner": self._owner, "pid": os.getpid(), "since": _now().isoformat()}
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(tag).encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        fd, self._fd = self._fd, -1
+        os.ftruncate(fd, 0)
+        os.close(fd)
+
+
+def _describe_tag(raw: bytes) -> str:
+    try:
+        tag = json.loads(raw)
+        owner = f" ({tag['owner']})" if tag["owner"] else ""
+        return f"PID {tag['pid']}, {tag['operation']}{owner}, since {tag['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def replica_lock(
+    replica: Path, *, operation: str, owner: str = "", wait: float = 60.0, control: Control | None = None
+) -> FileLock:
+    """The lock of `replica` itself. `access.replica_access` is what most callers want: it honours the hold as well."""
+    return FileLock(state_path(replica, LOCK_SUFFIX), operation=operation, owner=owner, wait=wait, control=control)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A replica is reserved for `owner` until `expires`; `process` is set when the hold lives and dies with one process."""
+
+    owner: str
+    reason: str
+    since: datetime
+    expires: datetime
+    process: ProcessId | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        return _now() >= self.expires or (self.process is not None and self.process.is_gone())
+
+    def __str__(self) -> str:
+        where = f", PID {self.process.pid} on {self.process.host}" if self.process else ""
+        return f"{self.reason} ({self.owner}{where}) since {self.since.isoformat(timespec='seconds')}"
+
+    def to_json(self) -> str:
+        data: dict[str, Any] = asdict(self)
+        data["since"], data["expires"] = self.since.isoformat(), self.expires.isoformat()
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Hold:
+        data = json.loads(text)
+        process = ProcessId(**data["process"]) if data["process"] else None
+        return cls(
+            data["owner"],
+            data["reason"],
+            datetime.fromisoformat(data["since"]),
+            datetime.fromisoformat(data["expires"]),
+            process,
+        )
+
+
+def read_hold(replica: Path) -> Hold | None:
+    """The hold on `replica`, stale or not; None when there is none."""
+    path = state_path(replica, HOLD_SUFFIX)
+    try:
+        return Hold.from_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DucklingError(
+            f"the hold file can't be read: {error}",
+            subject=str(path),
+            hint="If no restore is under way, delete that file.",
+        ) from error
+
+
+def place_hold(
+    replica: Path,
+    *,
+    owner: str,
+    reason: str,
+    seconds: float,
+    wait: float = 60.0,
+    process_bound: bool = False,
+    control: Control | None = None,
+) -> Hold:
+    """Reserve `replica` for `owner`; once it returns, nobody who honours the protocol is writing.
+
+    Taking one's own hold again renews it. A stale hold is taken over.
+
+    :param seconds: after this long the hold no longer counts, in case its owner never comes back.
+    :param wait: seconds to wait for another holder.
+    :param process_bound: the hold ends with the current process at the latest.
+    :raises BusyError: when somebody else's hold or lock outlasts the wait.
+    """
+    process = ProcessId.current() if process_bound else None
+    with unheld_lock(replica, operation="pause", owner=owner, wait=wait, control=control):
+        now = _now()
+        hold = Hold(owner, reason, now, now + timedelta(seconds=seconds), process)
+        mine = read_hold(replica)
+        if mine is not None:
+            hold = replace(hold, since=mine.since)
+        write_durably(state_path(replica, HOLD_SUFFIX), hold.to_json().encode())
+    return hold
+
+
+def release_hold(replica: Path, *, owner: str | None) -> bool:
+    """Give up the hold of `owner`; False when there was none. ``owner=None`` releases anybody's: for a person who knows.
+
+    :raises BusyError: when the hold is somebody else's.
+    """
+    hold = read_hold(replica)
+    if hold is None:
+        return False
+    if owner is not None and hold.owner != owner:
+        raise BusyError(f"held for {hold}", holder=str(hold), subject=str(replica))
+    state_path(replica, HOLD_SUFFIX).unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def unheld_lock(
+    replica: Path,
+    *,
+    operation: str,
+    owner: str,
+    wait: float,
+    control: Control | None = None,
+    on_stale: Callable[[Hold], None] | None = None,
+) -> Iterator[None]:
+    """The replica's lock, taken when no hold but `owner`'s own stands against it.
+
+    :param on_stale: told of each stale hold that is cleared away.
+    :raises BusyError: after `wait` seconds, naming the hold or the lock's holder.
+    """
+    control = control or Control()
+    deadline = time.monotonic() + wait
+    while True:
+        remaining = max(0.0, deadline - time.monotonic())
+        with replica_lock(replica, operation=operation, owner=owner, wait=remaining, control=control):
+            hold = read_hold(replica)
+            if hold is not None and hold.owner != owner and hold.is_stale:
+                state_path(replica, HOLD_SUFFIX).unlink(missing_ok=True)
+                if on_stale is not None:
+                    on_stale(hold)
+                hold = None
+            if hold is None or hold.owner == owner:
+                yield
+                return
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                f"held for {hold}",
+                holder=str(hold),
+                subject=str(replica),
+                hint="It ends by itself; if its owner is gone for good: duckling release ID.",
+            )
+        control.sleep(_POLL)
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames, links and removals in `folder` survive a power loss."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

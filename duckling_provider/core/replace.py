@@ -1,0 +1,189 @@
+"""Putting a new file in the place of a replica, so that a crash at any point leaves the complete old or the complete new one.
+
+A DuckDB replica is more than its file: a write-ahead log left beside a new file is replayed into it (storage v1.0) or makes it
+unopenable (later ones). So the old file's logs go aside before the new file gets the name, and an intent journal says how
+to finish or undo what a crash interrupted:
+
+1. the journal is written,  2. the logs are renamed aside,  3. the old file gets a second name aside (a hard link, so that the replica's own
+name is never vacant),  4. the new file is renamed over the replica: this decides,  5. what is aside is deleted, or stays when it
+is to be kept,  6. the journal is removed. Before 4, `recover` undoes; after it, `recover` completes. The folder is synced between the steps.
+
+Every function here expects its caller to hold the replica's lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from duckling_provider.core.errors import DucklingError, ReplicaError
+from duckling_provider.core.locks import state_path, sync_folder, write_durably
+from duckling_provider.core.replica import wal_files
+
+JOURNAL_SUFFIX = ".duckling-journal"
+NEW_SUFFIX = ".duckling-new"
+OLD_SUFFIX = ".duckling-old"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a replacement is about to do. Names are relative to the replica's folder.
+
+    `old_identity` is (inode, size, mtime in ns) of the file to be replaced, None when there was none;
+    `wals` are (name, name aside) pairs.
+    """
+
+    new: str
+    new_inode: int
+    aside: str
+    keep: bool
+    old_identity: tuple[int, int, int] | None
+    wals: tuple[tuple[str, str], ...]
+    format: int = 1
+
+    @classmethod
+    def read(cls, path: Path) -> Journal | None:
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ReplicaError(
+                "the restore journal can't be read",
+                subject=str(path),
+                hint="Compare the replica and the files named *.duckling-* beside it, keep the good one, delete this file.",
+            ) from error
+        old = tuple(data.pop("old_identity") or ()) or None
+        wals = tuple((name, aside) for name, aside in data.pop("wals"))
+        return cls(old_identity=old, wals=wals, **data)
+
+
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """(inode, size, mtime in ns) of `path`, None when it does not exist."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> Path | None:
+    """Give `new` the name of `replica`.
+
+    :param new: a complete file in the same folder as the real replica, already synced to disk.
+    :param keep_as: a file name under which the old file stays, its logs beside it; None deletes it.
+    :returns: where the old file is kept, or None.
+    """
+    real = Path(os.path.realpath(replica))
+    folder = real.parent
+    aside = keep_as or real.name + OLD_SUFFIX
+    if keep_as and (folder / keep_as).exists():
+        raise ReplicaError("a file of that name is already there", subject=str(folder / keep_as))
+    old = identity(real)
+    journal = Journal(
+        new=new.name,
+        new_inode=new.stat().st_ino,
+        aside=aside,
+        keep=keep_as is not None,
+        old_identity=old,
+        wals=tuple((wal.name, aside + wal.name[len(real.name) :]) for wal in wal_files(real)),
+    )
+    journal_path = state_path(real, JOURNAL_SUFFIX)
+    write_durably(journal_path, json.dumps(asdict(journal)).encode())
+    for name, name_aside in journal.wals:
+        os.rename(folder / name, folder / name_aside)
+    if old is not None:
+        _link(real, folder / aside)
+    sync_folder(folder)
+    os.rename(new, real)
+    sync_folder(folder)
+    _complete(folder, journal, journal_path)
+    return folder / aside if keep_as and old is not None else None
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        # File systems without hard links (some network and FUSE ones): the name is vacant for a moment; `recover` knows.
+        os.rename(source, target)
+
+
+def _complete(folder: Path, journal: Journal, journal_path: Path) -> None:
+    if not journal.keep:
+        for name in (journal.aside, *(aside for _, aside in journal.wals)):
+            (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    journal_path.unlink()
+    sync_folder(folder)
+
+
+def recover(replica: Path) -> str | None:
+    """Finish or undo an interrupted replacement, and remove an abandoned download.
+
+    :returns: one sentence on what was done, None when there was nothing to do.
+    """
+    real = Path(os.path.realpath(replica))
+    folder = real.parent
+    journal_path = state_path(real, JOURNAL_SUFFIX)
+    journal = Journal.read(journal_path)
+    done = None
+    if journal is not None:
+        now = identity(real)
+        if now is not None and now[0] == journal.new_inode:
+            _complete(folder, journal, journal_path)
+            done = "completed a restore that was interrupted after the new file was in place"
+        else:
+            _undo(folder, real, journal, journal_path, now)
+            done = "undid a restore that was interrupted before the new file was in place"
+    if _remove_abandoned(real.with_name(real.name + NEW_SUFFIX)) and done is None:
+        done = "removed the download of a restore that was interrupted"
+    if done:
+        log.warning("%s: %s", real, done)
+    return done
+
+
+def _undo(
+    folder: Path, real: Path, journal: Journal, journal_path: Path, now: tuple[int, int, int] | None
+) -> None:
+    aside = folder / journal.aside
+    if now is None and journal.old_identity is not None:
+        os.rename(aside, real)
+        now = identity(real)
+    if journal.old_identity is not None and now is not None and now != journal.old_identity:
+        raise DucklingError(
+            "the replica was written after a restore was interrupted, while its write-ahead log was set aside",
+            subject=str(real),
+            hint=f"Its log is {[a for _, a in journal.wals]}; decide which to keep, then delete {journal_path.name}.",
+        )
+    for name, name_aside in journal.wals:
+        if (folder / name_aside).exists():
+            os.rename(folder / name_aside, folder / name)
+    aside.unlink(missing_ok=True)
+    (folder / journal.new).unlink(missing_ok=True)
+    sync_folder(folder)
+    journal_path.unlink()
+    sync_folder(folder)
+
+
+def _remove_abandoned(download: Path) -> bool:
+    """Delete a download whose process is gone; a living one holds an flock on its file."""
+    try:
+        fd = os.open(download, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        download.unlink()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,217 @@
+"""Bringing a replica back: everything is proven on a temporary file before the replica is touched, then the file is exchanged.
+
+The order is the contract's: writers are held off, the object is downloaded to a temporary file beside the replica while it is verified and
+decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it the replica's name. Whatever fails before that
+leaves the replica as it was, byte for byte; a crash within it is undone or completed by the next access.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from duckling_provider.core.access import replica_access
+from duckling_provider.core.catalog import LATEST, stamp_of
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
+from duckling_provider.core.locks import place_hold, read_hold, release_hold, sync_folder
+from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
+from duckling_provider.core.replica import ReadLock, full_scan, open_check
+from duckling_provider.core.space import disk_errors, require_space
+from duckling_provider.core.store import Store
+from duckling_provider.core.stored import StoredBackup, identify, resolve
+
+#: A hold that a restore places for itself ends with its process; this is only the outer limit.
+_HOLD_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays, if asked for."""
+
+    key: str
+    size: int
+    duration_ms: int
+    replaced: Path
+    kept: Path | None
+
+
+def restore_backup(
+    database: Database,
+    store: Store,
+    key: str = LATEST,
+    *,
+    before: datetime | None = None,
+    to: Path | None = None,
+    keep_old: bool = False,
+    control: Control | None = None,
+    owner: str = "",
+    wait: float = 60.0,
+) -> RestoreResult:
+    """Replace the replica by a backup, or write the backup to another path.
+
+    :param store: where to take it from: the database's S3 store or `local.LocalBackups`.
+    :param key: a key, a bare file name, or ``latest``.
+    :param before: with ``latest``: the newest backup made before that time.
+    :param to: a path that does not exist yet; the replica is not touched then.
+    :param keep_old: leave the old file and its write-ahead log beside the new one.
+    :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the duration.
+    :param wait: seconds to wait for whoever holds or writes the replica.
+    :raises IntegrityError, ModeError, NotFoundError, NoSpaceError, BusyError, StoreError: the replica is as it was.
+    """
+    control = control or Control()
+    started = time.monotonic()
+    if to is not None:
+        size, key = _restore_elsewhere(database, store, key, before, to, control)
+        return RestoreResult(key, size, int((time.monotonic() - started) * 1000), to, None)
+    replica = Path(os.path.realpath(database.replica))
+    with disk_errors(replica.parent, subject=database.id, needed=0):
+        # On a new machine there may be nothing yet.
+        replica.parent.mkdir(parents=True, exist_ok=True)
+    with _held(replica, owner, wait=wait, control=control) as holder:
+        with replica_access(replica, operation="restore", owner=holder, wait=wait, control=control):
+            # Not to copy hundreds of gigabytes first and then find somebody at work; also undoes an interrupted restore.
+            with _writers_kept_out(replica, wait=wait, control=control):
+                pass
+        backup = identify(database, store, resolve(database, store, key, before=before))
+        with _download(database, store, backup, replica, control) as new:
+            with (
+                replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
+                _writers_kept_out(replica, wait=wait, control=control),
+                _writers_kept_out(new, wait=0, control=control),
+                disk_errors(replica.parent, subject=database.id, needed=backup.size),
+            ):
+                control.check()
+                _inherit_permissions(replica, new)
+                keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
+                kept = replace_replica(new, replica, keep_as=keep_as)
+    return RestoreResult(backup.key, backup.size, int((time.monotonic() - started) * 1000), replica, kept)
+
+
+def _restore_elsewhere(
+    database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
+) -> tuple[int, str]:
+    if to.exists() or to.is_symlink():
+        raise DucklingError("there is a file of that name already", subject=str(to), hint="Name a path that does not exist.")
+    if not to.parent.is_dir():
+        raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
+    backup = identify(database, store, resolve(database, store, key, before=before))
+    with (
+        _download(database, store, backup, to, control) as new,
+        disk_errors(to.parent, subject=database.id, needed=backup.size),
+    ):
+        try:
+            os.link(new, to)  # unlike a rename, this fails when the name was taken meanwhile
+        except FileExistsError:
+            raise DucklingError("there is a file of that name by now", subject=str(to)) from None
+        sync_folder(to.parent)
+    return backup.size, backup.key
+
+
+@contextlib.contextmanager
+def _held(replica: Path, owner: str, *, wait: float, control: Control) -> Iterator[str]:
+    """The replica held for `owner`; a hold that was there before (a DAG's pause) is left for its own release."""
+    hold = read_hold(replica)
+    if owner and hold is not None and hold.owner == owner and not hold.is_stale:
+        yield owner
+        return
+    holder = owner or f"restore by PID {os.getpid()}"
+    place_hold(
+        replica, owner=holder, reason="restore", seconds=_HOLD_SECONDS, wait=wait, process_bound=True, control=control
+    )
+    try:
+        yield holder
+    finally:
+        release_hold(replica, owner=holder)
+
+
+@contextlib.contextmanager
+def _writers_kept_out(path: Path, *, wait: float, control: Control) -> Iterator[None]:
+    """DuckDB's own lock on `path` against writers who know nothing of ours; readers may stay, they keep the old file."""
+    if not path.exists():
+        yield
+        return
+    try:
+        lock = ReadLock(path, wait=wait, control=control).__enter__()
+    except ReplicaError:
+        # What is no DuckDB file has no DuckDB writer; replacing it is what a restore is for. Only a file can be replaced, though.
+        if not path.is_file():
+            raise
+        yield
+        return
+    except BusyError as error:
+        raise BusyError(
+            error.cause,
+            holder=error.holder,
+            subject=str(path),
+            hint="A restore would pull the file from under it. Stop that process, then restore.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _download(
+    database: Database, store: Store, backup: StoredBackup, target: Path, control: Control
+) -> Iterator[Path]:
+    """The backup as a complete, proven and synced file beside `target`; removed on leaving unless it was renamed."""
+    new = target.with_name(target.name + NEW_SUFFIX)
+    require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
+    with disk_errors(target.parent, subject=database.id, needed=backup.size):
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise BusyError("another restore is writing it", holder="another restore", subject=str(new)) from None
+        try:
+            os.ftruncate(fd, 0)
+            _receive(store, backup, new, fd, control)
+            yield new
+        finally:
+            # Only if the name is still this very file: after a rename it is gone, and after a crash it may be another's.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(new).st_ino == os.fstat(fd).st_ino:
+                    new.unlink()
+            os.close(fd)
+
+
+def _receive(store: Store, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
+    def write(chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    report = backup.read(store, sink=write, control=control)
+    os.fsync(fd)
+    try:
+        if report.bad_count:
+            full_scan(new, control=control)
+        if not report.skipped:
+            open_check(new, control=control)
+    except DamagedError as error:
+        raise IntegrityError(
+            f"the backup arrived as it was stored, but DuckDB can't use it: {error.cause}",
+            subject=store.url + backup.key,
+            hint="The replica was damaged when it was backed up; use an older backup.",
+        ) from error
+
+
+def _inherit_permissions(replica: Path, new: Path) -> None:
+    """Whoever could read and write the old file can read and write the new one."""
+    try:
+        old = replica.stat()
+    except FileNotFoundError:
+        return
+    os.chmod(new, old.st_mode & 0o7777)
+    with contextlib.suppress(PermissionError):
+        os.chown(new, old.st_uid, old.st_gid)

@@ -1,0 +1,129 @@
+"""Which old backups go. A pure function makes the plan; `clean_up` carries it out.
+
+Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the newest complete
+backup stays whatever its age, so that a month of failing backups never eats the last good one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from duckling_provider.core.catalog import MAC_SUFFIX, ListedBackup, parse_name
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import BusyError
+from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.snapshot import clear_partials
+from duckling_provider.core.store import Store
+from duckling_provider.core.stored import CLIENT, list_backups
+
+#: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
+ABANDONED_AFTER = timedelta(days=3)
+
+
+@dataclass(frozen=True)
+class RetentionPlan:
+    """What goes and what stays, each newest first."""
+
+    delete: tuple[ListedBackup, ...]
+    keep: tuple[ListedBackup, ...]
+
+
+def plan_retention(
+    backups: Sequence[ListedBackup], *, now: datetime, keep_days: float, needs_mac: bool = False
+) -> RetentionPlan:
+    """Decide by age.
+
+    :param now: aware; a backup goes when it was made more than `keep_days` days before.
+    :param needs_mac: a backup without its ``.mac`` is not complete, so it is not the one that always stays.
+    """
+    ordered = sorted(backups, key=lambda b: (b.created, b.key), reverse=True)
+    newest = next((b for b in ordered if b.has_mac or not needs_mac), None)
+    limit = timedelta(days=keep_days)
+    delete = tuple(b for b in ordered if b is not newest and now - b.created > limit)
+    return RetentionPlan(delete, tuple(b for b in ordered if b not in delete))
+
+
+@dataclass(frozen=True)
+class CleanupResult:
+    """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left for the next time."""
+
+    local_deleted: tuple[str, ...]
+    s3_deleted: tuple[str, ...]
+    local_kept: int
+    s3_kept: int | None
+    busy: tuple[str, ...]
+    uploads_aborted: int
+    dry_run: bool
+
+
+def clean_up(
+    database: Database,
+    store: Store | None,
+    *,
+    dry_run: bool = False,
+    now: datetime | None = None,
+    control: Control | None = None,
+) -> CleanupResult:
+    """Apply the retention to local backups and, where ``s3BackupRetentionDays`` is set, to those in S3.
+
+    :param store: the database's store, None when it has none.
+    :param now: the clock, for tests.
+    :raises StoreError: when the store refuses.
+    """
+    now = now or datetime.now(timezone.utc)
+    control = control or Control()
+    local = LocalBackups(database)
+    local_plan = plan_retention(list_backups(local), now=now, keep_days=database.local_retention_days)
+    deleted, busy = [], []
+    for backup in local_plan.delete:
+        control.check()
+        try:
+            if not dry_run:
+                local.delete(backup.key)
+        except BusyError:
+            busy.append(backup.key)
+        else:
+            deleted.append(backup.key)
+    if not dry_run:
+        with contextlib.suppress(FileNotFoundError):
+            clear_partials(database.backup_dir)
+    s3_deleted: list[str] = []
+    s3_kept: int | None = None
+    aborted = 0
+    days = database.s3.backup_retention_days if database.s3 is not None else 0
+    if store is not None:
+        backups = list_backups(store)
+        s3_kept = len(backups)
+        if days > 0:
+            plan = plan_retention(backups, now=now, keep_days=days, needs_mac=store.mode == CLIENT)
+            s3_kept = len(plan.keep)
+            for backup in plan.delete:
+                control.check()
+                if not dry_run:
+                    delete_backup(store, backup.key)
+                s3_deleted.append(backup.key)
+        if not dry_run:
+            aborted = store.sweep(
+                store.prefix,
+                abandoned=lambda key, begun: parse_name(key.removeprefix(store.prefix)) is not None
+                and now - begun > ABANDONED_AFTER,
+            )
+    return CleanupResult(
+        local_deleted=tuple(deleted),
+        s3_deleted=tuple(s3_deleted),
+        local_kept=len(local_plan.keep) + len(busy),
+        s3_kept=s3_kept,
+        busy=tuple(busy),
+        uploads_aborted=aborted,
+        dry_run=dry_run,
+    )
+
+
+def delete_backup(store: Store, key: str) -> None:
+    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without one looks like damage."""
+    store.delete(key)
+    store.delete(key + MAC_SUFFIX)

@@ -1,0 +1,406 @@
+"""A consistent local copy of a replica, and everything later steps need to know of it, from one read of the file.
+
+The copy is consistent because nobody writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own file lock keeps
+out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared after. What cannot be proven
+consistent is no snapshot.
+
+The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, the digest of each part of the
+object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the ciphertext to be, under a fresh IV.
+
+On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A copy without a sidecar is
+not complete and is cleaned up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from duckling_provider.core.access import replica_access
+from duckling_provider.core.blocks import BlockReport, BlockVerifier, read_header
+from duckling_provider.core.body import PartDigests, lead_bytes
+from duckling_provider.core.catalog import backup_name, parse_name, stamp_of
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.crypto import CtrCipher, Mac, new_iv
+from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
+from duckling_provider.core.keys import EncryptionKey
+from duckling_provider.core.locks import sync_folder, write_durably
+from duckling_provider.core.parts import MIB, PartPlan, plan_parts
+from duckling_provider.core.passes import Fanout, Stage
+from duckling_provider.core.replace import identity
+from duckling_provider.core.replica import ReadLock, checkpoint, full_scan, pending_wal
+from duckling_provider.core.space import disk_errors, require_space
+
+SIDECAR_SUFFIX = ".json"
+PARTIAL_SUFFIX = ".partial"
+UPLOAD_SUFFIX = ".upload"
+LOCK_SUFFIX = ".lock"
+
+#: Bytes read at once. A pass keeps `Fanout.DEPTH` + 2 of these in memory, and as much ciphertext again for a moment.
+CHUNK = 4 * MIB
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_HEADERS = 12288
+_CHECKPOINT_TRIES = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A complete local backup, as its sidecar records it.
+
+    `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in each part) describe the cut
+    of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for client-aes256; `bad_blocks` lists blocks whose
+    checksum is wrong although DuckDB reads every table (no table refers to them).
+    """
+
+    path: Path
+    database: str
+    stamp: str
+    created_at: str
+    size: int
+    sha256: str
+    part_size: int
+    part_digests: tuple[str, ...]
+    iv: str | None
+    mac: str | None
+    key_fingerprint: str | None
+    bad_blocks: tuple[int, ...]
+    storage: str | None
+    duration_ms: int
+    format: int = 1
+
+    @property
+    def filename(self) -> str:
+        return self.path.name
+
+    @property
+    def plan(self) -> PartPlan:
+        return PartPlan(self.size + lead_bytes(encrypted=self.iv is not None), self.part_size)
+
+    @property
+    def upload_log(self) -> Path:
+        return self.path.with_suffix(UPLOAD_SUFFIX)
+
+    @property
+    def upload_lock(self) -> Path:
+        return self.path.with_suffix(LOCK_SUFFIX)
+
+    def save(self) -> None:
+        data = asdict(self)
+        del data["path"]
+        write_durably(sidecar_of(self.path), json.dumps(data).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Snapshot:
+        """:raises NotFoundError: when there is no complete backup at `path`."""
+        try:
+            data = json.loads(sidecar_of(path).read_text())
+            size = path.stat().st_size
+        except (FileNotFoundError, ValueError):
+            raise NotFoundError("no such local backup", subject=str(path)) from None
+        data["part_digests"], data["bad_blocks"] = tuple(data["part_digests"]), tuple(data["bad_blocks"])
+        snapshot = cls(path=path, **data)
+        if size != snapshot.size:
+            raise DamagedError(
+                f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path)
+            )
+        return snapshot
+
+
+def sidecar_of(path: Path) -> Path:
+    return path.with_suffix(SIDECAR_SUFFIX)
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The files that belong to the local backup at `path`, the sidecar first."""
+    return tuple(path.with_suffix(suffix) for suffix in (SIDECAR_SUFFIX, UPLOAD_SUFFIX, LOCK_SUFFIX))
+
+
+def find_snapshot(database: Database, filename: str) -> Snapshot:
+    """The local backup of that file name.
+
+    :raises NotFoundError: when there is none.
+    """
+    if parse_name(filename) is None:
+        raise NotFoundError("this is not the name of a local backup", subject=filename)
+    return Snapshot.load(database.backup_dir / filename)
+
+
+def take_snapshot(
+    database: Database,
+    *,
+    control: Control | None = None,
+    owner: str = "",
+    wait: float = 60.0,
+    now: datetime | None = None,
+) -> Snapshot:
+    """Make a local backup of the replica.
+
+    :param owner: the run it belongs to, shown to those who wait.
+    :param wait: seconds to wait for whoever holds or writes the replica.
+    :param now: the moment in the backup's name.
+    :raises BusyError: when the replica is still held or written after `wait` seconds.
+    :raises ReplicaError: when there is no usable DuckDB file.
+    :raises DamagedError: when the replica is damaged; no backup is made of it.
+    :raises NoSpaceError: before anything is written, where that can be known.
+    :raises SnapshotError: when the copy could not be proven consistent.
+    """
+    control = control or Control()
+    started = time.monotonic()
+    moment = now or datetime.now(timezone.utc)
+    folder = database.backup_dir
+    with disk_errors(folder.parent, subject=database.id, needed=0):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    clear_partials(folder)
+    target = folder / backup_name(stamp_of(moment))
+    if target.exists():
+        raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    with (
+        contextlib.ExitStack() as quiet,
+        disk_errors(folder, subject=database.id, needed=_size_of(database.replica)),
+        _partial_file(partial) as out,
+    ):
+        source = quiet.enter_context(_quiet_replica(database.replica, owner=owner, wait=wait, control=control))
+        before = identity(database.replica)
+        header = read_header(os.pread(source, _HEADERS, 0))
+        size = os.fstat(source).st_size
+        cloned = _clone(source, out)
+        if cloned:
+            _require_unchanged(database.replica, before)
+            quiet.close()
+        else:
+            require_space(folder, size, subject=database.id, purpose="a local backup")
+        settings = database.s3
+        key = settings.encryption_key if settings is not None and settings.encryption == "client-aes256" else None
+        seal = _Seal(
+            size,
+            key,
+            part_size=settings.part_size if settings else 8 * MIB,
+            max_parts=settings.max_parts if settings else 10_000,
+        )
+        verifier = BlockVerifier()
+        control.begin("snapshot", size)
+        stages: list[Stage] = [*seal.stages, verifier.update]
+        if not cloned:
+            stages.append(_writer(out))
+        _one_pass(out if cloned else source, size, stages, control)
+        if not cloned:
+            _require_unchanged(database.replica, before)
+            quiet.close()
+        os.fsync(out)
+        report = verifier.finish(size)
+        _judge(report, partial, database)
+        os.rename(partial, target)
+        snapshot = Snapshot(
+            path=target,
+            database=database.id,
+            stamp=stamp_of(moment),
+            created_at=moment.astimezone(timezone.utc).isoformat(),
+            size=size,
+            sha256=seal.sha256.hexdigest(),
+            part_size=seal.plan.part_size,
+            part_digests=seal.digests.finish(),
+            iv=seal.iv.hex() if seal.iv else None,
+            mac=seal.mac.hexdigest() if seal.mac else None,
+            key_fingerprint=key.fingerprint if key else None,
+            bad_blocks=report.bad,
+            storage=header.storage_name,
+            duration_ms=int((time.monotonic() - started) * 1000),
+        )
+        try:
+            snapshot.save()
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        sync_folder(folder)
+        return snapshot
+
+
+def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | None = None) -> Snapshot:
+    """The snapshot, prepared for the entry's present encryption mode, key and part size.
+
+    Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and sealed under a
+    fresh IV; the sidecar is replaced.
+
+    :raises DamagedError: when the file is no longer what the sidecar says.
+    """
+    settings = database.s3
+    if settings is None:
+        return snapshot
+    key = settings.encryption_key if settings.encryption == "client-aes256" else None
+    wanted = plan_parts(
+        snapshot.size + lead_bytes(encrypted=key is not None), part_size=settings.part_size, max_parts=settings.max_parts
+    )
+    if wanted == snapshot.plan and (key.fingerprint if key else None) == snapshot.key_fingerprint:
+        return snapshot
+    control = control or Control()
+    seal = _Seal(snapshot.size, key, part_size=settings.part_size, max_parts=settings.max_parts)
+    control.begin("seal", snapshot.size)
+    fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _one_pass(fd, snapshot.size, seal.stages, control)
+    finally:
+        os.close(fd)
+    if seal.sha256.hexdigest() != snapshot.sha256:
+        raise DamagedError(
+            "the local backup is no longer what was copied",
+            subject=str(snapshot.path),
+            hint="The disk or another program altered it; make a new backup.",
+        )
+    sealed = replace(
+        snapshot,
+        part_size=seal.plan.part_size,
+        part_digests=seal.digests.finish(),
+        iv=seal.iv.hex() if seal.iv else None,
+        mac=seal.mac.hexdigest() if seal.mac else None,
+        key_fingerprint=key.fingerprint if key else None,
+    )
+    sealed.save()
+    return sealed
+
+
+class _Seal:
+    """The stages of a pass that prepare a file for upload."""
+
+    def __init__(self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int) -> None:
+        lead = lead_bytes(encrypted=key is not None)
+        self.plan = plan_parts(size + lead, part_size=part_size, max_parts=max_parts)
+        self.sha256 = hashlib.sha256()
+        self.digests = PartDigests(self.plan, lead=lead)
+        self.stages: list[Stage] = [self.sha256.update, self.digests.update]
+        self.iv: bytes | None = None
+        self.mac: Mac | None = None
+        if key is not None:
+            self.iv = new_iv()
+            mac = self.mac = Mac(key, self.iv)
+            stream = CtrCipher(key, self.iv).stream()
+            self.stages.append(lambda chunk: mac.update(stream.update(chunk)))
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what a killed snapshot left; a living one holds an flock on its file."""
+    for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+            finally:
+                os.close(fd)
+    for copy in folder.glob("backup-*.db"):
+        # Killed between the rename and the sidecar: nothing can be proven of such a file. A snapshot makes its sidecar under the
+        # replica's lock within moments, so an old lone file is not in the making.
+        if not sidecar_of(copy).exists() and time.time() - copy.stat().st_mtime > 3600:
+            copy.unlink(missing_ok=True)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _partial_file(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        # After success the file has its final name and there is nothing to remove.
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _quiet_replica(replica: Path, *, owner: str, wait: float, control: Control) -> Iterator[int]:
+    """A descriptor of the replica while nobody can write it and its write-ahead log is folded in."""
+    deadline = time.monotonic() + wait
+    with replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control):
+        for _ in range(_CHECKPOINT_TRIES):
+            remaining = max(0.0, deadline - time.monotonic())
+            if pending_wal(replica):
+                checkpoint(replica, wait=remaining, control=control)
+            with ReadLock(replica, wait=max(0.0, deadline - time.monotonic()), control=control) as lock:
+                # A writer may have come and gone between the checkpoint and the lock.
+                if not pending_wal(replica):
+                    yield lock.fileno()
+                    return
+        raise SnapshotError(
+            "its write-ahead log fills again as soon as it is folded in",
+            subject=str(replica),
+            hint="A writer that does not honour the replica's lock is at work; stop it.",
+        )
+
+
+def _require_unchanged(replica: Path, before: tuple[int, int, int] | None) -> None:
+    if identity(replica) != before or pending_wal(replica):
+        raise SnapshotError(
+            "it changed while it was copied",
+            subject=str(replica),
+            hint="Something writes it without DuckDB's lock; the copy was discarded.",
+        )
+
+
+def _clone(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _writer(fd: int) -> Callable[[bytes], None]:
+    def write(chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    return write
+
+
+def _one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
+    with Fanout(*stages) as fanout:
+        position = 0
+        while position < size:
+            chunk = os.pread(fd, min(CHUNK, size - position), position)
+            if not chunk:
+                raise SnapshotError(f"the file ended at byte {position} of {size}", hint="It was truncated while it was read.")
+            fanout.put(chunk)
+            position += len(chunk)
+            control.advance(len(chunk))
+
+
+def _judge(report: BlockReport, copy: Path, database: Database) -> None:
+    """Wrong checksums may belong to blocks that no table uses (a torn write before a crash); DuckDB has the last word."""
+    if not report.bad_count:
+        return
+    blocks = ", ".join(str(block) for block in report.bad[:10])
+    try:
+        full_scan(copy)
+    except (DamagedError, ReplicaError) as error:
+        raise DamagedError(
+            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks have a wrong checksum ({blocks}) and DuckDB says: {error.cause}",
+            subject=str(database.replica),
+            hint=f"No backup was made of it and none deleted. Restore the last good one: duckling restore {database.id} latest",
+        ) from error
+    log.warning(
+        "%s: %d blocks that no table uses have a wrong checksum (%s); every table reads well",
+        database.replica,
+        report.bad_count,
+        blocks,
+    )

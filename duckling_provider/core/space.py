@@ -1,0 +1,53 @@
+"""Disk space: asked for before the first byte is written, and named clearly when it runs out all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from duckling_provider.core.errors import DucklingError, NoSpaceError, human_bytes
+
+#: Kept free beyond the bytes that are needed, for journals, sidecars and other programs.
+MARGIN = 16 << 20
+
+
+def require_space(folder: Path, needed: int, *, subject: str, purpose: str) -> None:
+    """Check that `needed` bytes fit into the file system of `folder`.
+
+    :raises NoSpaceError: with the needed and the free bytes.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + MARGIN:
+        raise NoSpaceError(
+            f"no space left for {purpose}: {needed} bytes ({human_bytes(needed)}) are needed in {folder}, "
+            f"{free} bytes ({human_bytes(free)}) are free",
+            needed=needed,
+            free=free,
+            subject=subject,
+            hint="Make room there; nothing was written.",
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
+    """Turn the system's errors while writing to `folder` into ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(folder).free
+            raise NoSpaceError(
+                f"the disk filled up while writing to {folder} ({error.strerror}): {needed} bytes are needed, {free} are free now",
+                needed=needed,
+                free=free,
+                subject=subject,
+                hint="What had been written was removed again. Make room or raise the quota.",
+            ) from error
+        raise DucklingError(
+            f"{error.strerror or error}: {error.filename or folder}",
+            subject=subject,
+            hint="Check that the folder exists and is writable for this user.",
+        ) from error

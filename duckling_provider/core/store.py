@@ -1,0 +1,239 @@
+"""Where backups live, as narrow as the rest of the core needs it, and a store in memory for tests.
+
+`Store` speaks of objects and bytes; what they mean is `stored`'s business. `s3` implements it on S3, `local` on the folder of
+local backups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import NotFoundError
+from duckling_provider.core.locks import write_durably
+
+OCTETS = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What a store says of an object: `size` in bytes, metadata names in lower case, `sse` as in the S3 API (``"aws:kms"``)."""
+
+    key: str
+    size: int
+    etag: str = ""
+    modified: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    sse: str | None = None
+    kms_key_id: str | None = None
+
+
+class Body(Protocol):
+    """The bytes of an object to be: `count` parts of `part_size` bytes, the last one shorter, each readable at any time."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def part_size(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    def open(self, index: int) -> BinaryIO | io.RawIOBase: ...
+
+
+@dataclass(frozen=True)
+class BytesBody:
+    """A small object from memory."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
+    def part_size(self) -> int:
+        return max(1, len(self.data))
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def open(self, index: int) -> BinaryIO:
+        return io.BytesIO(self.data)
+
+
+@dataclass(frozen=True)
+class ProbeStep:
+    """One step of a connection test: what was tried, the IAM action it needs, and what went wrong (None: nothing)."""
+
+    name: str
+    action: str
+    error: str | None = None
+
+
+class Store(Protocol):
+    """Objects by key. Errors are of the `StoreError` family, a missing object is `NotFoundError`."""
+
+    @property
+    def url(self) -> str:
+        """Where this store is, for messages, e.g. ``"s3://bucket/"``; a key is appended."""
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of this database's backups begin with."""
+
+    @property
+    def mode(self) -> str:
+        """The encryption mode that its objects are to have, as in databases.json."""
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = OCTETS,
+        metadata: Mapping[str, str] | None = None,
+        before_visible: Callable[[], None] | None = None,
+        upload_log: UploadLog | None = None,
+        control: Control | None = None,
+    ) -> StoredObject:
+        """Store an object whole or not at all.
+
+        :param before_visible: called when all bytes have arrived and the object is about to appear.
+        :param upload_log: where an interrupted upload is remembered, to be continued by a later call with the same body.
+        :returns: what the store now says of the object.
+        """
+
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+        """Bytes `start` to before `stop` as a stream; with `etag`, only of that very version of the object."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object under `prefix`, all pages, without metadata."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is fine."""
+
+    def head(self, key: str) -> StoredObject:
+        """What the store says of one object."""
+
+    def probe(self, prefix: str) -> Iterator[ProbeStep]:
+        """Try under `prefix` what backups need, for real, and clean up."""
+
+    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
+        """Abort unfinished uploads for which ``abandoned(key, begun)`` holds; returns how many."""
+
+
+class UploadLog:
+    """What is known of an unfinished upload, in a file beside the snapshot: one JSON line of who, then one per part that arrived.
+
+    :param path: the file.
+    :param binding: what the upload is of. An upload is continued only under the same binding: another snapshot, key, IV, part
+        size or bucket starts anew.
+    """
+
+    def __init__(self, path: Path, binding: Mapping[str, object]) -> None:
+        self.path = path
+        self._binding = json.loads(json.dumps(dict(binding)))
+
+    def load(self) -> tuple[str, dict[int, str]] | None:
+        """The upload's id and the ETags of the parts (from 0) that arrived, or None when there is nothing to continue."""
+        try:
+            lines = self.path.read_text().splitlines()
+            head = json.loads(lines[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            return None
+        if head.get("binding") != self._binding:
+            return None
+        parts: dict[int, str] = {}
+        for line in lines[1:]:
+            try:
+                row = json.loads(line)
+                parts[row["part"]] = row["etag"]
+            except (ValueError, KeyError, TypeError):
+                break  # a line torn by a crash; the part is sent again
+        return head["upload_id"], parts
+
+    def begin(self, upload_id: str) -> None:
+        line = json.dumps({"upload_id": upload_id, "binding": self._binding})
+        write_durably(self.path, line.encode() + b"\n")
+
+    def record(self, part: int, etag: str) -> None:
+        # One write in append mode: lines of several threads never mix. Not synced: a lost line costs one part sent again.
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(fd, json.dumps({"part": part, "etag": etag}).encode() + b"\n")
+        finally:
+            os.close(fd)
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class MemoryStore:
+    """A store in a dictionary, for unit tests of what is built on stores."""
+
+    def __init__(self, *, prefix: str = "", mode: str = "none") -> None:
+        self.prefix, self.mode = prefix, mode
+        self.objects: dict[str, tuple[StoredObject, bytes]] = {}
+
+    @property
+    def url(self) -> str:
+        return "memory:"
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = OCTETS,
+        metadata: Mapping[str, str] | None = None,
+        before_visible: Callable[[], None] | None = None,
+        upload_log: UploadLog | None = None,
+        control: Control | None = None,
+    ) -> StoredObject:
+        pieces = []
+        for index in range(body.count):
+            pieces.append(body.open(index).read() or b"")
+            if control is not None:
+                control.advance(len(pieces[-1]))
+        if before_visible is not None:
+            before_visible()
+        data = b"".join(pieces)
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        stored = StoredObject(key, len(data), etag, datetime.now(timezone.utc), dict(metadata or {}))
+        self.objects[key] = (stored, data)
+        return stored
+
+    def _get(self, key: str) -> tuple[StoredObject, bytes]:
+        try:
+            return self.objects[key]
+        except KeyError:
+            raise NotFoundError("no such object", subject=f"{self.url}{key}") from None
+
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+        return io.BytesIO(self._get(key)[1][start:stop])
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for key in sorted(self.objects):
+            if key.startswith(prefix):
+                yield self.objects[key][0]
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+    def head(self, key: str) -> StoredObject:
+        return self._get(key)[0]
+
+    def probe(self, prefix: str) -> Iterator[ProbeStep]:
+        yield ProbeStep("put", "s3:PutObject")
+
+    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
+        return 0

@@ -1,0 +1,312 @@
+"""What a stored backup is, decided by the object itself, and reading it back verified.
+
+The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected. Where they
+contradict each other, or the object contradicts itself, that is an error before anything is downloaded: ciphertext must never become
+a replica, and nobody may slip a plain file to someone who asked for an encrypted one. Metadata is a help, never a need: other
+implementations write none, and some stores forget it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from duckling_provider.core.blocks import BlockReport, BlockVerifier, has_magic
+from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.crypto import IV_BYTES, CtrCipher, Mac, parse_mac
+from duckling_provider.core.errors import DamagedError, DucklingError, IntegrityError, ModeError, NotFoundError, ReplicaError, WrongKeyError
+from duckling_provider.core.fetch import fetch
+from duckling_provider.core.keys import EncryptionKey
+from duckling_provider.core.passes import Fanout, Stage
+from duckling_provider.core.store import Store, StoredObject
+
+CLIENT = "client-aes256"
+
+_FORMAT = "1"
+_HEAD_BYTES = 64
+#: A `.mac` is 64 characters and perhaps a line end; more is something else.
+_MAC_LIMIT = 1024
+
+
+def describe(
+    *, mode: str, size: int, database: str, fingerprint: str | None = None, sha256: str | None = None
+) -> dict[str, str]:
+    """The metadata of an object.
+
+    :param size: bytes of the ``.db`` file.
+    :param fingerprint: of the key, for client-aes256.
+    :param sha256: of the ``.db`` file in hex; only for modes without client encryption, since it would tell ciphertexts of equal files apart.
+    """
+    metadata = {
+        "duckling-format": _FORMAT,
+        "duckling-mode": mode,
+        "duckling-size": str(size),
+        "duckling-database": database,
+    }
+    if fingerprint is not None:
+        metadata["duckling-key-fingerprint"] = fingerprint
+    if sha256 is not None:
+        metadata["duckling-sha256"] = sha256
+    return metadata
+
+
+@dataclass(frozen=True)
+class StoredBackup:
+    """A backup that was looked at and may be read: `size` is the ``.db`` file's, `object_size` the object's, in bytes.
+
+    `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has one.
+    """
+
+    key: str
+    mode: str
+    size: int
+    object_size: int
+    etag: str
+    encryption_key: EncryptionKey | None
+    mac: str | None
+    sha256: str | None
+
+    def read(
+        self,
+        store: Store,
+        *,
+        sink: Callable[[bytes], object] | None = None,
+        control: Control | None = None,
+        step: str = "download",
+    ) -> BlockReport:
+        """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in order.
+
+        What `sink` got may be used only when this returns.
+
+        Memory: the window of `fetch` and two passes of `Fanout`: at most 12 chunks of 4 MiB.
+
+        :raises IntegrityError: when HMAC, SHA-256 or length are not the expected ones.
+        """
+        control = control or Control()
+        control.begin(step, self.object_size)
+        blocks = _Blocks()
+        stages: list[Stage] = [blocks.update]
+        if sink is not None:
+            stages.append(sink)
+        chunks = fetch(store, self.key, size=self.object_size, etag=self.etag, control=control)
+        with contextlib.closing(chunks):
+            if self.encryption_key is not None:
+                self._read_encrypted(chunks, stages, control)
+            else:
+                digest = hashlib.sha256()
+                with Fanout(digest.update, *stages) as plain:
+                    for chunk in chunks:
+                        plain.put(chunk)
+                        control.advance(len(chunk))
+                if self.sha256 is not None and digest.hexdigest() != self.sha256:
+                    raise IntegrityError(
+                        "SHA-256 verification failed: its bytes are not those that were uploaded",
+                        subject=store.url + self.key,
+                        hint="The object is damaged; use another backup.",
+                    )
+        report = blocks.finish(self.size, subject=store.url + self.key)
+        if report.bad_count and self.mac is None and self.sha256 is None:
+            raise IntegrityError(
+                f"{report.bad_count} of {report.blocks} DuckDB blocks have a wrong checksum",
+                subject=store.url + self.key,
+                hint="The object is damaged, or the replica was when it was backed up; use another backup.",
+            )
+        return report
+
+    def _read_encrypted(self, chunks: Iterator[bytes], stages: list[Stage], control: Control) -> None:
+        key = self.encryption_key
+        if key is None or self.mac is None:
+            raise ModeError("not an encrypted backup", subject=self.key)
+        first = next(chunks)
+        iv, first = first[:IV_BYTES], first[IV_BYTES:]
+        mac = Mac(key, iv)
+        stream = CtrCipher(key, iv).stream()
+        control.advance(IV_BYTES)
+        with Fanout(mac.update) as ciphertext, Fanout(*stages) as plain:
+            while True:
+                ciphertext.put(first)
+                plain.put(stream.update(first))
+                control.advance(len(first))
+                following = next(chunks, None)
+                if following is None:
+                    break
+                first = following
+        if not mac.matches(self.mac):
+            raise IntegrityError(
+                "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to another one",
+                subject=self.key,
+                hint="Use another backup. If every backup fails, s3.encryptionKey is not the key they were made with.",
+            )
+
+
+class _Blocks:
+    """DuckDB's own checksums as a stage whose verdict waits: the digest of the whole object speaks first."""
+
+    def __init__(self) -> None:
+        self._verifier = BlockVerifier()
+        self._error: DucklingError | None = None
+
+    def update(self, chunk: bytes) -> None:
+        if self._error is None:
+            try:
+                self._verifier.update(chunk)
+            except (DamagedError, ReplicaError) as error:
+                self._error = error
+
+    def finish(self, size: int, *, subject: str) -> BlockReport:
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._verifier.finish(size)
+        except (DamagedError, ReplicaError) as error:
+            raise IntegrityError(
+                f"the object holds no sound DuckDB file: {error.cause}", subject=subject, hint="Use another backup."
+            ) from error
+
+
+def list_backups(store: Store) -> list[ListedBackup]:
+    """Every backup of the store's database, newest first, all pages of the listing read."""
+    return assemble(store.prefix, ((found.key, found.size, found.modified) for found in store.list(store.prefix)))
+
+
+def resolve(database: Database, store: Store, key: str = LATEST, *, before: datetime | None = None) -> str:
+    """The key that somebody means by ``latest``, by "newest before that time", by a bare file name or by a full key.
+
+    Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
+
+    :raises NotFoundError: when there is no such backup.
+    :raises DucklingError: when the key lies outside the database's prefix, or is given together with `before`.
+    """
+    if key != LATEST:
+        if before is not None:
+            raise DucklingError("a key and a time were given", subject=key, hint="Give one of them.")
+        return checked_key(store.prefix, key)
+    complete = [found for found in list_backups(store) if found.has_mac or store.mode != CLIENT]
+    return choose(complete, subject=database.id, before=before).key
+
+
+def identify(database: Database, store: Store, key: str) -> StoredBackup:
+    """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
+
+    :raises NotFoundError: when there is no such object.
+    :raises ModeError: when object and configuration contradict each other.
+    :raises WrongKeyError: when the configured key is provably another one.
+    :raises IntegrityError: when the object can't be whole.
+    """
+    expected = store.mode
+    subject = store.url + key
+    stored = store.head(key)
+    metadata = stored.metadata
+    owner = metadata.get("duckling-database")
+    if owner is not None and owner != database.id:
+        raise ModeError(
+            f"this is a backup of the database {owner!r}", subject=subject, hint=f"Restore it with: duckling restore {owner}"
+        )
+    if metadata.get("duckling-format", _FORMAT) != _FORMAT:
+        raise ModeError(f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade.")
+    mac = _read_mac(store, key)
+    head = _read_head(store, stored)
+    claimed = metadata.get("duckling-mode")
+    plain = has_magic(head)
+    if expected == CLIENT:
+        return _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
+    if claimed == CLIENT or (mac is not None and not plain):
+        raise ModeError(
+            f"the object is encrypted (client-aes256), but s3.encryption is {expected!r}",
+            subject=subject,
+            hint="Set s3.encryption to client-aes256 and s3.encryptionKey to the key it was made with.",
+        )
+    if mac is not None:
+        raise ModeError(
+            "the object is a plain DuckDB file and has a .mac: it contradicts itself", subject=subject, hint="Use another backup."
+        )
+    if not plain:
+        raise IntegrityError(
+            "the object is no DuckDB file",
+            subject=subject,
+            hint="If it is encrypted, its .mac is missing and s3.encryption is not client-aes256; otherwise use another backup.",
+        )
+    size = _claimed_size(stored, lead=0, subject=subject)
+    return StoredBackup(key, expected, size, stored.size, stored.etag, None, None, metadata.get("duckling-sha256"))
+
+
+def _encrypted(
+    database: Database,
+    stored: StoredObject,
+    mac: bytes | None,
+    head: bytes,
+    *,
+    claimed: str | None,
+    plain: bool,
+    subject: str,
+) -> StoredBackup:
+    key = database.s3.encryption_key if database.s3 else None
+    if key is None:
+        raise ModeError("there is no s3.encryptionKey to read it with", subject=subject)
+    if (claimed is not None and claimed != CLIENT) or (plain and mac is None):
+        raise ModeError(
+            "the object is not encrypted, but s3.encryption is 'client-aes256'",
+            subject=subject,
+            hint="If you trust this object (it may date from before encryption), set s3.encryption to none to restore it.",
+        )
+    if mac is None:
+        raise IntegrityError(
+            "its .mac is missing, so it can't be verified",
+            subject=subject,
+            hint="The upload was interrupted or the .mac was deleted; use another backup.",
+        )
+    code = parse_mac(mac)
+    fingerprint = stored.metadata.get("duckling-key-fingerprint")
+    if fingerprint is not None and fingerprint != key.fingerprint:
+        raise WrongKeyError(
+            f"wrong key: it was encrypted with the key of fingerprint {fingerprint}, s3.encryptionKey has {key.fingerprint}",
+            subject=subject,
+            hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
+        )
+    if stored.size < IV_BYTES + _HEAD_BYTES:
+        raise IntegrityError(f"it has {stored.size} bytes only: truncated", subject=subject, hint="Use another backup.")
+    size = _claimed_size(stored, lead=IV_BYTES, subject=subject)
+    if not has_magic(CtrCipher(key, head[:IV_BYTES]).apply(head[IV_BYTES:], 0)):
+        if fingerprint is not None:
+            raise IntegrityError("its first bytes are damaged", subject=subject, hint="Use another backup.")
+        raise WrongKeyError(
+            "HMAC verification would fail: decrypted with s3.encryptionKey, it is no DuckDB file, so the key is wrong (or its first bytes are damaged)",
+            subject=subject,
+            hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
+        )
+    return StoredBackup(stored.key, CLIENT, size, stored.size, stored.etag, key, code, None)
+
+
+def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:
+    """The file's size, from the object's; metadata, where there is any, must agree."""
+    size = stored.size - lead
+    claimed = stored.metadata.get("duckling-size")
+    if claimed is not None and claimed != str(size):
+        raise IntegrityError(
+            f"it holds {size} bytes of a file that had {claimed}",
+            subject=subject,
+            hint="It was truncated or extended after the upload; use another backup.",
+        )
+    return size
+
+
+def _read_mac(store: Store, key: str) -> bytes | None:
+    try:
+        stored = store.head(key + MAC_SUFFIX)
+    except NotFoundError:
+        return None
+    with contextlib.closing(store.open_range(key + MAC_SUFFIX, 0, max(1, min(stored.size, _MAC_LIMIT)))) as stream:
+        return stream.read() if stored.size else b""
+
+
+def _read_head(store: Store, stored: StoredObject) -> bytes:
+    wanted = min(stored.size, IV_BYTES + _HEAD_BYTES)
+    if wanted == 0:
+        return b""
+    with contextlib.closing(store.open_range(stored.key, 0, wanted, etag=stored.etag)) as stream:
+        return stream.read(wanted)

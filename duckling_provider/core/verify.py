@@ -1,0 +1,63 @@
+"""Proving that a stored backup can be restored, without restoring it and without writing its plain text anywhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from duckling_provider.core.catalog import LATEST
+from duckling_provider.core.config import Database
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import IntegrityError
+from duckling_provider.core.store import Store
+from duckling_provider.core.stored import identify, resolve
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes: ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``."""
+
+    key: str
+    mode: str
+    size: int
+    object_size: int
+    evidence: str
+    bad_blocks: int
+    duration_ms: int
+
+
+def verify_backup(
+    database: Database, store: Store, key: str = LATEST, *, full: bool = True, control: Control | None = None
+) -> VerifyResult:
+    """Read the object back and check HMAC or SHA-256, length, and every DuckDB block.
+
+    :param key: a key, a bare file name, or ``latest``.
+    :param full: False looks at head, ``.mac`` and first bytes only (``s3.verify: head``).
+    :raises IntegrityError: when the backup would not restore.
+    :raises NotFoundError: when there is no such backup.
+    """
+    started = time.monotonic()
+    backup = identify(database, store, resolve(database, store, key))
+    if backup.mac is not None:
+        evidence = "HMAC-SHA256"
+    else:
+        evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
+    bad_blocks = 0
+    if full:
+        report = backup.read(store, control=control, step="verify")
+        bad_blocks = report.bad_count
+        if report.skipped and backup.mac is None and backup.sha256 is None:
+            raise IntegrityError(
+                "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
+                subject=store.url + backup.key,
+                hint="Use client-aes256, whose .mac needs no metadata, or a store that keeps metadata.",
+            )
+    return VerifyResult(
+        key=backup.key,
+        mode=backup.mode,
+        size=backup.size,
+        object_size=backup.object_size,
+        evidence=evidence if full else "head",
+        bad_blocks=bad_blocks,
+        duration_ms=int((time.monotonic() - started) * 1000),
+    )

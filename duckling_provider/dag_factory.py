@@ -1,0 +1,268 @@
+"""DAGs made from databases.json: per entry one that backs up on a schedule and one that restores when triggered.
+
+Airflow parses DAG files all the time: nothing here touches the network or imports anything heavy, and no secret gets
+into a DAG.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, Asset, Param
+
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.operators.backup import (
+    DucklingBackupOperator,
+    DucklingCleanupOperator,
+    DucklingSnapshotOperator,
+)
+from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
+from duckling_provider.operators.restore import S3RestoreOperator
+from duckling_provider.sensors.verify import HmacVerifySensor
+
+if TYPE_CHECKING:
+    from duckling_provider.core.config import Database, Installation
+
+#: Any fixed moment in the past: without catchup, a delta schedule starts when Airflow first sees the DAG.
+_START = datetime(2024, 1, 1, tzinfo=timezone.utc)
+
+# A backup that found the replica busy, or a store that is down, gets about two hours to become well again.
+_RETRIES: dict[str, Any] = {
+    "retries": 5,
+    "retry_delay": timedelta(minutes=1),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(hours=1),
+}
+
+
+def build_dags(installation: Installation) -> dict[str, DAG]:
+    """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>`` and ``duckling_restore__<id>``."""
+    dags: dict[str, DAG] = {}
+    for database in installation.databases:
+        # Each DAG in a call of its own: with everything in one loop, late-bound names give one DAG the other's assets.
+        warnings = tuple(w for w in installation.warnings if w.startswith(f"{database.id}: "))
+        for dag in (backup_dag(database, warnings=warnings), restore_dag(database)):
+            dags[dag.dag_id] = dag
+    return dags
+
+
+def bad_entries(installation: Installation) -> DucklingError | None:
+    """One error that lists what is wrong with the entries that got no DAGs; None when all is well."""
+    if not installation.problems:
+        return None
+    lines = "\n".join(f"- {problem}" for problem in installation.problems)
+    return DucklingError(
+        f"entries without DAGs, because something is wrong with them:\n{lines}\n",
+        subject=str(installation.settings.databases_file),
+        hint="Correct them; the next parse picks it up. `duckling databases` shows the same list.",
+    )
+
+
+def backup_dag(database: Database, *, warnings: tuple[str, ...] = ()) -> DAG:
+    """``snapshot >> upload >> verify >> cleanup``, or without S3 ``snapshot >> cleanup``."""
+    dag_id = f"duckling_backup__{database.id}"
+    asset = _asset(dag_id, database)
+    with DAG(
+        dag_id,
+        description=f"Backups of {database.name}",
+        schedule=timedelta(hours=database.interval_hours) if database.auto_backup else None,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        default_args=_task_defaults(database),
+        tags=["duckling", "backup"],
+        doc_md=_backup_doc(database, warnings),
+    ) as dag:
+        cleanup = DucklingCleanupOperator(
+            task_id="cleanup",
+            database_id=database.id,
+            doc_md="Deletes the backups that are older than the retention; the newest complete one always stays.",
+        )
+        snapshot = DucklingSnapshotOperator(
+            task_id="snapshot",
+            database_id=database.id,
+            outlets=[] if database.s3 else [asset],
+            doc_md="Copies the quiet replica to the backup folder and proves the copy consistent.",
+        )
+        if database.s3 is None:
+            snapshot >> cleanup
+            return dag
+        upload = DucklingBackupOperator(
+            task_id="upload",
+            database_id=database.id,
+            snapshot="{{ ti.xcom_pull(task_ids='snapshot')['key'] }}",
+            outlets=[asset],
+            doc_md="Streams the snapshot to S3; a retry goes on where the try before it stopped.",
+        )
+        verify = HmacVerifySensor(
+            task_id="verify",
+            database_id=database.id,
+            key="{{ ti.xcom_pull(task_ids='upload')['key'] }}",
+            poke_interval=15,
+            timeout=600,
+            doc_md="Reads the object back and compares it with what was uploaded. No cleanup before this succeeds.",
+        )
+        snapshot >> upload >> verify >> cleanup
+    return dag
+
+
+def restore_dag(database: Database) -> DAG:
+    """``pause >> restore >> resume``, run by hand; `resume` runs after a failure too, and the run stays failed."""
+    dag_id = f"duckling_restore__{database.id}"
+    with DAG(
+        dag_id,
+        description=f"Puts a backup of {database.name} in place of the replica",
+        schedule=None,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        # The runs of a paused DAG never start, and this is needed on a bad day.
+        is_paused_upon_creation=False,
+        default_args=_task_defaults(database),
+        tags=["duckling", "restore"],
+        params=_restore_params(database),
+        doc_md=_restore_doc(database),
+    ) as dag:
+        target = "{{ params.target_path or '' }}"
+        pause = DucklingHoldOperator(
+            task_id="pause",
+            database_id=database.id,
+            target_path=target,
+            doc_md="Keeps away whoever writes the replica, until `resume`.",
+        )
+        restore = S3RestoreOperator(
+            task_id="restore",
+            database_id=database.id,
+            key="{{ params.key }}",
+            before="{{ params.before or '' }}",
+            target_path=target,
+            keep_old="{{ params.keep_old }}",
+            outlets=[_asset(dag_id, database)],
+            doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
+        )
+        resume = DucklingReleaseOperator(
+            task_id="resume", database_id=database.id, doc_md="Lets the writers go on, whatever became of `restore`."
+        )
+        pause >> restore >> resume
+        resume.as_teardown(setups=pause)
+    return dag
+
+
+def _asset(dag_id: str, database: Database) -> Asset:
+    kind = dag_id.removeprefix("duckling_").partition("__")[0]
+    return Asset(name=dag_id, uri=f"x-duckling://{kind}/{database.id}", group="duckling")
+
+
+def _task_defaults(database: Database) -> dict[str, Any]:
+    """The queue goes to every task: the replica and its local backups exist on one host only."""
+    return {"owner": "duckling", **_RETRIES, **({"queue": database.queue} if database.queue else {})}
+
+
+def _restore_params(database: Database) -> dict[str, Param]:
+    prefix = database.s3.path_prefix if database.s3 else ""
+    example = f"{prefix}backup-2025-03-01T14-32-11-482Z.db"
+    return {
+        "key": Param(
+            "latest",
+            type="string",
+            minLength=1,
+            title="Backup",
+            description=f"`latest`, or the key of a backup such as {example} (see `duckling list {database.id}`).",
+            # No list of keys: made while parsing, it would be stale, and parsing must not ask S3.
+            examples=["latest"],
+        ),
+        "before": Param(
+            None,
+            type=["null", "string"],
+            format="date-time",
+            title="Made before",
+            description="With `latest`: the newest backup that was made before this time.",
+        ),
+        "target_path": Param(
+            None,
+            type=["null", "string"],
+            title="Restore to",
+            description="Absolute path of another file to write, on the replica's host. Empty: replace the replica.",
+        ),
+        "keep_old": Param(
+            False,
+            type="boolean",
+            title="Keep the old file",
+            description="Keep the file that is replaced, under another name beside it.",
+        ),
+    }
+
+
+# ---- what people read in the UI ----------------------------------------------------------------------------
+
+
+def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
+    schedule = f"every {_hours(database.interval_hours)}" if database.auto_backup else "none (AUTO_BACKUP is off)"
+    rows = [
+        ("Replica", f"`{database.replica}`"),
+        ("Schedule", schedule),
+        (
+            "Local backups",
+            f"`{database.backup_dir}`, kept {_days(database.local_retention_days, zero='until the next')}",
+        ),
+    ]
+    if database.s3 is not None:
+        rows += [
+            ("S3 backups", f"{_target(database)}, kept {_days(database.s3.backup_retention_days, zero='for ever')}"),
+            ("Encryption", database.s3.encryption),
+        ]
+    if database.queue:
+        rows.append(("Queue", f"`{database.queue}`"))
+    text = f"## Backups of {_plain(database.name)}\n\n{_table(rows)}\n"
+    text += f"To get the replica back, trigger **duckling_restore__{database.id}**, "
+    text += f"or without Airflow: `duckling restore {database.id}`.\n"
+    if warnings:
+        text += "\n**databases.json:**\n\n" + "".join(f"- {_plain(warning)}\n" for warning in warnings)
+    return text
+
+
+def _restore_doc(database: Database) -> str:
+    source = _target(database) if database.s3 is not None else f"`{database.backup_dir}`"
+    return (
+        f"## Restore of {_plain(database.name)}\n\n"
+        + _table([("From", source), ("To", f"`{database.replica}`, or the file that you name")])
+        + f"""
+Trigger it as it is to go back to the newest backup, or choose a key or a time.
+
+1. **pause** keeps writers away from the replica.
+2. **restore** downloads and verifies the backup beside the replica and only then replaces it, in one rename.
+   Whatever fails, the replica stays as it was.
+3. **resume** lets the writers go on, also after a failure.
+
+Free disk space needed: the size of the backup. Without Airflow: `duckling restore {database.id}`.
+"""
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _target(database: Database) -> str:
+    s3 = database.s3
+    if s3 is None:
+        return "none"
+    where = f"at `{s3.endpoint}`" if s3.endpoint else f"in {s3.region}"
+    return f"`s3://{s3.bucket}/{s3.path_prefix}` {where}"
+
+
+def _plain(text: str) -> str:
+    """Names are free text; keep them from breaking a table or a heading."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _hours(hours: float) -> str:
+    return "hour" if hours == 1 else f"{hours:g} hours"
+
+
+def _days(days: float, *, zero: str) -> str:
+    if days == 0:
+        return zero
+    return "1 day" if days == 1 else f"{days:g} days"

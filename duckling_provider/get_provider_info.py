@@ -1,0 +1,37 @@
+"""What Airflow's provider manager learns about this package, by the entry point ``apache_airflow_provider``.
+
+Airflow calls it in every process that it starts, so nothing heavy may be imported here. The shape is that of Airflow's
+``provider_info.schema.json``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duckling_provider import __version__
+
+_INTEGRATION = "Duckling"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe the provider.
+
+    ``package-name`` must be the canonical name with a hyphen: an underscore crashes every `airflow` command.
+    """
+    return {
+        "package-name": "duckling-provider",
+        "name": "Duckling",
+        "description": "Disaster recovery for DuckDB replicas: verified S3 backups and transactional restores.\n",
+        "versions": [__version__],
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
+        "hooks": [_modules("hooks.duckling")],
+        "operators": [_modules("operators.backup", "operators.restore", "operators.hold")],
+        "sensors": [_modules("sensors.verify")],
+        "triggers": [_modules("triggers.verify")],
+        "extra-links": ["duckling_provider.links.s3.S3ObjectLink"],
+        "plugins": [{"name": "duckling", "plugin-class": "duckling_provider.plugins.duckling.DucklingPlugin"}],
+    }
+
+
+def _modules(*names: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": [f"duckling_provider.{name}" for name in names]}

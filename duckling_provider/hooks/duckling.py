@@ -1,0 +1,104 @@
+"""From a database id to the objects that the core works on, with secrets masked before anybody can log them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.sdk import BaseHook
+
+from duckling_provider.core.errors import ConfigError, DucklingError
+
+if TYPE_CHECKING:
+    from duckling_provider.core.config import Database
+    from duckling_provider.core.s3 import Credentials
+    from duckling_provider.core.store import Store
+
+
+class DucklingHook(BaseHook):
+    """One entry of databases.json, read when it is first needed: an edited file takes effect with the next task.
+
+    :param database_id: the entry's ``id``.
+    """
+
+    def __init__(self, database_id: str) -> None:
+        super().__init__()
+        self.database_id = database_id
+
+    @cached_property
+    def database(self) -> Database:
+        """:raises NotFoundError: when there is no such entry.
+        :raises ConfigError: when the entry, or databases.json as a whole, is wrong.
+        """
+        from airflow.sdk.log import mask_secret
+
+        from duckling_provider.core import config
+
+        database = config.load().database(self.database_id)
+        for secret in database.secrets():
+            mask_secret(secret)
+        return database
+
+    def store(self) -> Store:
+        """The S3 store of the entry.
+
+        :raises ConfigError: when S3 is not configured, or ``s3.awsConnId`` names no usable connection.
+        """
+        from duckling_provider.core.s3 import open_store
+
+        return open_store(self.database, credentials=self.credentials())
+
+    def backups(self) -> Store:
+        """Where restores come from: S3 where it is configured, else the local backups."""
+        from duckling_provider.core.local import LocalBackups
+
+        return self.store() if self.database.s3 is not None else LocalBackups(self.database)
+
+    def credentials(self) -> Credentials | None:
+        """The credentials of the Airflow connection ``s3.awsConnId``; None when the entry has its own.
+
+        :raises ConfigError: when the connection is missing or yields no credentials.
+        """
+        s3 = self.database.s3
+        if s3 is None or s3.aws_conn_id is None:
+            return None
+        from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        from duckling_provider.core.s3 import Credentials
+
+        name = s3.aws_conn_id
+        try:
+            # The amazon hook only warns of a missing connection and takes whatever the machine's environment offers.
+            self.get_connection(name)
+        except AirflowNotFoundException:
+            raise self._connection_error(
+                "does not exist", "Create it (Amazon Web Services), or correct the name."
+            ) from None
+        hook = AwsBaseHook(aws_conn_id=name, client_type="s3", region_name=None if s3.region == "auto" else s3.region)
+        try:
+            found = hook.get_session(region_name=hook.region_name).get_credentials()
+            keys = found.get_frozen_credentials() if found is not None else None
+        except (BotoCoreError, ClientError) as error:
+            raise DucklingError(
+                f"the Airflow connection {name!r} gave no credentials: {error}",
+                subject=self.database_id,
+                retryable=True,
+            ) from error
+        if keys is None or not keys.access_key or not keys.secret_key:
+            raise self._connection_error(
+                "holds no credentials", "Fill in the access key and the secret key, or a role."
+            )
+        from airflow.sdk.log import mask_secret
+
+        for secret in filter(None, (keys.secret_key, keys.token)):
+            mask_secret(secret)
+        return Credentials(keys.access_key, keys.secret_key, keys.token)
+
+    def _connection_error(self, cause: str, hint: str) -> ConfigError:
+        s3 = self.database.s3
+        name = s3.aws_conn_id if s3 is not None else None
+        return ConfigError(
+            f"the Airflow connection {name!r} {cause}", entry=self.database_id, field="s3.awsConnId", hint=hint
+        )

@@ -1,0 +1,115 @@
+"""The steps of a backup: snapshot, upload, cleanup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.links.s3 import S3ObjectLink
+from duckling_provider.task_run import CoreTask, run_owner
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DucklingSnapshotOperator(CoreTask, BaseOperator):
+    """Make a consistent local copy of a replica, with the digests that upload and restore are checked against.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param wait_seconds: how long to wait for a process that has the replica open.
+    :return: ``key`` (the snapshot's file name), ``size`` in bytes, ``duration`` in ms, ``sha256``.
+    """
+
+    template_fields: Sequence[str] = ("database_id",)
+    ui_color = "#fff4d6"
+
+    def __init__(self, *, database_id: str, wait_seconds: float = 300.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self.wait_seconds = wait_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.core.snapshot import take_snapshot
+
+            database = DucklingHook(self.database_id).database
+            taken = take_snapshot(database, control=control, owner=run_owner(context), wait=self.wait_seconds)
+            return self.publish(
+                context,
+                {"key": taken.filename, "size": taken.size, "duration": taken.duration_ms, "sha256": taken.sha256},
+            )
+
+
+class DucklingBackupOperator(CoreTask, BaseOperator):
+    """Upload a snapshot to S3, encrypted as the entry says. A retry goes on where the try before it stopped.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param snapshot: file name of a snapshot of this database; without one, a snapshot is taken first. (templated)
+    :param wait_seconds: how long to wait for a process that has the replica open, when a snapshot is taken.
+    :return: ``key``, ``size`` of the replica in bytes, ``duration`` in ms, ``mode``; ``sha256`` unless encrypted here.
+    """
+
+    template_fields: Sequence[str] = ("database_id", "snapshot")
+    operator_extra_links = (S3ObjectLink(),)
+    ui_color = "#fff4d6"
+
+    def __init__(
+        self, *, database_id: str, snapshot: str | None = None, wait_seconds: float = 300.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self.snapshot = snapshot
+        self.wait_seconds = wait_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.core.backup import upload_snapshot
+            from duckling_provider.core.snapshot import find_snapshot, take_snapshot
+
+            hook = DucklingHook(self.database_id)
+            store = hook.store()
+            if self.snapshot:
+                snapshot = find_snapshot(hook.database, self.snapshot)
+            else:
+                owner = run_owner(context)
+                snapshot = take_snapshot(hook.database, control=control, owner=owner, wait=self.wait_seconds)
+            done = upload_snapshot(hook.database, store, snapshot, control=control)
+            S3ObjectLink.persist(context, hook.database, done.key)
+            result = {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
+            return self.publish(context, result | ({"sha256": done.sha256} if done.sha256 else {}))
+
+
+class DucklingCleanupOperator(CoreTask, BaseOperator):
+    """Delete the backups that are older than the retention, local and in S3; the newest complete one always stays.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param dry_run: only log what would go.
+    :return: ``local`` and ``s3``, the names and keys that went (or would go).
+    """
+
+    template_fields: Sequence[str] = ("database_id",)
+    ui_color = "#fff4d6"
+
+    def __init__(self, *, database_id: str, dry_run: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self._dry_run = dry_run  # BaseOperator has a method `dry_run`
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.core.retention import clean_up
+
+            hook = DucklingHook(self.database_id)
+            store = hook.store() if hook.database.s3 is not None else None
+            done = clean_up(hook.database, store, dry_run=self._dry_run, control=control)
+            verb = "would delete" if self._dry_run else "deleted"
+            for name in (*done.local_deleted, *done.s3_deleted):
+                self.log.info("%s %s", verb, name)
+            for name in done.busy:
+                self.log.info("left for the next time, it is in use: %s", name)
+            if not (done.local_deleted or done.s3_deleted or done.busy):
+                self.log.info("nothing is older than its retention")
+            return {"local": list(done.local_deleted), "s3": list(done.s3_deleted)}

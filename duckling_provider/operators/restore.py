@@ -1,0 +1,96 @@
+"""A backup becomes the replica again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.links.s3 import S3ObjectLink
+from duckling_provider.task_run import CoreTask, run_owner
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class S3RestoreOperator(CoreTask, BaseOperator):
+    """Replace a replica by a backup that is verified first; any failure leaves the old file as it was.
+
+    An entry without S3 is restored from its local backups.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param key: the backup's key or file name, or ``latest``. (templated)
+    :param before: ISO 8601 time; with ``latest``: the newest backup made before it. (templated; empty means none)
+    :param target_path: absolute path to write to in place of the replica. (templated; empty means the replica)
+    :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
+    :param wait_seconds: how long to wait for a process that has the replica open.
+    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, and ``kept``, the path of the old file or None.
+    """
+
+    template_fields: Sequence[str] = ("database_id", "key", "before", "target_path", "keep_old")
+    operator_extra_links = (S3ObjectLink(),)
+    ui_color = "#d9ecff"
+
+    def __init__(
+        self,
+        *,
+        database_id: str,
+        key: str = "latest",
+        before: str | None = None,
+        target_path: str | None = None,
+        keep_old: bool | str = False,
+        wait_seconds: float = 300.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self.key = key
+        self.before = before
+        self.target_path = target_path
+        self.keep_old = keep_old
+        self.wait_seconds = wait_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.core.catalog import parse_moment
+            from duckling_provider.core.restore import restore_backup
+
+            hook = DucklingHook(self.database_id)
+            done = restore_backup(
+                hook.database,
+                hook.backups(),
+                self.key.strip(),
+                before=parse_moment(self.before) if self.before else None,
+                to=_absolute(self.target_path) if self.target_path else None,
+                keep_old=_flag(self.keep_old),
+                control=control,
+                owner=run_owner(context),
+                wait=self.wait_seconds,
+            )
+            S3ObjectLink.persist(context, hook.database, done.key)
+            kept = str(done.kept) if done.kept else None
+            self.log.info("%s now holds %s", done.replaced, done.key)
+            if kept:
+                self.log.info("the file that was there is now %s", kept)
+            result = {"key": done.key, "size": done.size, "duration": done.duration_ms}
+            return self.publish(context, result | {"path": str(done.replaced), "kept": kept})
+
+
+def _absolute(path: str) -> Path:
+    if not Path(path).is_absolute():
+        hint = "A relative path would depend on the worker's working directory."
+        raise DucklingError("target_path must be an absolute path", subject=path, hint=hint)
+    return Path(path)
+
+
+def _flag(value: bool | str) -> bool:  # noqa: FBT001
+    """Templates yield text."""
+    if isinstance(value, bool):
+        return value
+    if value.strip().lower() not in ("true", "false"):
+        raise DucklingError("keep_old must be true or false", subject=value)
+    return value.strip().lower() == "true"

@@ -1,0 +1,65 @@
+"""What every task of ours does around its call into the core: progress, cancellation, errors, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.progress_log import ProgressLog
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+@contextmanager
+def airflow_errors() -> Iterator[None]:
+    """Let Airflow retry what a retry can cure, and nothing else.
+
+    :raises AirflowException: for a `DucklingError` that is retryable; the message stays as it is.
+    :raises AirflowFailException: for one that is not.
+    """
+    try:
+        yield
+    except DucklingError as error:
+        # `from None`: the message says it all, and pages of the core's frames would bury it.
+        raise (AirflowException if error.retryable else AirflowFailException)(str(error)) from None
+
+
+def run_owner(context: Context) -> str:
+    """The name under which a DAG run holds a replica; the same in all its tasks and tries."""
+    run = context["dag_run"]
+    return f"{run.dag_id} {run.run_id}"
+
+
+class CoreTask:
+    """Mixin of our operators and sensor: one call into the core at a time, stopped by `on_kill`."""
+
+    log: Any
+    outlets: list[Any]
+    _control: Control | None = None
+
+    @contextmanager
+    def core_call(self) -> Iterator[Control]:
+        """The `Control` to hand to the core; errors leave the block as Airflow's own."""
+        self._control = control = Control(ProgressLog(self.log))
+        with airflow_errors():
+            yield control
+
+    def on_kill(self) -> None:
+        """Called by a signal handler; the core stops at its next safe point and cleans up."""
+        if self._control is not None:
+            self._control.cancel()
+
+    def publish(self, context: Context, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Attach `result` to the task's asset events and return it as the XCom."""
+        from airflow.sdk import Asset
+
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(result)
+        return dict(result)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.airflow
+
+DAGS = Path(__file__).parents[2] / "dags"
+ENCRYPTION_KEY = "c0ffee" * 10 + "abcd"
+S3 = {
+    "enabled": True,
+    "bucket": "backups",
+    "region": "eu-west-1",
+    "accessKeyId": "AKIAEXAMPLE",
+    "secretAccessKey": "very-secret-access-key",
+    "encryption": "client-aes256",
+    "encryptionKey": ENCRYPTION_KEY,
+}
+
+
+def good_dags(parse_dags):
+    bag = parse_dags()
+    assert bag.import_errors == {}
+    return bag.dags
+
+
+def edges(dag):
+    return {(task.task_id, down) for task in dag.tasks for down in task.downstream_task_ids}
+
+
+def test_every_entry_gets_a_backup_and_a_restore_dag(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3), installation.entry("b-2.x"))
+    assert set(good_dags(parse_dags)) == {
+        "duckling_backup__a",
+        "duckling_restore__a",
+        "duckling_backup__b-2.x",
+        "duckling_restore__b-2.x",
+    }
+
+
+def test_a_backup_with_s3_is_uploaded_and_verified_before_anything_is_deleted(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3))
+    dag = good_dags(parse_dags)["duckling_backup__a"]
+    assert edges(dag) == {("snapshot", "upload"), ("upload", "verify"), ("verify", "cleanup")}
+
+
+def test_a_backup_without_s3_is_a_snapshot_and_a_cleanup(installation, parse_dags):
+    installation.write(installation.entry("a"), installation.entry("b", s3={"enabled": False}))
+    dags = good_dags(parse_dags)
+    assert edges(dags["duckling_backup__a"]) == edges(dags["duckling_backup__b"]) == {("snapshot", "cleanup")}
+
+
+def test_backups_start_unpaused_without_catchup_one_at_a_time(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3))
+    dag = good_dags(parse_dags)["duckling_backup__a"]
+    assert dag.schedule == timedelta(hours=24)
+    assert dag.is_paused_upon_creation is False
+    assert dag.catchup is False
+    assert dag.max_active_runs == 1
+
+
+def test_the_schedule_follows_the_entry_before_the_environment(installation, parse_dags, monkeypatch):
+    monkeypatch.setenv("BACKUP_INTERVAL_HOURS", "6")
+    installation.write(
+        installation.entry("a", s3=S3 | {"s3BackupIntervalHours": 0.5}),
+        installation.entry("b", s3=S3 | {"s3BackupIntervalHours": 0}),
+        installation.entry("c"),
+    )
+    dags = good_dags(parse_dags)
+    schedules = {name: dags[f"duckling_backup__{name}"].schedule for name in "abc"}
+    assert schedules == {"a": timedelta(minutes=30), "b": timedelta(hours=6), "c": timedelta(hours=6)}
+
+
+def test_an_edited_interval_takes_effect_at_the_next_parse(installation, parse_dags):
+    for hours in (3, 5):
+        installation.write(installation.entry("a", s3=S3 | {"s3BackupIntervalHours": hours}))
+        assert good_dags(parse_dags)["duckling_backup__a"].schedule == timedelta(hours=hours)
+
+
+def test_without_automatic_backups_the_dag_is_there_for_triggering(installation, parse_dags, monkeypatch):
+    monkeypatch.setenv("AUTO_BACKUP", "false")
+    installation.write(installation.entry("a", s3=S3))
+    assert good_dags(parse_dags)["duckling_backup__a"].schedule is None
+
+
+def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3, queue="host-7"), installation.entry("b"))
+    dags = good_dags(parse_dags)
+    for kind in ("backup", "restore"):
+        assert {task.queue for task in dags[f"duckling_{kind}__a"].tasks} == {"host-7"}
+        assert "host-7" not in {task.queue for task in dags[f"duckling_{kind}__b"].tasks}
+
+
+def test_a_restore_is_manual_never_paused_and_resumes_as_teardown(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3))
+    dag = good_dags(parse_dags)["duckling_restore__a"]
+    assert dag.schedule is None
+    assert dag.is_paused_upon_creation is False
+    assert edges(dag) == {("pause", "restore"), ("restore", "resume"), ("pause", "resume")}
+    assert dag.get_task("pause").is_setup
+    assert dag.get_task("resume").is_teardown
+
+
+def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3))
+    params = good_dags(parse_dags)["duckling_restore__a"].params
+    assert params.validate() == {"key": "latest", "before": None, "target_path": None, "keep_old": False}
+
+
+@pytest.mark.parametrize(
+    "conf", [{"key": ""}, {"key": None}, {"before": "yesterday"}, {"target_path": 7}, {"keep_old": "perhaps"}]
+)
+def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_dags, conf):
+    from airflow.providers.common.compat.sdk import ParamValidationError
+
+    installation.write(installation.entry("a", s3=S3))
+    params = good_dags(parse_dags)["duckling_restore__a"].params
+    with pytest.raises(ParamValidationError):
+        params.update(conf)
+
+
+def test_each_dag_has_its_own_asset(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3), installation.entry("b"))
+    dags = good_dags(parse_dags)
+    outlets = {
+        (dag_id, task.task_id): [(asset.name, asset.uri) for asset in task.outlets]
+        for dag_id, dag in dags.items()
+        for task in dag.tasks
+        if task.outlets
+    }
+    assert outlets == {
+        ("duckling_backup__a", "upload"): [("duckling_backup__a", "x-duckling://backup/a")],
+        ("duckling_restore__a", "restore"): [("duckling_restore__a", "x-duckling://restore/a")],
+        ("duckling_backup__b", "snapshot"): [("duckling_backup__b", "x-duckling://backup/b")],
+        ("duckling_restore__b", "restore"): [("duckling_restore__b", "x-duckling://restore/b")],
+    }
+
+
+def test_no_secret_is_in_a_serialized_dag(installation, parse_dags):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    url = "mysql://user:p%40ss-word@db.internal/shop?password=query-secret"
+    installation.write(installation.entry("a", s3=S3, mysqlConnectionString=url))
+    dags = good_dags(parse_dags)
+    text = json.dumps([DagSerialization.to_dict(dag) for dag in dags.values()]).lower()
+    assert "duckling_restore__a" in text
+    found = [s for s in (S3["secretAccessKey"], ENCRYPTION_KEY, "p%40ss", "p@ss", "query-secret") if s.lower() in text]
+    assert found == []
+    assert S3["accessKeyId"].lower() not in text
+
+
+def test_the_docs_say_where_backups_go_and_how_they_come_back(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3 | {"s3BackupRetentionDays": 30}, name="The | shop\n# <b>"))
+    dags = good_dags(parse_dags)
+    backup, restore = dags["duckling_backup__a"].doc_md, dags["duckling_restore__a"].doc_md
+    for expected in ("s3://backups/a/", "eu-west-1", "client-aes256", "every 24 hours", "kept 7 days", "kept 30 days"):
+        assert expected in backup
+    assert "duckling_restore__a" in backup
+    assert "s3://backups/a/" in restore
+    assert backup.splitlines()[0] == "## Backups of The \\| shop # &lt;b>"
+
+
+def test_an_unknown_field_is_pointed_out_in_the_docs_of_its_own_dag(installation, parse_dags):
+    installation.write(
+        installation.entry("a", s3=S3 | {"encrpytion": "none"}), installation.entry("b", s3=S3 | {"pathPrefix": "b/"})
+    )
+    dags = good_dags(parse_dags)
+    assert "encrpytion" in dags["duckling_backup__a"].doc_md
+    assert "encrpytion" not in dags["duckling_backup__b"].doc_md
+
+
+def test_bad_entries_show_among_the_import_errors_while_the_good_ones_go_on(installation, parse_dags):
+    installation.write(
+        installation.entry("good"),
+        installation.entry("production", s3=S3 | {"encryptionKey": ENCRYPTION_KEY[:-1]}),
+        installation.entry("other", s3={"enabled": True}),
+    )
+    bag = parse_dags()
+    assert set(bag.dags) == {"duckling_backup__good", "duckling_restore__good"}
+    ((file, error),) = bag.import_errors.items()
+    assert Path(file).name == "duckling_bad_entries.py"
+    assert "production: s3.encryptionKey: expected 64 hex characters, got 63" in error
+    assert "other: s3.bucket: required" in error
+    assert ENCRYPTION_KEY[:-1] not in error
+
+
+def test_a_broken_file_is_an_import_error_of_both_files(installation, parse_dags):
+    installation.write_text("[{]")
+    bag = parse_dags()
+    assert bag.dags == {}
+    assert {Path(file).name for file in bag.import_errors} == {"duckling.py", "duckling_bad_entries.py"}
+    assert all("databases.json: not JSON: line 1, column 3" in error for error in bag.import_errors.values())
+
+
+def test_dags_of_a_file_that_breaks_come_back_when_it_is_corrected(installation, save_dags, parse_dags):
+    from airflow.models.dag import DagModel
+
+    def known():
+        save_dags(parse_dags())
+        row = DagModel.get_dagmodel("duckling_backup__breaks")
+        return row.is_stale, row.has_import_errors
+
+    installation.write(installation.entry("breaks"))
+    states = [known()]
+    installation.write_text("[{]")
+    states.append(known())
+    installation.write(installation.entry("breaks"))
+    states.append(known())
+    assert states == [(False, False), (True, True), (False, False)]
+
+
+PARSE = """
+import json, sys
+
+if sys.argv[1] == "generated":
+    sys.path.insert(0, {folder!r})
+    import duckling
+
+    assert "duckling_backup__a" in vars(duckling), "the entry has no DAG"
+else:
+    from airflow.sdk import DAG
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_parsing_imports_nothing_heavy(installation):
+    installation.write(installation.entry("a", s3=S3), installation.entry("b"))
+    loaded = {}
+    for which in ("baseline", "generated"):
+        program = PARSE.format(folder=str(DAGS))
+        command = [sys.executable, "-c", program, which]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        loaded[which] = set(json.loads(done.stdout.splitlines()[-1]))
+    added = {name.partition(".")[0] for name in loaded["generated"] - loaded["baseline"]}
+    heavy = {"boto3", "botocore", "duckdb", "numpy", "pandas", "pyarrow", "cryptography", "pymysql", "sqlalchemy"}
+    assert added & heavy == set()

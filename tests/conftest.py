@@ -1,0 +1,324 @@
+"""What all tests share: real S3 servers on loopback ports, small replicas, and an installation in a temporary folder.
+
+Helpers are fixtures that return functions or small objects, because test folders are no packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 60.0
+
+# ---- S3 servers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3-compatible server; `folder` is where rclone keeps the buckets, None for moto."""
+
+    endpoint: str
+    access_key_id: str
+    secret_access_key: str
+    region: str = "us-east-1"
+    folder: Path | None = None
+
+    def client(self) -> Any:
+        """A boto3 client of the test's own, to look at and to spoil what the product stored."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+            config=Config(
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def new_bucket(self) -> str:
+        """The name of a fresh, empty bucket."""
+        name = f"bucket-{secrets.token_hex(6)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def s3(self, bucket: str, **fields: Any) -> dict[str, Any]:
+        """The `s3` object of a databases.json entry that uses `bucket` here."""
+        return {
+            "enabled": True,
+            "bucket": bucket,
+            "region": self.region,
+            "accessKeyId": self.access_key_id,
+            "secretAccessKey": self.secret_access_key,
+            "endpoint": self.endpoint,
+            "forcePathStyle": True,
+            **fields,
+        }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], endpoint: str, log: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """Run a server until the block ends; it counts as started as soon as it answers HTTP, whatever it answers."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(environ))
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers(endpoint):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"{Path(command[0]).name} did not start:\n{log.read_text(errors='replace')}")
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _executable(name: str) -> str:
+    """The executable that a package installed beside this Python, or the one on PATH."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.fail(f"{name} is not installed: the `test` extra brings it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3`: checks signatures, keeps its data in plain folders; one for the session, a bucket per test."""
+    home = tmp_path_factory.mktemp("rclone")
+    folder = home / "buckets"
+    folder.mkdir()
+    server = S3Server(
+        f"http://127.0.0.1:{_free_port()}", "test-access-key", f"secret-{secrets.token_hex(16)}", folder=folder
+    )
+    command = [_executable("rclone"), "serve", "s3", "--addr", server.endpoint.removeprefix("http://")]
+    command += ["--auth-key", f"{server.access_key_id},{server.secret_access_key}", str(folder)]
+    environ = {"PATH": os.environ.get("PATH", ""), "HOME": str(home), "RCLONE_CONFIG": str(home / "rclone.conf")}
+    with _serving(command, server.endpoint, home / "log", environ):
+        yield server
+
+
+@contextlib.contextmanager
+def _moto(home: Path) -> Iterator[S3Server]:
+    server = S3Server(f"http://127.0.0.1:{_free_port()}", "moto-access-key", f"secret-{secrets.token_hex(16)}")
+    port = server.endpoint.rpartition(":")[2]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    environ = {"PATH": os.environ.get("PATH", ""), "HOME": str(home), "MOTO_S3_CUSTOM_ENDPOINTS": server.endpoint}
+    with _serving(command, f"{server.endpoint}/moto-api/", home / "log", environ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """moto: knows server-side encryption, storage classes and tags; accepts any credentials."""
+    with _moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class GuardedS3Server(S3Server):
+    """moto with authentication on: the server's own credentials may do anything."""
+
+    def user(self, *actions: str) -> S3Server:
+        """The server as a new user sees it who may only do `actions`, e.g. ``"s3:GetObject"``."""
+        iam, name = _iam(self), f"user-{secrets.token_hex(4)}"
+        iam.create_user(UserName=name)
+        policy = {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": list(actions) or ["sts:GetCallerIdentity"], "Resource": "*"}],
+        }
+        iam.put_user_policy(UserName=name, PolicyName="test", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        return S3Server(self.endpoint, key["AccessKeyId"], key["SecretAccessKey"], self.region)
+
+
+def _iam(server: S3Server) -> Any:
+    import boto3
+
+    return boto3.client(
+        "iam",
+        endpoint_url=server.endpoint,
+        region_name=server.region,
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+    )
+
+
+@pytest.fixture(scope="session")
+def moto_auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedS3Server]:
+    """moto that checks signatures and IAM policies; `moto_auth_server.user(...)` makes users with few rights."""
+    with _moto(tmp_path_factory.mktemp("moto-auth")) as server:
+        open_server = GuardedS3Server(server.endpoint, server.access_key_id, server.secret_access_key)
+        admin = open_server.user("*")
+        request = urllib.request.Request(  # noqa: S310 - our own loopback address
+            f"{server.endpoint}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}, method="POST"
+        )
+        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+        yield GuardedS3Server(server.endpoint, admin.access_key_id, admin.secret_access_key)
+
+
+# ---- replicas ----------------------------------------------------------------------------------------------
+
+_MAKE = """
+import sys
+import duckdb
+
+path, rows, seed, storage, wal = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+connection = duckdb.connect()
+connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION '{storage}')")
+connection.execute("USE replica")
+connection.execute(f'''
+    CREATE TABLE customers AS SELECT i AS id, 'customer ' || i AS name, hash(i + {seed}) % 1000 AS region,
+        TIMESTAMP '2024-01-01' + to_seconds(i) AS created_at FROM range({rows}) t(i)''')
+connection.execute(f'''
+    CREATE TABLE orders AS SELECT i AS id, i % {max(rows, 1)} AS customer_id,
+        (hash(i + {seed}) % 100000 / 100.0)::DECIMAL(10, 2) AS amount, md5((i + {seed})::VARCHAR) AS note
+        FROM range({rows * 2}) t(i)''')
+connection.execute("CHECKPOINT")
+if wal:
+    connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+    connection.execute("INSERT INTO customers SELECT -i, 'only in the WAL', 0, now() FROM range(1, 11) t(i)")
+connection.close()
+"""
+
+_QUERY = """
+import json, sys
+import duckdb
+
+rows = duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchall()
+print(json.dumps(rows, default=str))
+"""
+
+
+def _python(program: str, *arguments: object) -> str:
+    """Run a program in a child process: DuckDB's locks belong to a process, and ours must stay free of them."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        pytest.fail(done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def make_replica() -> Callable[..., Path]:
+    """``make_replica(path, rows=2000, seed=0, storage="v1.5.0", wal=False) -> path``: a DuckDB file nobody has open.
+
+    `rows` customers and twice as many orders; another `seed` makes other contents; with `wal` ten more customers are
+    committed, but only in a ``.wal`` beside it.
+    """
+
+    def make(path: Path, *, rows: int = 2000, seed: int = 0, storage: str = "v1.5.0", wal: bool = False) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _python(_MAKE, path, rows, seed, storage, int(wal))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def query_replica() -> Callable[[Path, str], list[list[Any]]]:
+    """``query_replica(path, sql) -> rows``: a read-only query in a child process; values as JSON has them."""
+
+    def query(path: Path, sql: str) -> list[list[Any]]:
+        rows: list[list[Any]] = json.loads(_python(_QUERY, path, sql))
+        return rows
+
+    return query
+
+
+# ---- an installation ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InstallationFolder:
+    """DATA_PATH, BACKUP_PATH and databases.json of one test, with the environment pointing there."""
+
+    data_path: Path
+    backup_path: Path
+
+    def replica(self, database_id: str = "production") -> Path:
+        return self.data_path / f"{database_id}.db"
+
+    def entry(
+        self, database_id: str = "production", *, s3: Mapping[str, Any] | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        """An entry of databases.json for the replica ``DATA_PATH/<id>.db``; None as a value leaves the field out."""
+        entry = {
+            "id": database_id,
+            "name": database_id.title(),
+            "mysqlConnectionString": f"mysql://duckling:mysql-password-{database_id}@127.0.0.1:3306/{database_id}",
+            "duckdbPath": str(self.replica(database_id)),
+            "s3": None if s3 is None else dict(s3),
+            **fields,
+        }
+        return {name: value for name, value in entry.items() if value is not None}
+
+    def write(self, *entries: Any) -> Path:
+        """Write databases.json as the real one is: for its owner only."""
+        return self.write_text(json.dumps(entries, indent=2))
+
+    def write_text(self, text: str) -> Path:
+        path = self.data_path / "databases.json"
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+        return path
+
+    def database(self, database_id: str = "production") -> Any:
+        """The entry as the product sees it."""
+        from duckling_provider.core import config
+
+        return config.load().database(database_id)
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstallationFolder:
+    """An installation without entries; ``installation.write(installation.entry(...))`` adds some."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "BACKUP_")) or name in {"AUTO_BACKUP", "DUCKLING_API_KEY"}:
+            monkeypatch.delenv(name)
+    folder = InstallationFolder(tmp_path / "data", tmp_path / "data" / "backups")
+    folder.data_path.mkdir()
+    monkeypatch.setenv("DATA_PATH", str(folder.data_path))
+    monkeypatch.setenv("BACKUP_PATH", str(folder.backup_path))
+    folder.write()
+    return folder

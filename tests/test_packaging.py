@@ -1,0 +1,278 @@
+"""The package as Airflow, pip and a shell see it, and the arrows between the core's modules."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import duckling_provider
+from duckling_provider.get_provider_info import get_provider_info
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "duckling_provider" / "core"
+SCRIPTS = Path(sys.executable).parent
+EXTRAS = ("", "demo", "test")
+
+#: A core module may import from its own layer and those before it.
+LAYERS = [
+    ["errors", "keys", "control"],
+    ["jsonfile", "fields", "environment", "masking", "config"],
+    ["catalog"],
+    ["crypto", "blocks", "replica", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
+    ["snapshot", "body"],
+    ["store", "local", "s3", "transfer"],
+    ["stored"],
+    ["backup", "verify", "restore", "retention", "check"],
+]
+LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory):
+    """Run the real `airflow` command in a home of its own; gives what it printed as JSON."""
+    home = tmp_path_factory.mktemp("airflow")
+
+    def airflow(*arguments: str):
+        result = run(
+            SCRIPTS / "airflow",
+            *arguments,
+            "--output",
+            "json",
+            AIRFLOW_HOME=str(home),
+            AIRFLOW__CORE__LOAD_EXAMPLES="False",
+            # Logging to stdout would stand in front of the JSON.
+            AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR",
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return airflow
+
+
+def constraints() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def pinned(python: str) -> dict[str, str]:
+    """Name to version for one Python on Linux, e.g. ``"3.10"``."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.20",
+        "sys_platform": "linux",
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+    }
+    pins = {}
+    for pin in constraints():
+        if pin.marker is None or pin.marker.evaluate(environment):
+            name = canonicalize_name(pin.name)
+            assert name not in pins, f"{name} is pinned twice for Python {python}"
+            (specifier,) = pin.specifier
+            pins[name] = specifier.version
+    return pins
+
+
+def declared() -> list[Requirement]:
+    """The package's requirements with those of its extras, as pip sees them."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("duckling-provider") or []]
+    assert requirements
+    return requirements
+
+
+def core_modules() -> list[str]:
+    return sorted(path.stem for path in CORE.glob("*.py") if path.stem != "__init__")
+
+
+def imported(source: str) -> set[str]:
+    """Dotted names that a module imports, wherever in it, `from a import b` as both ``a`` and ``a.b``."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+# --- What Airflow sees
+
+
+def test_the_provider_info_follows_airflows_schema():
+    schema = json.loads(importlib.resources.files("airflow").joinpath("provider_info.schema.json").read_text())
+    info = get_provider_info()
+    jsonschema.validate(info, schema)
+    # The schema lets any key pass, a misspelt one too.
+    assert set(info) - set(schema["properties"]) == {"versions"}
+
+
+def test_everything_that_the_provider_info_names_exists():
+    info = get_provider_info()
+    modules = {
+        module
+        for kind in ("hooks", "operators", "sensors", "triggers")
+        for group in info[kind]
+        for module in group["python-modules"]
+    }
+    classes = {*info["extra-links"], *(plugin["plugin-class"] for plugin in info["plugins"])}
+    for module in sorted(modules):
+        importlib.import_module(module)
+    for dotted in sorted(classes):
+        module, name = dotted.rsplit(".", 1)
+        assert isinstance(getattr(importlib.import_module(module), name), type), dotted
+
+
+def test_every_hook_operator_sensor_and_trigger_module_is_named_in_the_provider_info():
+    info = get_provider_info()
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        found = {
+            f"duckling_provider.{kind}.{path.stem}"
+            for path in (ROOT / "duckling_provider" / kind).glob("*.py")
+            if not path.stem.startswith("_")
+        }
+        assert {module for group in info[kind] for module in group["python-modules"]} == found
+
+
+@pytest.mark.airflow
+def test_airflow_lists_the_provider(airflow):
+    shown = airflow("providers", "get", "duckling-provider")
+    assert [(row["Provider"], row["Version"]) for row in shown] == [
+        ("duckling-provider", duckling_provider.__version__)
+    ]
+    assert "duckling-provider" in {row["package_name"] for row in airflow("providers", "list")}
+
+
+@pytest.mark.airflow
+def test_airflow_loads_the_plugin_once(airflow):
+    assert [row["name"] for row in airflow("plugins")].count("duckling") == 1
+
+
+# --- What pip and a shell see
+
+
+def test_the_version_has_one_place():
+    assert importlib.metadata.version("duckling-provider") == duckling_provider.__version__
+    assert get_provider_info()["versions"] == [duckling_provider.__version__]
+    assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert importlib.resources.files("duckling_provider").joinpath("py.typed").is_file()
+
+
+def test_the_console_script_shows_its_commands():
+    result = run(SCRIPTS / "duckling", "--help", TERM="dumb", COLUMNS="120")
+    assert result.returncode == 0, result.stderr
+    for command in ("databases", "check", "backup", "list", "verify", "restore", "delete", "cleanup", "keygen"):
+        assert re.search(rf"\b{command}\b", result.stdout), command
+
+
+def test_constraints_hold_pins_only_and_no_addresses():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-", text, re.MULTILINE), "an option of pip"
+    for pin in constraints():
+        assert pin.url is None
+        assert not pin.extras, f"{pin}: pip refuses extras in constraints"
+        assert [specifier.operator for specifier in pin.specifier] == ["=="], str(pin)
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_constraints_pin_every_requirement_within_its_bounds(python):
+    pins = pinned(python)
+    for requirement in declared():
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{name} is not pinned for Python {python}: make constraints"
+        assert requirement.specifier.contains(pins[name], prereleases=True), f"{requirement} but {pins[name]} is pinned"
+
+
+def test_requirements_have_lower_bounds_only():
+    for requirement in declared():
+        assert [specifier.operator for specifier in requirement.specifier] == [">="], str(requirement)
+
+
+def test_constraints_pin_the_whole_installed_tree():
+    pins = pinned("{}.{}".format(*sys.version_info))
+    seen: set[tuple[str, str]] = set()
+    waiting = [("duckling-provider", extra) for extra in EXTRAS]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for text in importlib.metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                dependency = canonicalize_name(requirement.name)
+                waiting += [(dependency, wanted) for wanted in ("", *requirement.extras)]
+    tree = {name for name, _ in seen} - {"duckling-provider"}
+    assert len(tree) > 100
+    assert tree - set(pins) == set()
+
+
+# --- What the core may import
+
+
+@pytest.mark.parametrize("name", ["duckling_provider.core", "duckling_provider.cli"])
+def test_it_imports_no_airflow(name):
+    """In a fresh process, since another test may have imported Airflow into this one."""
+    program = """
+import importlib, json, pkgutil, sys
+name = sys.argv[1]
+module = importlib.import_module(name)
+found = [f"{name}.{sub.name}" for sub in pkgutil.iter_modules(getattr(module, "__path__", []))]
+for sub in found:
+    importlib.import_module(sub)
+print(json.dumps([found, sorted(name for name in sys.modules if name.split(".")[0] == "airflow")]))
+"""
+    result = run(sys.executable, "-c", program, name)
+    assert result.returncode == 0, result.stderr
+    found, airflow_modules = json.loads(result.stdout)
+    assert airflow_modules == []
+    if name.endswith(".core"):
+        assert found == [f"{name}.{module}" for module in core_modules()]
+
+
+def layer(module: str) -> int:
+    if module not in LAYER_OF:
+        pytest.fail(f"add core.{module} to LAYERS in {Path(__file__).name}: where it stands is a decision")
+    return LAYER_OF[module]
+
+
+@pytest.mark.parametrize("module", core_modules())
+def test_core_imports_point_to_the_same_or_earlier_layers(module):
+    own = layer(module)
+    for name in imported((CORE / f"{module}.py").read_text()):
+        package, _, rest = name.partition(".")
+        # The package itself holds nothing but the version.
+        if package != "duckling_provider" or rest in {"", "__version__", "core"}:
+            continue
+        home, _, rest = rest.partition(".")
+        assert home == "core", f"core.{module} imports {name}, which is outside the core"
+        other = rest.split(".")[0]
+        assert layer(other) <= own, f"core.{module} imports core.{other}, which is in a later layer"
