@@ -31,10 +31,10 @@ LAYERS = [
     ["errors", "keys", "control"],
     ["jsonfile", "fields", "environment", "masking", "config"],
     ["catalog"],
-    ["crypto", "blocks", "replica", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
+    ["crypto", "blocks", "replica", "child", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
     ["snapshot", "body"],
-    ["store", "local", "s3", "transfer"],
-    ["stored"],
+    ["store", "s3", "transfer", "fetch"],
+    ["stored", "local"],
     ["backup", "verify", "restore", "retention", "check"],
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

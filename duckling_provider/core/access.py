@@ -1,4 +1,6 @@
-"""The one way to touch a replica: lock, hold, and whatever a crash left behind are dealt with before the caller gets on."""
+"""The one way to touch a replica: lock, hold, and whatever a crash left behind are dealt with before the caller gets
+on.
+"""
 
 from __future__ import annotations
 

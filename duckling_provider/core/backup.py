@@ -1,4 +1,6 @@
-"""From a replica to a verified object: upload of a snapshot, and the whole flow for those who have no Airflow at hand."""
+"""From a replica to a verified object: upload of a snapshot, and the whole flow for those who have no Airflow at
+hand.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,13 @@ def upload_snapshot(
 ) -> BackupResult:
     """Store a snapshot under its key, encrypted as the entry says.
 
-    Calling it again after an interruption continues the upload; after a success it finds the object there and does nothing.
+    Calling it again after an interruption continues the upload; after a success it finds the object there and does
+    nothing.
 
     For client-aes256 the ``.mac`` is stored before the object appears, so an object without its ``.mac`` never exists.
 
-    :raises StoreError: when the store refuses or fails; the parts that arrived are kept for the next call where a retry can help.
+    :raises StoreError: when the store refuses or fails; the parts that arrived are kept for the next call where a
+        retry can help.
     :raises DamagedError: when the snapshot is no longer what was copied.
     """
     control = control or Control()
@@ -109,7 +113,9 @@ def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) ->
         return False
     same = found.mac == snapshot.mac if snapshot.mac else found.sha256 == snapshot.sha256
     if not same or found.size != snapshot.size:
-        raise DamagedError("another object has this backup's key", subject=store.url + key, hint="It is left as it is; back up again.")
+        raise DamagedError(
+            "another object has this backup's key", subject=store.url + key, hint="It is left as it is; back up again."
+        )
     return True
 
 

@@ -13,9 +13,9 @@ in its stead.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -57,7 +57,8 @@ class Header:
     :param version: of the main header: 64 up to DuckDB 1.1, 68 for 1.5.
     :param storage: the storage compatibility number; it must never change under a replica, see `storage_name`.
     :param block_size: in bytes, checksum included.
-    :param block_count: blocks in use or free; what lies behind them in the file means nothing.
+    :param block_count: blocks in use or free. What lies behind them in the file means nothing, and the last ones need
+        not be in the file when they are free.
     :param free_list: where the list of free blocks begins (DuckDB's packed pointer), None when there is none.
     """
 
@@ -74,13 +75,6 @@ class Header:
         if self.storage is None:
             return "encrypted"
         return _STORAGE_NAMES.get(self.storage, f"storage {self.storage}")
-
-    @property
-    def file_size(self) -> int | None:
-        """Bytes that the file must have at least; None when encrypted."""
-        if self.block_size is None or self.block_count is None:
-            return None
-        return HEADER_BYTES + self.block_size * self.block_count
 
 
 def has_magic(data: bytes) -> bool:
@@ -136,11 +130,17 @@ def read_header(data: bytes) -> Header:
 class BlockReport:
     """What a pass over all blocks has found.
 
+    A checkpoint cuts free blocks off the file's end without a new header, so that a sound file may be shorter than its
+    header says; and power loss may tear a free block that was being written. Only the free list tells both from damage,
+    and finding it takes random access. When `BlockVerifier.finish` got the file, free blocks are in none of the fields.
+
     :param blocks: how many the header counts; 0 when `skipped`.
-    :param bad: ids of the first 100 that don't match their checksum or are not in the file, ascending.
-    :param bad_count: how many there are in all.
+    :param bad: ids of the first 100 bad blocks, ascending: those that don't match their checksum and, with the file,
+        those missing.
+    :param bad_count: how many bad ones there are in all.
     :param skipped: nothing could be checked, because the file is encrypted by DuckDB.
-    :param missing: how many of `bad_count` lie, wholly or in part, behind the end of the file: it is cut off.
+    :param missing: how many blocks lie, wholly or in part, behind the end of the file. With the file this is damage and
+        part of `bad_count`; without it nobody can say, and it is not.
     """
 
     blocks: int
@@ -154,8 +154,7 @@ class BlockVerifier:
     """Checks a DuckDB file that passes by once, in order, in chunks of any size.
 
     Blocks behind the header's block count are not looked at: DuckDB never reads them, and a killed writer leaves such
-    blocks. Free blocks are looked at and normally good, but power loss may tear one that was being written:
-    `without_free_blocks`, or a full scan by DuckDB, tells that from damage that matters.
+    blocks.
 
     Memory: one block and a scratch of ``max(256 KiB, block size)`` besides the caller's chunk, whatever the file's
     size. Nearly all the time is spent in numpy with the GIL released. Not thread-safe.
@@ -226,9 +225,11 @@ class BlockVerifier:
         self._bad_count += len(bad)
         self._checked += count
 
-    def finish(self, size: int) -> BlockReport:
+    def finish(self, size: int, *, file: BinaryIO | None = None) -> BlockReport:
         """The verdict on the whole file of `size` bytes, as the caller knows it.
 
+        :param file: the same bytes for random access; its position changes. With it the verdict is exact, see
+            `BlockReport`; it is read only when there is something to decide.
         :raises DamagedError: other than `size` bytes have passed, or the file ends within the header.
         :raises ReplicaError: nothing has passed, or no DuckDB file.
         """
@@ -238,33 +239,23 @@ class BlockVerifier:
         if header.block_count is None:
             return BlockReport(blocks=0, bad=(), bad_count=0, skipped=True)
         missing = header.block_count - self._checked
-        room = min(_REPORTED_BLOCKS - len(self._bad), missing)
-        return BlockReport(
-            blocks=header.block_count,
-            bad=(*self._bad, *range(self._checked, self._checked + room)),
-            bad_count=self._bad_count + missing,
-            skipped=False,
-            missing=missing,
+        report = BlockReport(header.block_count, tuple(self._bad), self._bad_count, skipped=False, missing=missing)
+        if file is None or not (self._bad or missing):
+            return report
+        free = _free_blocks(file, header)
+        # Only the first ids are known one by one; with so many bad blocks some free ones among the rest don't matter.
+        known = [block for block in self._bad if block not in free]
+        free = free[free >= self._checked]
+        lost = missing - len(free)
+        # This far there are as many lost ones as we want to name; the header's count itself may be anything.
+        end = min(header.block_count, self._checked + len(free) + _REPORTED_BLOCKS)
+        named = np.setdiff1d(np.arange(self._checked, end, dtype=np.uint64), free)[: _REPORTED_BLOCKS - len(known)]
+        return dataclasses.replace(
+            report,
+            bad=(*known, *(int(block) for block in named)),
+            bad_count=self._bad_count - (len(self._bad) - len(known)) + lost,
+            missing=lost,
         )
-
-
-def without_free_blocks(path: Path, report: BlockReport) -> BlockReport:
-    """`report` without those bad blocks of `path` that DuckDB lists as free: they hold no data and are only written to.
-
-    The report stays as it is when it is clean, names fewer blocks than it counts, or the free list itself can't be
-    trusted.
-    Opens and closes the file: not for a process that has it open in DuckDB (see `replica`).
-
-    :raises OSError: the file can't be read.
-    """
-    if not report.bad or report.bad_count > len(report.bad):
-        return report
-    with path.open("rb") as file:
-        free = _free_blocks(file, read_header(file.read(HEADER_BYTES)))
-    # A free block may lie behind the end of the file only if the header is wrong, so a missing one stays.
-    present = report.bad[: report.bad_count - report.missing]
-    bad = (*(block for block in present if block not in free), *report.bad[len(present) :])
-    return dataclasses.replace(report, bad=bad, bad_count=len(bad))
 
 
 def _intact(blocks: _Words, scratch: _Words) -> npt.NDArray[np.bool_]:
@@ -286,20 +277,21 @@ def _intact(blocks: _Words, scratch: _Words) -> npt.NDArray[np.bool_]:
     return intact
 
 
-def _free_blocks(file: BinaryIO, header: Header) -> frozenset[int]:
-    """Ids in the free list; empty when there is none or any part of it is not plausible.
+def _free_blocks(file: BinaryIO, header: Header) -> _Words:
+    """Ids in the free list; empty when there is none or any part of it is not plausible. 8 bytes of memory for each.
 
     A chain of metadata blocks, 64 to a block and each beginning with the pointer to the next, holds a count and that
     many ids (``SingleFileBlockManager::LoadFreeList``).
     """
+    none: _Words = np.empty(0, dtype=np.uint64)
     if header.free_list is None or header.block_count is None:
-        return frozenset()
+        return none
     words = _metadata_words(file, header, header.free_list)
     count = next(words, 0)
     if count > header.block_count:
-        return frozenset()
-    ids = frozenset(word for word, _ in zip(words, range(count), strict=False) if word < header.block_count)
-    return ids if len(ids) == count else frozenset()
+        return none
+    ids = np.unique(np.fromiter(itertools.islice(words, count), dtype=np.uint64))
+    return ids if len(ids) == count and (not count or ids[-1] < header.block_count) else none
 
 
 def _metadata_words(file: BinaryIO, header: Header, pointer: int) -> Iterator[int]:

@@ -1,8 +1,11 @@
 """The bytes of the object to be, at random access, made on the fly from a snapshot file.
 
-Part *i* of the object is read from the snapshot at its own offset, checked against the digest that the snapshot recorded, and encrypted
-with the counter that belongs to that offset. So parts can be sent in any order, by any thread, again after a failure or by a
-later process, and are the same bytes each time. The check comes before the first encrypted byte leaves: an IV never serves other bytes
+Part *i* of the object is read from the snapshot at its own offset, checked against the digest that the snapshot
+recorded, and encrypted
+with the counter that belongs to that offset. So parts can be sent in any order, by any thread, again after a failure
+or by a
+later process, and are the same bytes each time. The check comes before the first encrypted byte leaves: an IV never
+serves other bytes
 than those it was drawn for, even if somebody changed the snapshot file.
 """
 
@@ -183,9 +186,7 @@ class PartReader(io.RawIOBase):
         # The cipher starts on a block of 16 bytes: begin there and drop what lies before the wanted byte.
         self._skip = file_position % 16 if self._cipher is not None else 0
         self._file_position = file_position - self._skip
-        self._stream: CtrStream | None = (
-            self._cipher.stream(self._file_position) if self._cipher is not None else None
-        )
+        self._stream: CtrStream | None = self._cipher.stream(self._file_position) if self._cipher is not None else None
 
     def _fill(self) -> None:
         self._control.check()

@@ -1,6 +1,7 @@
 """Names of backups: how a moment becomes a key, and which backup of a listing somebody means.
 
-The name is the contract's ``backup-{UTC ISO time, ':' and '.' as '-'}.db``, the same for the object and for the local file.
+The name is the contract's ``backup-{UTC ISO time, ':' and '.' as '-'}.db``, the same for the object and for the local
+file.
 Everything here is pure: lists and clocks come in, names go out.
 """
 
@@ -45,7 +46,8 @@ def parse_name(name: str) -> datetime | None:
 class ListedBackup:
     """One backup of a listing.
 
-    `key` is the object key or local file name, `size` in bytes, `modified` the store's own time (None where there is none),
+    `key` is the object key or local file name, `size` in bytes, `modified` the store's own time (None where there is
+    none),
     `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too.
     """
 
@@ -90,7 +92,7 @@ def checked_key(prefix: str, key: str) -> str:
             subject=key,
             hint=f"Keys look like {prefix}backup-2025-03-01T14-32-11-482Z.db.",
         )
-    if full.endswith(MAC_SUFFIX) or full == prefix or full.endswith("/"):
+    if full == prefix or full.endswith((MAC_SUFFIX, "/")):
         raise DucklingError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
     return full
 
@@ -107,7 +109,9 @@ def choose(backups: Sequence[ListedBackup], *, subject: str, before: datetime | 
     if backups and before is not None:
         oldest = backups[-1].created
         raise NotFoundError(
-            f"no backup from before {before.isoformat()}", subject=subject, hint=f"The oldest is of {oldest.isoformat()}."
+            f"no backup from before {before.isoformat()}",
+            subject=subject,
+            hint=f"The oldest is of {oldest.isoformat()}.",
         )
     raise NotFoundError("there is no backup", subject=subject, hint=f"Make one: duckling backup {subject}")
 

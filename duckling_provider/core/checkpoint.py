@@ -1,11 +1,12 @@
 """What is done to a replica by DuckDB itself, as a program of its own: ``python -m duckling_provider.core.checkpoint``.
 
-DuckDB's lock on a file belongs to the process: when any other descriptor of that file is closed there, the lock is gone.
-A process that reads replicas by hand must therefore never open one in DuckDB. `replica` starts this module in its stead.
+DuckDB's lock on a file belongs to the process: when any other descriptor of that file is closed there, the lock is
+gone. A process that reads replicas by hand must therefore never open one in DuckDB. `replica` starts this module in its
+stead.
 
-Arguments: ACTION (``checkpoint``, ``open`` or ``scan``), PATH, and a folder for DuckDB's temporary files. Standard output:
-one line of JSON, ``{"kind": "ok"}`` or ``{"kind": …, "message": …}`` with a kind of `KINDS`. Standard input: a pipe that
-the parent holds open; its end means that the parent is gone, and this program stops at once.
+Arguments: ACTION (``checkpoint``, ``open`` or ``scan``), PATH, and a folder for DuckDB's temporary files. Standard
+output: one line of JSON, ``{"kind": "ok"}`` or ``{"kind": …, "message": …}`` with a kind of `KINDS`. Standard input: a
+pipe that the parent holds open; its end means that the parent is gone, and this program stops at once.
 """
 
 from __future__ import annotations
@@ -67,12 +68,14 @@ def open_only(path: str, temp: str) -> None:
 def scan(path: str, temp: str) -> None:
     """Read every stored column of every table; hashing is what makes DuckDB fetch the data and not just statistics."""
     with duckdb.connect(path, config=_config(temp, **_READER)) as connection:
-        # Generated columns hold no data, and computing them may fail for reasons of their own.
+        # Generated columns hold no data, and computing them may fail for reasons of their own. DuckDB 1.5 can't tell.
+        known = {row[0] for row in connection.execute("DESCRIBE SELECT * FROM duckdb_columns()").fetchall()}
+        stored = "NOT is_generated" if "is_generated" in known else "true"
         columns = connection.execute(
             "SELECT schema_name, table_name, column_name FROM duckdb_columns() "
             "JOIN (SELECT table_oid, schema_oid FROM duckdb_tables() WHERE database_name = current_database()) "
             "USING (table_oid, schema_oid) "
-            "WHERE database_name = current_database() AND NOT internal AND NOT is_generated "
+            f"WHERE database_name = current_database() AND NOT internal AND {stored} "
             "ORDER BY schema_name, table_name, column_index"
         ).fetchall()
         tables: dict[tuple[str, str], list[str]] = {}
@@ -81,7 +84,7 @@ def scan(path: str, temp: str) -> None:
         for (schema, table), names in tables.items():
             for start in range(0, len(names), _COLUMNS_AT_A_TIME):
                 hashes = ", ".join(f"bit_xor(hash({_quoted(n)}))" for n in names[start : start + _COLUMNS_AT_A_TIME])
-                connection.execute(f"SELECT {hashes} FROM {_quoted(schema)}.{_quoted(table)}").fetchall()  # noqa: S608
+                connection.execute(f"SELECT {hashes} FROM {_quoted(schema)}.{_quoted(table)}").fetchall()
 
 
 def _quoted(name: str) -> str:
@@ -123,7 +126,7 @@ def main(action: str, path: str, temp: str) -> None:
         answer = {"kind": _kind(error), "message": str(error)[:_LONGEST_MESSAGE]}
     else:
         answer = {"kind": "ok"}
-    print(json.dumps(answer), flush=True)  # noqa: T201  (the answer to the parent)
+    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

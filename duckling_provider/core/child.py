@@ -107,7 +107,7 @@ def raise_for(answer: Answer, path: Path, operation: str) -> None:
     """
     if answer.kind == "ok":
         return
-    message = answer.message.strip().splitlines()[0] if answer.message.strip() else "no reason given"
+    message = answer.message.strip().splitlines()[0].rstrip(".") if answer.message.strip() else "no reason given"
     if answer.kind in ("damaged", "crashed"):
         raise DamagedError(message, subject=str(path), operation=operation)
     if answer.kind == "unsupported":

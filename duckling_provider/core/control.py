@@ -18,7 +18,8 @@ ProgressCallback = Callable[[str, int, int], None]
 class Control:
     """Progress out, cancellation in. Thread-safe.
 
-    :param progress: receives ``(step, done_bytes, total_bytes)``, at most about ten times a second and once at each step's end.
+    :param progress: receives ``(step, done_bytes, total_bytes)``, at most about ten times a second and once at each
+        step's end.
     """
 
     #: Seconds between two progress calls of one step.

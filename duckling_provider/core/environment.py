@@ -56,7 +56,7 @@ def _env_path(environ: Mapping[str, str], name: str, default: str) -> Path:
         raise ConfigError("holds a null character", entry="environment", field=name)
     try:
         # not resolve(): a symbolic link in DATA_PATH is the user's choice and stays
-        return Path(os.path.abspath(text))  # noqa: PTH100
+        return Path(os.path.abspath(text))
     except OSError as error:
         hint = "Set it to an absolute path."
         raise ConfigError(f"no current folder: {error.strerror}", entry="environment", field=name, hint=hint) from None

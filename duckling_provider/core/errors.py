@@ -1,7 +1,8 @@
 """The one exception family of the project.
 
-Every error says what failed (`operation`), on what (`subject`), why (`cause`) and what to do (`hint`), and whether trying
-again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command line into an
+Every error says what failed (`operation`), on what (`subject`), why (`cause`) and what to do (`hint`), and whether
+trying again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command line
+into an
 exit code; nobody else needs to look at the class.
 """
 
@@ -60,9 +61,7 @@ class BusyError(DucklingError):
 
     retryable = True
 
-    def __init__(
-        self, cause: str, *, holder: str, subject: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, cause: str, *, holder: str, subject: str | None = None, hint: str | None = None) -> None:
         super().__init__(cause, subject=subject, hint=hint)
         self.holder = holder
 

@@ -121,7 +121,7 @@ def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: R
 def warn_unknown(shape: type[_Shape], raw: Mapping[str, Any], prefix: str, report: Report) -> None:
     """Unknown fields are kept, and reported with the nearest known name."""
     for name in raw:
-        if name not in _names(shape):
+        if name not in field_names(shape):
             near = _nearest_field(shape, name[:100])
             report.warn(prefix + printable(name), f"unknown field, did you mean {near}?" if near else "unknown field")
 
@@ -156,17 +156,18 @@ def _texts(given: _Shape) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache
-def _names(shape: type[_Shape]) -> frozenset[str]:
+def field_names(shape: type[_Shape]) -> frozenset[str]:
+    """The names as they stand in the file."""
     return frozenset(info.alias or name for name, info in shape.model_fields.items())
 
 
 @lru_cache(maxsize=256)
 def _nearest_field(shape: type[_Shape], name: str) -> str | None:
-    candidates = {known.lower(): known for known in _names(shape)}
+    candidates = {known.lower(): known for known in field_names(shape)}
     other, prefix = (S3Shape, "s3.") if shape is EntryShape else (EntryShape, "")
     plain = name.replace("_", "").replace("-", "").lower()
-    if plain not in candidates and plain in {known.lower() for known in _names(other)}:
-        return prefix + next(known for known in _names(other) if known.lower() == plain)
+    if plain not in candidates and plain in {known.lower() for known in field_names(other)}:
+        return prefix + next(known for known in field_names(other) if known.lower() == plain)
     near = difflib.get_close_matches(plain, sorted(candidates), n=1)
     return candidates[near[0]] if near else None
 

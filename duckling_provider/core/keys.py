@@ -48,7 +48,8 @@ class EncryptionKey:
     def fingerprint(self) -> str:
         """16 hex characters that tell two keys apart.
 
-        A truncated HMAC-SHA256 under the key itself: computing it needs the key, and inverting it means guessing 256 bits.
+        A truncated HMAC-SHA256 under the key itself: computing it needs the key, and inverting it means guessing 256
+        bits.
         """
         return hmac.new(self._raw, _FINGERPRINT_LABEL, hashlib.sha256).hexdigest()[:16]
 

@@ -1,4 +1,6 @@
-"""The folder of local backups, read like a store, so that a local backup is verified and restored by the same code as one in S3."""
+"""The folder of local backups, read like a store, so that a local backup is verified and restored by the same code as
+one in S3.
+"""
 
 from __future__ import annotations
 

@@ -4,13 +4,16 @@ Two files beside the replica (beside its target, where it is a symbolic link) ma
 replica must honour both:
 
 ``<replica>.duckling-lock``
-    An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one micro-batch of
+    An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one
+    micro-batch of
     a sync. The kernel releases it when the process dies. Its content, JSON, says who holds it; it is for messages only.
 
 ``<replica>.duckling-hold``
-    Present while a restore is under way, from "pause" to "resume", possibly over several processes. Nobody but its owner may take the lock
+    Present while a restore is under way, from "pause" to "resume", possibly over several processes. Nobody but its
+    owner may take the lock
     for work meanwhile. A hold names its owner and its end, and the process where it belongs to one: when that
-    process is gone (other boot, or no process of that PID and start time on this host), or its time has passed, it no longer counts.
+    process is gone (other boot, or no process of that PID and start time on this host), or its time has passed, it no
+    longer counts.
 """
 
 from __future__ import annotations
@@ -157,7 +160,9 @@ def replica_lock(
 
 @dataclass(frozen=True)
 class Hold:
-    """A replica is reserved for `owner` until `expires`; `process` is set when the hold lives and dies with one process."""
+    """A replica is reserved for `owner` until `expires`; `process` is set when the hold lives and dies with one
+    process.
+    """
 
     owner: str
     reason: str
@@ -237,7 +242,8 @@ def place_hold(
 
 
 def release_hold(replica: Path, *, owner: str | None) -> bool:
-    """Give up the hold of `owner`; False when there was none. ``owner=None`` releases anybody's: for a person who knows.
+    """Give up the hold of `owner`; False when there was none. ``owner=None`` releases anybody's: for a person who
+    knows.
 
     :raises BusyError: when the hold is somebody else's.
     """
@@ -290,7 +296,9 @@ def unheld_lock(
 
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename, fsync of the folder."""
+    """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
+    fsync of the folder.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:

@@ -1,12 +1,18 @@
-"""Putting a new file in the place of a replica, so that a crash at any point leaves the complete old or the complete new one.
+"""Putting a new file in the place of a replica, so that a crash at any point leaves the complete old or the complete
+new one.
 
-A DuckDB replica is more than its file: a write-ahead log left beside a new file is replayed into it (storage v1.0) or makes it
-unopenable (later ones). So the old file's logs go aside before the new file gets the name, and an intent journal says how
+A DuckDB replica is more than its file: a write-ahead log left beside a new file is replayed into it (storage v1.0) or
+makes it
+unopenable (later ones). So the old file's logs go aside before the new file gets the name, and an intent journal says
+how
 to finish or undo what a crash interrupted:
 
-1. the journal is written,  2. the logs are renamed aside,  3. the old file gets a second name aside (a hard link, so that the replica's own
-name is never vacant),  4. the new file is renamed over the replica: this decides,  5. what is aside is deleted, or stays when it
-is to be kept,  6. the journal is removed. Before 4, `recover` undoes; after it, `recover` completes. The folder is synced between the steps.
+1. the journal is written,  2. the logs are renamed aside,  3. the old file gets a second name aside (a hard link, so
+that the replica's own
+name is never vacant),  4. the new file is renamed over the replica: this decides,  5. what is aside is deleted, or
+stays when it
+is to be kept,  6. the journal is removed. Before 4, `recover` undoes; after it, `recover` completes. The folder is
+synced between the steps.
 
 Every function here expects its caller to hold the replica's lock.
 """
@@ -57,7 +63,7 @@ class Journal:
             raise ReplicaError(
                 "the restore journal can't be read",
                 subject=str(path),
-                hint="Compare the replica and the files named *.duckling-* beside it, keep the good one, delete this file.",
+                hint="Look at the files *.duckling-* beside the replica, keep the good one, delete this file.",
             ) from error
         old = tuple(data.pop("old_identity") or ()) or None
         wals = tuple((name, aside) for name, aside in data.pop("wals"))
@@ -112,7 +118,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        # File systems without hard links (some network and FUSE ones): the name is vacant for a moment; `recover` knows.
+        # File systems without hard links (some network and FUSE ones): the name is vacant for a moment; `recover`
+        # knows.
         os.rename(source, target)
 
 
@@ -150,9 +157,7 @@ def recover(replica: Path) -> str | None:
     return done
 
 
-def _undo(
-    folder: Path, real: Path, journal: Journal, journal_path: Path, now: tuple[int, int, int] | None
-) -> None:
+def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: tuple[int, int, int] | None) -> None:
     aside = folder / journal.aside
     if now is None and journal.old_identity is not None:
         os.rename(aside, real)

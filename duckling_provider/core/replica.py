@@ -156,7 +156,7 @@ _held: weakref.WeakSet[ReadLock] = weakref.WeakSet()
 def _drop_inherited() -> None:
     # A forked child shares the description, and the lock would live as long as the child. Closing does not unlock ours.
     for lock in list(_held):
-        lock._release()  # noqa: SLF001
+        lock._release()
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
@@ -167,8 +167,8 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
 
     :param wait: seconds to wait for others to close the file.
     :raises BusyError: somebody, writer or reader, still has it open after `wait` seconds.
-    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key), or its
-        storage version changed.
+    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key), or
+        its storage version changed.
     :raises DamagedError: DuckDB can't read the file or its WAL.
     :raises CancelledError: `control` said so; DuckDB was killed and the WAL is still there.
     """
@@ -210,7 +210,8 @@ def open_check(path: Path, *, control: Control | None = None) -> None:
 def full_scan(path: Path, *, control: Control | None = None) -> None:
     """Let DuckDB read every column of every table of `path`, in a child process. Raises as `open_check`.
 
-    Indexes are not read. A file encrypted by DuckDB passes unopened.
+    Indexes are not read, so a pass does not refute what `BlockVerifier.finish` has found with the file at hand. A file
+    encrypted by DuckDB passes unopened.
     """
     _look("scan", path, control)
 

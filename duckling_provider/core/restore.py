@@ -1,7 +1,10 @@
-"""Bringing a replica back: everything is proven on a temporary file before the replica is touched, then the file is exchanged.
+"""Bringing a replica back: everything is proven on a temporary file before the replica is touched, then the file is
+exchanged.
 
-The order is the contract's: writers are held off, the object is downloaded to a temporary file beside the replica while it is verified and
-decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it the replica's name. Whatever fails before that
+The order is the contract's: writers are held off, the object is downloaded to a temporary file beside the replica
+while it is verified and
+decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it the replica's name.
+Whatever fails before that
 leaves the replica as it was, byte for byte; a crash within it is undone or completed by the next access.
 """
 
@@ -34,7 +37,9 @@ _HOLD_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays, if asked for."""
+    """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays,
+    if asked for.
+    """
 
     key: str
     size: int
@@ -62,7 +67,8 @@ def restore_backup(
     :param before: with ``latest``: the newest backup made before that time.
     :param to: a path that does not exist yet; the replica is not touched then.
     :param keep_old: leave the old file and its write-ahead log beside the new one.
-    :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the duration.
+    :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
+        duration.
     :param wait: seconds to wait for whoever holds or writes the replica.
     :raises IntegrityError, ModeError, NotFoundError, NoSpaceError, BusyError, StoreError: the replica is as it was.
     """
@@ -77,7 +83,8 @@ def restore_backup(
         replica.parent.mkdir(parents=True, exist_ok=True)
     with _held(replica, owner, wait=wait, control=control) as holder:
         with replica_access(replica, operation="restore", owner=holder, wait=wait, control=control):
-            # Not to copy hundreds of gigabytes first and then find somebody at work; also undoes an interrupted restore.
+            # Not to copy hundreds of gigabytes first and then find somebody at work; also undoes an interrupted
+            # restore.
             with _writers_kept_out(replica, wait=wait, control=control):
                 pass
         backup = identify(database, store, resolve(database, store, key, before=before))
@@ -99,7 +106,9 @@ def _restore_elsewhere(
     database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
 ) -> tuple[int, str]:
     if to.exists() or to.is_symlink():
-        raise DucklingError("there is a file of that name already", subject=str(to), hint="Name a path that does not exist.")
+        raise DucklingError(
+            "there is a file of that name already", subject=str(to), hint="Name a path that does not exist."
+        )
     if not to.parent.is_dir():
         raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
     backup = identify(database, store, resolve(database, store, key, before=before))
@@ -134,14 +143,17 @@ def _held(replica: Path, owner: str, *, wait: float, control: Control) -> Iterat
 
 @contextlib.contextmanager
 def _writers_kept_out(path: Path, *, wait: float, control: Control) -> Iterator[None]:
-    """DuckDB's own lock on `path` against writers who know nothing of ours; readers may stay, they keep the old file."""
+    """DuckDB's own lock on `path` against writers who know nothing of ours; readers may stay, they keep the old
+    file.
+    """
     if not path.exists():
         yield
         return
     try:
         lock = ReadLock(path, wait=wait, control=control).__enter__()
     except ReplicaError:
-        # What is no DuckDB file has no DuckDB writer; replacing it is what a restore is for. Only a file can be replaced, though.
+        # What is no DuckDB file has no DuckDB writer; replacing it is what a restore is for. Only a file can be
+        # replaced, though.
         if not path.is_file():
             raise
         yield
@@ -160,9 +172,7 @@ def _writers_kept_out(path: Path, *, wait: float, control: Control) -> Iterator[
 
 
 @contextlib.contextmanager
-def _download(
-    database: Database, store: Store, backup: StoredBackup, target: Path, control: Control
-) -> Iterator[Path]:
+def _download(database: Database, store: Store, backup: StoredBackup, target: Path, control: Control) -> Iterator[Path]:
     """The backup as a complete, proven and synced file beside `target`; removed on leaving unless it was renamed."""
     new = target.with_name(target.name + NEW_SUFFIX)
     require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
@@ -178,7 +188,8 @@ def _download(
             _receive(store, backup, new, fd, control)
             yield new
         finally:
-            # Only if the name is still this very file: after a rename it is gone, and after a crash it may be another's.
+            # Only if the name is still this very file: after a rename it is gone, and after a crash it may be
+            # another's.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(new).st_ino == os.fstat(fd).st_ino:
                     new.unlink()

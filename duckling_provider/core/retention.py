@@ -1,6 +1,7 @@
 """Which old backups go. A pure function makes the plan; `clean_up` carries it out.
 
-Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the newest complete
+Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the
+newest complete
 backup stays whatever its age, so that a month of failing backups never eats the last good one.
 """
 
@@ -49,7 +50,9 @@ def plan_retention(
 
 @dataclass(frozen=True)
 class CleanupResult:
-    """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left for the next time."""
+    """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left
+    for the next time.
+    """
 
     local_deleted: tuple[str, ...]
     s3_deleted: tuple[str, ...]
@@ -109,8 +112,9 @@ def clean_up(
         if not dry_run:
             aborted = store.sweep(
                 store.prefix,
-                abandoned=lambda key, begun: parse_name(key.removeprefix(store.prefix)) is not None
-                and now - begun > ABANDONED_AFTER,
+                abandoned=lambda key, begun: (
+                    parse_name(key.removeprefix(store.prefix)) is not None and now - begun > ABANDONED_AFTER
+                ),
             )
     return CleanupResult(
         local_deleted=tuple(deleted),
@@ -124,6 +128,8 @@ def clean_up(
 
 
 def delete_backup(store: Store, key: str) -> None:
-    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without one looks like damage."""
+    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without
+    one looks like damage.
+    """
     store.delete(key)
     store.delete(key + MAC_SUFFIX)

@@ -1,13 +1,18 @@
 """A consistent local copy of a replica, and everything later steps need to know of it, from one read of the file.
 
-The copy is consistent because nobody writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own file lock keeps
-out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared after. What cannot be proven
+The copy is consistent because nobody writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own
+file lock keeps
+out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared after. What cannot
+be proven
 consistent is no snapshot.
 
-The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, the digest of each part of the
-object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the ciphertext to be, under a fresh IV.
+The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, the digest
+of each part of the
+object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the ciphertext to be, under a
+fresh IV.
 
-On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A copy without a sidecar is
+On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A copy without a
+sidecar is
 not complete and is cleaned up.
 """
 
@@ -60,8 +65,10 @@ log = logging.getLogger(__name__)
 class Snapshot:
     """A complete local backup, as its sidecar records it.
 
-    `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in each part) describe the cut
-    of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for client-aes256; `bad_blocks` lists blocks whose
+    `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in
+    each part) describe the cut
+    of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for client-aes256; `bad_blocks`
+    lists blocks whose
     checksum is wrong although DuckDB reads every table (no table refers to them).
     """
 
@@ -113,9 +120,7 @@ class Snapshot:
         data["part_digests"], data["bad_blocks"] = tuple(data["part_digests"]), tuple(data["bad_blocks"])
         snapshot = cls(path=path, **data)
         if size != snapshot.size:
-            raise DamagedError(
-                f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path)
-            )
+            raise DamagedError(f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path))
         return snapshot
 
 
@@ -232,7 +237,8 @@ def take_snapshot(
 def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | None = None) -> Snapshot:
     """The snapshot, prepared for the entry's present encryption mode, key and part size.
 
-    Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and sealed under a
+    Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and
+    sealed under a
     fresh IV; the sidecar is replaced.
 
     :raises DamagedError: when the file is no longer what the sidecar says.
@@ -242,7 +248,9 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
         return snapshot
     key = settings.encryption_key if settings.encryption == "client-aes256" else None
     wanted = plan_parts(
-        snapshot.size + lead_bytes(encrypted=key is not None), part_size=settings.part_size, max_parts=settings.max_parts
+        snapshot.size + lead_bytes(encrypted=key is not None),
+        part_size=settings.part_size,
+        max_parts=settings.max_parts,
     )
     if wanted == snapshot.plan and (key.fingerprint if key else None) == snapshot.key_fingerprint:
         return snapshot
@@ -301,7 +309,8 @@ def clear_partials(folder: Path) -> None:
             finally:
                 os.close(fd)
     for copy in folder.glob("backup-*.db"):
-        # Killed between the rename and the sidecar: nothing can be proven of such a file. A snapshot makes its sidecar under the
+        # Killed between the rename and the sidecar: nothing can be proven of such a file. A snapshot makes its sidecar
+        # under the
         # replica's lock within moments, so an old lone file is not in the making.
         if not sidecar_of(copy).exists() and time.time() - copy.stat().st_mtime > 3600:
             copy.unlink(missing_ok=True)
@@ -379,14 +388,18 @@ def _one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None
         while position < size:
             chunk = os.pread(fd, min(CHUNK, size - position), position)
             if not chunk:
-                raise SnapshotError(f"the file ended at byte {position} of {size}", hint="It was truncated while it was read.")
+                raise SnapshotError(
+                    f"the file ended at byte {position} of {size}", hint="It was truncated while it was read."
+                )
             fanout.put(chunk)
             position += len(chunk)
             control.advance(len(chunk))
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:
-    """Wrong checksums may belong to blocks that no table uses (a torn write before a crash); DuckDB has the last word."""
+    """Wrong checksums may belong to blocks that no table uses (a torn write before a crash); DuckDB has the last
+    word.
+    """
     if not report.bad_count:
         return
     blocks = ", ".join(str(block) for block in report.bad[:10])
@@ -394,9 +407,11 @@ def _judge(report: BlockReport, copy: Path, database: Database) -> None:
         full_scan(copy)
     except (DamagedError, ReplicaError) as error:
         raise DamagedError(
-            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks have a wrong checksum ({blocks}) and DuckDB says: {error.cause}",
+            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks have a wrong checksum ({blocks}) "
+            f"and DuckDB says: {error.cause}",
             subject=str(database.replica),
-            hint=f"No backup was made of it and none deleted. Restore the last good one: duckling restore {database.id} latest",
+            hint="No backup was made of it and none deleted. "
+            f"Restore the last good one: duckling restore {database.id} latest",
         ) from error
     log.warning(
         "%s: %d blocks that no table uses have a wrong checksum (%s); every table reads well",

@@ -40,7 +40,8 @@ def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(folder).free
             raise NoSpaceError(
-                f"the disk filled up while writing to {folder} ({error.strerror}): {needed} bytes are needed, {free} are free now",
+                f"the disk filled up while writing to {folder} ({error.strerror}): "
+                f"{needed} bytes are needed, {free} are free now",
                 needed=needed,
                 free=free,
                 subject=subject,

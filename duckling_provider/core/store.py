@@ -1,6 +1,7 @@
 """Where backups live, as narrow as the rest of the core needs it, and a store in memory for tests.
 
-`Store` speaks of objects and bytes; what they mean is `stored`'s business. `s3` implements it on S3, `local` on the folder of
+`Store` speaks of objects and bytes; what they mean is `stored`'s business. `s3` implements it on S3, `local` on the
+folder of
 local backups.
 """
 
@@ -25,7 +26,9 @@ OCTETS = "application/octet-stream"
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What a store says of an object: `size` in bytes, metadata names in lower case, `sse` as in the S3 API (``"aws:kms"``)."""
+    """What a store says of an object: `size` in bytes, metadata names in lower case, `sse` as in the S3 API
+    (``"aws:kms"``).
+    """
 
     key: str
     size: int
@@ -37,7 +40,9 @@ class StoredObject:
 
 
 class Body(Protocol):
-    """The bytes of an object to be: `count` parts of `part_size` bytes, the last one shorter, each readable at any time."""
+    """The bytes of an object to be: `count` parts of `part_size` bytes, the last one shorter, each readable at
+    any time.
+    """
 
     @property
     def size(self) -> int: ...
@@ -108,7 +113,8 @@ class Store(Protocol):
         """Store an object whole or not at all.
 
         :param before_visible: called when all bytes have arrived and the object is about to appear.
-        :param upload_log: where an interrupted upload is remembered, to be continued by a later call with the same body.
+        :param upload_log: where an interrupted upload is remembered, to be continued by a later call with the same
+            body.
         :returns: what the store now says of the object.
         """
 
@@ -132,10 +138,12 @@ class Store(Protocol):
 
 
 class UploadLog:
-    """What is known of an unfinished upload, in a file beside the snapshot: one JSON line of who, then one per part that arrived.
+    """What is known of an unfinished upload, in a file beside the snapshot: one JSON line of who, then one per part
+    that arrived.
 
     :param path: the file.
-    :param binding: what the upload is of. An upload is continued only under the same binding: another snapshot, key, IV, part
+    :param binding: what the upload is of. An upload is continued only under the same binding: another snapshot, key,
+        IV, part
         size or bucket starts anew.
     """
 
@@ -144,7 +152,9 @@ class UploadLog:
         self._binding = json.loads(json.dumps(dict(binding)))
 
     def load(self) -> tuple[str, dict[int, str]] | None:
-        """The upload's id and the ETags of the parts (from 0) that arrived, or None when there is nothing to continue."""
+        """The upload's id and the ETags of the parts (from 0) that arrived, or None when there is nothing to
+        continue.
+        """
         try:
             lines = self.path.read_text().splitlines()
             head = json.loads(lines[0])
@@ -166,7 +176,8 @@ class UploadLog:
         write_durably(self.path, line.encode() + b"\n")
 
     def record(self, part: int, etag: str) -> None:
-        # One write in append mode: lines of several threads never mix. Not synced: a lost line costs one part sent again.
+        # One write in append mode: lines of several threads never mix. Not synced: a lost line costs one part sent
+        # again.
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             os.write(fd, json.dumps({"part": part, "etag": etag}).encode() + b"\n")

@@ -1,8 +1,11 @@
 """What a stored backup is, decided by the object itself, and reading it back verified.
 
-The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected. Where they
-contradict each other, or the object contradicts itself, that is an error before anything is downloaded: ciphertext must never become
-a replica, and nobody may slip a plain file to someone who asked for an encrypted one. Metadata is a help, never a need: other
+The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected.
+Where they
+contradict each other, or the object contradicts itself, that is an error before anything is downloaded: ciphertext
+must never become
+a replica, and nobody may slip a plain file to someone who asked for an encrypted one. Metadata is a help, never a
+need: other
 implementations write none, and some stores forget it.
 """
 
@@ -19,7 +22,15 @@ from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, ListedBackup, ass
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
 from duckling_provider.core.crypto import IV_BYTES, CtrCipher, Mac, parse_mac
-from duckling_provider.core.errors import DamagedError, DucklingError, IntegrityError, ModeError, NotFoundError, ReplicaError, WrongKeyError
+from duckling_provider.core.errors import (
+    DamagedError,
+    DucklingError,
+    IntegrityError,
+    ModeError,
+    NotFoundError,
+    ReplicaError,
+    WrongKeyError,
+)
 from duckling_provider.core.fetch import fetch
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.passes import Fanout, Stage
@@ -40,7 +51,8 @@ def describe(
 
     :param size: bytes of the ``.db`` file.
     :param fingerprint: of the key, for client-aes256.
-    :param sha256: of the ``.db`` file in hex; only for modes without client encryption, since it would tell ciphertexts of equal files apart.
+    :param sha256: of the ``.db`` file in hex; only for modes without client encryption, since it would tell
+        ciphertexts of equal files apart.
     """
     metadata = {
         "duckling-format": _FORMAT,
@@ -59,7 +71,8 @@ def describe(
 class StoredBackup:
     """A backup that was looked at and may be read: `size` is the ``.db`` file's, `object_size` the object's, in bytes.
 
-    `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has one.
+    `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has
+    one.
     """
 
     key: str
@@ -79,7 +92,8 @@ class StoredBackup:
         control: Control | None = None,
         step: str = "download",
     ) -> BlockReport:
-        """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in order.
+        """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in
+        order.
 
         What `sink` got may be used only when this returns.
 
@@ -138,7 +152,8 @@ class StoredBackup:
                 first = following
         if not mac.matches(self.mac):
             raise IntegrityError(
-                "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to another one",
+                "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
+                "another one",
                 subject=self.key,
                 hint="Use another backup. If every backup fails, s3.encryptionKey is not the key they were made with.",
             )
@@ -205,10 +220,14 @@ def identify(database: Database, store: Store, key: str) -> StoredBackup:
     owner = metadata.get("duckling-database")
     if owner is not None and owner != database.id:
         raise ModeError(
-            f"this is a backup of the database {owner!r}", subject=subject, hint=f"Restore it with: duckling restore {owner}"
+            f"this is a backup of the database {owner!r}",
+            subject=subject,
+            hint=f"Restore it with: duckling restore {owner}",
         )
     if metadata.get("duckling-format", _FORMAT) != _FORMAT:
-        raise ModeError(f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade.")
+        raise ModeError(
+            f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
+        )
     mac = _read_mac(store, key)
     head = _read_head(store, stored)
     claimed = metadata.get("duckling-mode")
@@ -223,13 +242,15 @@ def identify(database: Database, store: Store, key: str) -> StoredBackup:
         )
     if mac is not None:
         raise ModeError(
-            "the object is a plain DuckDB file and has a .mac: it contradicts itself", subject=subject, hint="Use another backup."
+            "the object is a plain DuckDB file and has a .mac: it contradicts itself",
+            subject=subject,
+            hint="Use another backup.",
         )
     if not plain:
         raise IntegrityError(
             "the object is no DuckDB file",
             subject=subject,
-            hint="If it is encrypted, its .mac is missing and s3.encryption is not client-aes256; otherwise use another backup.",
+            hint="It may be encrypted without its .mac, under another s3.encryption; otherwise use another backup.",
         )
     size = _claimed_size(stored, lead=0, subject=subject)
     return StoredBackup(key, expected, size, stored.size, stored.etag, None, None, metadata.get("duckling-sha256"))
@@ -252,7 +273,7 @@ def _encrypted(
         raise ModeError(
             "the object is not encrypted, but s3.encryption is 'client-aes256'",
             subject=subject,
-            hint="If you trust this object (it may date from before encryption), set s3.encryption to none to restore it.",
+            hint="If you trust it (it may date from before encryption), set s3.encryption to none to restore it.",
         )
     if mac is None:
         raise IntegrityError(
@@ -264,7 +285,8 @@ def _encrypted(
     fingerprint = stored.metadata.get("duckling-key-fingerprint")
     if fingerprint is not None and fingerprint != key.fingerprint:
         raise WrongKeyError(
-            f"wrong key: it was encrypted with the key of fingerprint {fingerprint}, s3.encryptionKey has {key.fingerprint}",
+            f"wrong key: it was encrypted with the key of fingerprint {fingerprint}, "
+            f"s3.encryptionKey has {key.fingerprint}",
             subject=subject,
             hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
         )
@@ -275,7 +297,8 @@ def _encrypted(
         if fingerprint is not None:
             raise IntegrityError("its first bytes are damaged", subject=subject, hint="Use another backup.")
         raise WrongKeyError(
-            "HMAC verification would fail: decrypted with s3.encryptionKey, it is no DuckDB file, so the key is wrong (or its first bytes are damaged)",
+            "HMAC verification would fail: decrypted with s3.encryptionKey, it is no DuckDB file, so the key is wrong "
+            "(or its first bytes are damaged)",
             subject=subject,
             hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
         )

@@ -15,7 +15,9 @@ from duckling_provider.core.stored import identify, resolve
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes: ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``."""
+    """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes:
+    ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``.
+    """
 
     key: str
     mode: str

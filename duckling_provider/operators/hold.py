@@ -45,12 +45,14 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call() as control:
-            from duckling_provider.core.locks import place_hold
+            from duckling_provider.core.locks import HOLD_SUFFIX, place_hold, state_path
 
             replica = DucklingHook(self.database_id).database.replica
             if self.target_path:
                 self.log.info("%s is not touched: no need to pause anybody", replica)
                 return
+            # After the loss of a machine there may be no folder yet.
+            state_path(replica, HOLD_SUFFIX).parent.mkdir(parents=True, exist_ok=True)
             hold = place_hold(
                 replica,
                 owner=run_owner(context),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import http.client
+import http.server
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -74,6 +79,7 @@ class FinishedRun:
 
     state: str
     tasks: dict[str, str]
+    tries: dict[str, int]
     row: Any
 
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
@@ -115,14 +121,81 @@ def save_dags(airflow_db: None) -> Callable[[Any], None]:  # noqa: ARG001
 
 
 @pytest.fixture
-def run_dag(airflow_db: None) -> Callable[..., FinishedRun]:  # noqa: ARG001
-    """``run_dag(dag_id, conf=None) -> FinishedRun``: parse, save and run a generated DAG as `airflow dags test`."""
+def run_dag(airflow_db: None) -> Iterator[Callable[..., FinishedRun]]:  # noqa: ARG001
+    """``run_dag(dag_id, conf=None, folder=None) -> FinishedRun``: parse, save and run a DAG as `airflow dags test`.
 
-    def run(dag_id: str, conf: dict[str, Any] | None = None) -> FinishedRun:
-        bag = _bag()
+    Without `folder`, a generated DAG.
+    """
+
+    def run(dag_id: str, conf: dict[str, Any] | None = None, folder: Path | None = None) -> FinishedRun:
+        bag = _bag(folder)
+        assert bag.import_errors == {}
         _save(bag)  # DAGs that the database does not know fail as "not serialized"
         row = bag.dags[dag_id].test(run_conf=conf)
-        tasks = {ti.task_id: str(ti.state) for ti in row.get_task_instances()}
-        return FinishedRun(str(row.state), tasks, row)
+        rows = row.get_task_instances()
+        tasks = {ti.task_id: str(ti.state) for ti in rows}
+        return FinishedRun(str(row.state), tasks, {ti.task_id: ti.try_number for ti in rows}, row)
 
-    return run
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)  # tasks leave theirs behind, and pytest could not be ended any more
+
+
+@dataclass(frozen=True)
+class Intercepted:
+    """A request on its way to the S3 server."""
+
+    method: str
+    path: str
+    headers: http.client.HTTPMessage
+
+    @property
+    def part(self) -> int | None:
+        """The part number when this uploads one."""
+        query = parse_qs(urlsplit(self.path).query)
+        return int(query["partNumber"][0]) if self.method == "PUT" and "partNumber" in query else None
+
+    @property
+    def is_data(self) -> bool:
+        """Whether this reads a backup's bytes, more than a look at its first ones."""
+        start, _, stop = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        return self.method == "GET" and stop != "" and int(stop) - int(start) > 64 * 1024
+
+
+@pytest.fixture
+def interceptor() -> Iterator[Callable[[str, Callable[[Intercepted], None]], str]]:
+    """``interceptor(endpoint, callback) -> endpoint``: a proxy that calls back before it passes a request on."""
+    servers = []
+
+    def start(endpoint: str, callback: Callable[[Intercepted], None]) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                callback(Intercepted(self.command, self.path, self.headers))
+                upstream = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=60)
+                # With the Host of the client: it is part of what the client signed.
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                answer = upstream.getresponse()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer.read())
+                upstream.close()
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from duckling_provider.core.config import Database, Installation, load
 from duckling_provider.core.errors import ConfigError, NotFoundError
+from duckling_provider.core.fields import EntryShape, S3Shape, field_names
 from duckling_provider.core.keys import EncryptionKey
 
 KEY = "0123456789abcdef0123456789ABCDEF0123456789abcdef0123456789ABCDEF"
@@ -876,6 +878,28 @@ def test_the_module_imports_nothing_heavy() -> None:
     code = f"import sys, duckling_provider.core.config; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- the documentation --------------------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_every_example_of_the_guide_is_good_without_a_warning(site: Site) -> None:
+    examples = [
+        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert len(examples) == 6
+    for example in examples:
+        installation = site.load(example if isinstance(example, list) else [{**ENTRY, "s3": example}])
+        assert (installation.problems, installation.warnings) == ((), ())
+        assert installation.databases[0].s3 is not None
+
+
+def test_the_guide_has_every_field_and_variable() -> None:
+    described = set(re.findall(r"`(\w+)`", GUIDE.read_text()))
+    assert field_names(EntryShape) | field_names(S3Shape) <= described
+    assert {"DATA_PATH", "BACKUP_PATH", "AUTO_BACKUP", "BACKUP_INTERVAL_HOURS", "BACKUP_RETENTION_DAYS"} <= described
 
 
 # ---- properties ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,169 @@
+"""A replica that looks like a shop's: five tables, the same contents for the same size, filled by DuckDB alone.
+
+Everything that opens a replica happens in a child process (``python -m demo.replica COMMAND PATH …``), because DuckDB's
+locks belong to a process, and a file that is opened and closed by hand in the same process loses them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from demo import ROOT, DemoError
+
+#: Measured: this many rows of `events` per MB of file; the other tables follow from it.
+_EVENTS_PER_MB = 29_000
+
+# What replicas made by DuckDB 1.4 and 1.5 have by default, and the one with the nastiest trap: a WAL that belongs to
+# another state of the file is replayed without a word.
+STORAGE_VERSION = "v1.0.0"
+
+_FIRST = "Ada Ben Chloe Davi Elif Femi Greta Hugo Ines Jonas Kira Liam Mina Noor Olga Pablo Quinn Rosa Sami Tara".split()
+_LAST = (
+    "Almeida Bauer Castro Dubois Eriksen Fischer Garcia Haddad Ivanova Jansen Kowalski Lindgren Moreau Nakamura "
+    "Okafor Petrov Quiroga Rossi Schneider Tanaka Usman Vargas Weber Xu Yilmaz Zeman"
+).split()
+_CITIES = "Amsterdam Berlin Bogota Cairo Dublin Helsinki Istanbul Kyoto Lagos Lisbon Lima Lyon Oslo Porto Prague".split()
+_KINDS = "Lamp Chair Desk Kettle Bottle Backpack Notebook Speaker Headset Jacket Bicycle Tent".split()
+_LOOKS = "Amber Basalt Cobalt Coral Ivory Jade Linen Maple Onyx Pearl Rust Slate".split()
+_STATES = "paid shipped delivered delivered delivered returned".split()
+_ACTIONS = "view view view search cart checkout".split()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one table holds, whatever the order of its rows."""
+
+    name: str
+    rows: int
+    digest: str  #: 16 hex digits made of the hashes of all rows
+
+
+def make(path: Path, *, megabytes: int) -> list[Table]:
+    """Create a replica of about `megabytes` MB at `path` and say what is in it."""
+    return [Table(**table) for table in _child("make", path, megabytes)]
+
+
+def tables(path: Path) -> list[Table]:
+    """Read every value of every table.
+
+    :raises DemoError: when DuckDB can't; its own words.
+    """
+    return [Table(**table) for table in _child("tables", path)]
+
+
+def foreign_wal(path: Path) -> None:
+    """Change the replica at `path` in a way that stays in the WAL beside it, as after a crash: prices, customers."""
+    _child("foreign-wal", path)
+
+
+def _child(*arguments: object) -> Any:
+    command = [sys.executable, "-m", "demo.replica", *map(str, arguments)]
+    # Its own session: Ctrl-C goes to the demo alone, which waits for this short job before it cleans up.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            output, errors = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        raise DemoError(errors.strip() or f"demo.replica ended with {child.returncode}")
+    return json.loads(output)
+
+
+# ---- in the child ------------------------------------------------------------------------------------------
+
+
+def _pick(words: list[str], by: str) -> str:
+    """SQL that picks one of `words` by the hash of the expression `by`."""
+    return f"({words!r})[1 + (hash({by}) % {len(words)})::INTEGER]"
+
+
+def _schema(events: int) -> list[str]:
+    """The statements that make the tables; every value follows from its row's number."""
+    customers, products = max(events // 25, 10), max(events // 400, 10)
+    orders, items = max(events // 8, 10), max(events // 3, 10)
+    start = "TIMESTAMP '2023-01-01'"
+    return [
+        f"""CREATE TABLE customers AS
+            WITH named AS (SELECT i, {_pick(_FIRST, "i * 2")} AS first, {_pick(_LAST, "i * 3 + 1")} AS last
+                FROM range(1, {customers} + 1) t(i))
+            SELECT i::INTEGER AS id, first || ' ' || last AS name,
+                lower(first) || '.' || lower(last) || i || '@example.com' AS email,
+                {_pick(_CITIES, "i * 5 + 2")} AS city, {start} + to_seconds(i * 211) AS created_at FROM named""",
+        f"""CREATE TABLE products AS
+            SELECT i::INTEGER AS id, {_pick(_LOOKS, "i * 7")} || ' ' || {_pick(_KINDS, "i * 11")} || ' ' || i AS name,
+                (499 + hash(i * 13) % 49500) / 100::DECIMAL(10, 2) AS price, (hash(i * 17) % 900)::INTEGER AS stock
+            FROM range(1, {products} + 1) t(i)""",
+        f"""CREATE TABLE orders AS
+            SELECT i AS id, (1 + hash(i * 19) % {customers})::INTEGER AS customer_id,
+                {_pick(_STATES, "i * 23")} AS status, {start} + to_seconds(i * 67 + (hash(i) % 60)::BIGINT) AS ordered_at
+            FROM range(1, {orders} + 1) t(i)""",
+        f"""CREATE TABLE order_items AS
+            SELECT i AS id, 1 + i * {orders} // {items + 1} AS order_id,
+                (1 + hash(i * 29) % {products})::INTEGER AS product_id, (1 + hash(i * 31) % 5)::TINYINT AS quantity,
+                (499 + hash(i * 37) % 49500) / 100::DECIMAL(10, 2) AS price
+            FROM range(1, {items} + 1) t(i)""",
+        f"""CREATE TABLE events AS
+            SELECT md5('event ' || i)::UUID AS id, (1 + hash(i * 41) % {customers})::INTEGER AS customer_id,
+                {_pick(_ACTIONS, "i * 43")} AS action, '/products/' || (1 + hash(i * 47) % {products}) AS path,
+                md5('session ' || i // 3)::UUID AS session,
+                {start} + to_milliseconds(i * 8000 + (hash(i) % 8000)::BIGINT) AS happened_at
+            FROM range(1, {events} + 1) t(i)""",
+    ]
+
+
+def _make(path: str, megabytes: str) -> list[dict[str, Any]]:
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION '{STORAGE_VERSION}')")
+        connection.execute("USE replica")
+        for statement in _schema(_EVENTS_PER_MB * int(megabytes)):
+            connection.execute(statement)
+        connection.execute("CHECKPOINT")
+        return _tables_of(connection)
+
+
+def _tables(path: str) -> list[dict[str, Any]]:
+    with duckdb.connect(path, read_only=True) as connection:
+        return _tables_of(connection)
+
+
+def _tables_of(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    names = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY ALL").fetchall()
+    found = []
+    for (name,) in names:
+        # A sum does not depend on the order, and unlike XOR it does not forget rows that are there twice.
+        columns = ", ".join(f'"{column[0]}"' for column in connection.execute(f'DESCRIBE "{name}"').fetchall())
+        query = f'SELECT count(*), coalesce(sum(hash({columns})::HUGEINT), 0) FROM "{name}"'  # noqa: S608 - our own names
+        ((rows, total),) = connection.execute(query).fetchall()
+        found.append({"name": name, "rows": rows, "digest": f"{total % 2**64:016x}"})
+    return found
+
+
+def _foreign_wal(path: str) -> None:
+    with duckdb.connect(path) as connection:
+        connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+        connection.execute("SET wal_autocheckpoint = '1TB'")
+        connection.execute("INSERT INTO customers SELECT -i, 'Nobody', 'nobody@example.com', 'Nowhere', now()::TIMESTAMP FROM range(1, 1001) t(i)")
+        connection.execute("UPDATE products SET price = 0")
+
+
+def main() -> None:
+    command, *arguments = sys.argv[1:]
+    jobs = {"make": _make, "tables": _tables, "foreign-wal": _foreign_wal}
+    try:
+        print(json.dumps(jobs[command](*arguments)))
+    except duckdb.Error as error:
+        sys.exit(str(error).strip().splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""One multipart upload: parts in parallel, remembered as they arrive, completed or aborted.
+
+Memory: ``concurrency`` open parts, each with the buffers of its reader (see `body.SnapshotBody`); parts are never held
+whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, cast
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import DucklingError, NotFoundError, StoreError
+from duckling_provider.core.s3_errors import Translator
+from duckling_provider.core.store import Body, UploadLog
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def abort_upload(client: S3Client, translator: Translator, *, bucket: str, key: str, upload_id: str) -> None:
+    """Give up an unfinished upload; one that is already gone is fine."""
+    with contextlib.suppress(NotFoundError), translator.errors("s3:AbortMultipartUpload", key):
+        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+
+
+class MultipartUpload:
+    """The upload of one body to one key.
+
+    :param options: what ``create_multipart_upload`` is to be told of the object.
+    :param concurrency: parts under way at once.
+    :param upload_log: where the upload is remembered; None forgets it.
+    """
+
+    def __init__(
+        self,
+        client: S3Client,
+        translator: Translator,
+        *,
+        bucket: str,
+        key: str,
+        body: Body,
+        options: dict[str, Any],
+        concurrency: int,
+        upload_log: UploadLog | None,
+        control: Control,
+    ) -> None:
+        self._client, self._errors = client, translator.errors
+        self._translator = translator
+        self._bucket, self._key, self._body, self._options = bucket, key, body, options
+        self._concurrency, self._log, self._control = concurrency, upload_log, control
+        self._etags: dict[int, str] = {}
+        self._upload_id = ""
+
+    def run(self, before_visible: Callable[[], None] | None) -> None:
+        self._resume_or_begin()
+        try:
+            self._send_missing_parts()
+            if before_visible is not None:
+                before_visible()
+            self._complete()
+        except BaseException as error:
+            # A passing failure leaves the parts for the next try; everything else leaves nothing behind in the store.
+            passing = isinstance(error, StoreError) and error.retryable and self._log is not None
+            if not passing:
+                with contextlib.suppress(DucklingError):
+                    abort_upload(
+                        self._client, self._translator, bucket=self._bucket, key=self._key, upload_id=self._upload_id
+                    )
+                if self._log is not None:
+                    self._log.clear()
+            raise
+        if self._log is not None:
+            self._log.clear()
+
+    def _resume_or_begin(self) -> None:
+        remembered = self._log.load() if self._log is not None else None
+        if remembered is not None:
+            self._upload_id, logged = remembered
+            try:
+                present = self._present_parts()
+            except NotFoundError:
+                remembered = None
+            else:
+                self._etags = {
+                    part: etag for part, etag in logged.items() if present.get(part) == (etag, self._length(part))
+                }
+                self._control.advance(sum(self._length(part) for part in self._etags))
+        if remembered is None:
+            with self._errors("s3:PutObject", self._key):
+                answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key, **self._options)
+            self._upload_id = answer["UploadId"]
+            if self._log is not None:
+                self._log.begin(self._upload_id)
+
+    def _length(self, part: int) -> int:
+        return min(self._body.part_size, self._body.size - part * self._body.part_size)
+
+    def _present_parts(self) -> dict[int, tuple[str, int]]:
+        present = {}
+        with self._errors("s3:ListMultipartUploadParts", self._key):
+            for page in self._client.get_paginator("list_parts").paginate(
+                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
+            ):
+                for row in page.get("Parts", []):
+                    present[row["PartNumber"] - 1] = (row["ETag"], row["Size"])
+        return present
+
+    def _send_missing_parts(self) -> None:
+        missing = iter([part for part in range(self._body.count) if part not in self._etags])
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="duckling-upload") as pool:
+            running: set[Future[None]] = set()
+            try:
+                # Only as many parts as threads are ever under way, so a failure stops the rest at once.
+                for part in missing:
+                    running.add(pool.submit(self._send, part))
+                    if len(running) >= self._concurrency:
+                        running = _settle(running, wait_for_all=False)
+                _settle(running, wait_for_all=True)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _send(self, part: int) -> None:
+        with contextlib.closing(self._body.open(part)) as reader:
+            with self._errors("s3:PutObject", self._key, self._control):
+                answer = self._client.upload_part(
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    PartNumber=part + 1,
+                    ContentLength=self._length(part),
+                    Body=cast("Any", reader),
+                )
+        self._etags[part] = answer["ETag"]
+        if self._log is not None:
+            self._log.record(part, answer["ETag"])
+        self._control.advance(self._length(part))
+
+    def _complete(self) -> None:
+        parts = [{"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)]
+        try:
+            with self._errors("s3:PutObject", self._key):
+                self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    MultipartUpload=cast("Any", {"Parts": parts}),
+                )
+        except NotFoundError:
+            # The answer to a first try may have been lost after it had done its work: then the object is there.
+            with self._errors("s3:GetObject", self._key):
+                there = self._client.head_object(Bucket=self._bucket, Key=self._key)
+            if there["ContentLength"] != self._body.size:
+                raise
+
+
+def _settle(running: set[Future[None]], *, wait_for_all: bool) -> set[Future[None]]:
+    """Wait for one future (or all) and raise the first error; returns those still running."""
+    while running:
+        done, running = wait(running, return_when=FIRST_EXCEPTION if wait_for_all else FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        if not wait_for_all:
+            break
+    return running

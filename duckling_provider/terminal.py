@@ -1,0 +1,217 @@
+"""What a person or a script sees of a command: results on stdout, everything else on stderr, no secret on either.
+
+With `json` the result is one JSON document, errors included, and stderr stays empty but for progress bars on a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duckling_provider.core.errors import DucklingError, StoreError, human_bytes
+from duckling_provider.core.masking import MASK
+from duckling_provider.progress_log import ProgressLog
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from duckling_provider.core.control import ProgressCallback
+
+#: Seconds between two progress lines where there is no terminal.
+_SPARSE = 30.0
+#: Columns of a table that goes to a file or a pipe, where nothing may be folded or cut.
+_UNBOUNDED = 100_000
+
+
+class Terminal:
+    """Both output streams of one command.
+
+    :param json: whether the result is to be JSON.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:  # noqa: A002 - the option's name
+        self.json = json
+        self._secrets: tuple[str, ...] | None = None
+        self._live: Console | None = None
+
+    def know(self, secrets: Sequence[str]) -> None:
+        """Learn what must never be printed."""
+        self._secrets = tuple(sorted({*(self._secrets or ()), *secrets}, key=len, reverse=True))
+
+    def hide(self, text: str) -> str:
+        """`text` on one line, without control characters and secrets."""
+        for secret in self._secrets or ():
+            text = text.replace(secret, MASK)
+        return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+    # -- stdout -----------------------------------------------------------------------------------------------------
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        # Pure ASCII: the locale of a cron job must not spoil it.
+        print(json.dumps(content, indent=2))
+
+    def say(self, line: str) -> None:
+        """One line of the result for a person; nothing with `json`."""
+        if not self.json:
+            print(self.hide(line))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table with a heading; columns whose heading ends in ``>`` are right-aligned."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name in columns:
+            right = name.endswith(">")
+            table.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            # Text, not str: brackets in names are no markup.
+            table.add_row(*(Text(self.hide(cell)) for cell in row))
+        Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
+
+    # -- stderr -----------------------------------------------------------------------------------------------------
+
+    def note(self, line: str) -> None:
+        """A line beside the result; nothing with `json`."""
+        if not self.json:
+            self._error_line(line)
+
+    def info(self, line: str) -> None:
+        """What `ProgressLog` calls."""
+        self.note(line)
+
+    def warn(self, line: str) -> None:
+        self.note(f"duckling: warning: {line}")
+
+    def _error_line(self, line: str) -> None:
+        line = self.hide(line)
+        if self._live is None:
+            print(line, file=sys.stderr)
+        else:
+            self._live.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def fail(self, cause: str, hint: str | None = None, **facts: Any) -> None:
+        """Say why the command failed: one line and one for the hint, or the JSON document.
+
+        :param facts: what else the JSON document is to hold.
+        """
+        cause = self.hide(cause)
+        hint = self.hide(hint) if hint else None
+        if self.json:
+            self.document({"success": False, "error": cause, **({"hint": hint} if hint else {}), **facts})
+            return
+        self._error_line(f"duckling: {cause}")
+        if hint:
+            self._error_line(f"hint: {hint}")
+
+    def fail_with(self, error: Exception, **facts: Any) -> None:
+        """`fail` with what `error` says."""
+        self.fail(*self.explain(error), **facts)
+
+    def explain(self, error: Exception) -> tuple[str, str | None]:
+        """(cause, hint) of an error; the message of a foreign one is shown only when secrets can be told from it."""
+        if isinstance(error, DucklingError):
+            # A store's own words come last, as long as they may be.
+            return ": ".join(part for part in (error.subject, error.operation, error.cause) if part), error.hint
+        if isinstance(error, OSError) and error.strerror:
+            return ": ".join(str(part) for part in (error.filename, error.strerror) if part), None
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" at {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+        words = f": {error}" if self._secrets is not None and str(error) else ""
+        return f"unexpected {type(error).__name__}{place}{words}", "DUCKLING_DEBUG=1 shows the whole traceback."
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[ProgressCallback | None]:
+        """Where a long operation reports to: bars on a terminal, else a line now and then, with `json` nothing."""
+        if not sys.stderr.isatty():
+            yield None if self.json else ProgressLog(self, seconds=_SPARSE)
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+            self._live = console
+            try:
+                yield _Bars(progress)
+            finally:
+                self._live = None
+
+
+class _Bars:
+    """A `ProgressCallback` that draws one bar per step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        with self._lock:
+            bar = self._bars.get(step)
+            if bar is None:
+                self._bars[step] = self._progress.add_task(step, completed=done, total=total or None)
+            else:
+                self._progress.update(bar, completed=done, total=total or None)
+
+
+class LogLines(logging.Handler):
+    """Shows what the core warns of on the way, e.g. that it undid an interrupted restore."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.WARNING)
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.warn(record.getMessage())
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether it is the store that failed, so that what is here can still be shown."""
+    return isinstance(error, StoreError)
+
+
+def iso(moment: datetime) -> str:
+    """``"2025-03-01T14:32:11.482Z"``, as JavaScript's Date and the REST API write it."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(moment: datetime, *, now: datetime | None = None) -> str:
+    """``"3 h ago"``; one unit is enough to choose a backup by."""
+    seconds = ((now or datetime.now(timezone.utc)) - moment).total_seconds()
+    if seconds < 0:
+        return "in the future"
+    for length, unit, limit in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
+        if seconds < limit:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds // 86400:.0f} d ago"
+
+
+def size(count: int | None) -> str:
+    return "missing" if count is None else human_bytes(count)

@@ -1,0 +1,229 @@
+"""Every generated DAG, run by Airflow against a real S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+pytestmark = [pytest.mark.airflow, pytest.mark.server]
+
+KEY = "0123456789abcdef" * 4
+OTHER_KEY = "fedcba9876543210" * 4
+DONE = {"snapshot": "success", "upload": "success", "verify": "success", "cleanup": "success"}
+RESTORED = {"pause": "success", "restore": "success", "resume": "success"}
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def state_files(installation):
+    """What restores and holds may leave beside the replicas, the lock files apart."""
+    return sorted(p.name for p in installation.data_path.glob("*.duckling-*") if not p.name.endswith("-lock"))
+
+
+@pytest.fixture
+def shop(request, installation, s3_server, make_replica):
+    """A database of its own per test, with a replica and a client-aes256 bucket."""
+
+    class Shop:
+        id = hashlib.sha1(request.node.name.encode(), usedforsecurity=False).hexdigest()[:12]
+        bucket = s3_server.new_bucket()
+        replica = installation.replica(id)
+        backup, restore = f"duckling_backup__{id}", f"duckling_restore__{id}"
+
+        def configure(self, **fields):
+            fields = {"encryption": "client-aes256", "encryptionKey": KEY, **fields}
+            installation.write(installation.entry(self.id, s3=s3_server.s3(self.bucket, **fields)))
+
+        def change(self, seed):
+            self.replica.unlink()
+            make_replica(self.replica, seed=seed)
+
+        def objects(self):
+            listing = s3_server.client().list_objects_v2(Bucket=self.bucket)
+            return sorted(item["Key"] for item in listing.get("Contents", []))
+
+    shop = Shop()
+    shop.configure()
+    make_replica(shop.replica)
+    return shop
+
+
+@pytest.mark.parametrize("mode,overhead", [("client-aes256", 16), ("none", 0)])
+def test_a_backup_ends_in_s3_verified(shop, run_dag, s3_server, mode, overhead):
+    shop.configure(encryption=mode)
+    run = run_dag(shop.backup)
+    assert (run.state, run.tasks) == ("success", DONE)
+    upload = run.xcom("upload")
+    key = upload["key"]
+    assert key == f"{shop.id}/{run.xcom('snapshot')['key']}"
+    assert shop.objects() == ([key, key + ".mac"] if overhead else [key])
+    size = shop.replica.stat().st_size
+    stored = s3_server.client().head_object(Bucket=shop.bucket, Key=key)["ContentLength"]
+    assert stored == size + overhead
+    assert [run.xcom(task)["size"] for task in ("snapshot", "upload", "verify")] == [size] * 3
+    assert all(isinstance(run.xcom(task)["duration"], int) for task in ("snapshot", "upload", "verify"))
+    assert upload["mode"] == run.xcom("verify")["mode"] == mode
+
+
+def test_a_backup_announces_itself_by_an_asset_event(shop, run_dag):
+    run = run_dag(shop.backup)
+    extra = run.asset_extras()[shop.backup]
+    assert {name: extra[name] for name in ("key", "size", "duration")} == {
+        name: run.xcom("upload")[name] for name in ("key", "size", "duration")
+    }
+
+
+def test_finished_tasks_link_to_the_object(shop, run_dag, s3_server):
+    run = run_dag(shop.backup)
+    url = f"{s3_server.endpoint}/{shop.bucket}/{run.xcom('upload')['key']}"
+    assert [run.xcom(task, "_link_S3ObjectLink") for task in ("upload", "verify")] == [url] * 2
+
+
+def test_no_secret_is_in_any_xcom_or_rendered_template(shop, run_dag, s3_server):
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    run_dag(shop.backup)
+    run_dag(shop.restore)
+    with create_session() as session:
+        stored = [str(row.value) for row in session.scalars(select(XComModel))]
+        stored += [str(row.rendered_fields) for row in session.scalars(select(RenderedTaskInstanceFields))]
+    assert any(shop.id in text for text in stored)
+    for secret in (s3_server.secret_access_key, KEY, f"mysql-password-{shop.id}"):
+        assert not any(secret in text for text in stored)
+
+
+def test_a_database_without_s3_is_backed_up_and_restored_locally(installation, make_replica, run_dag):
+    installation.write(installation.entry("local-only"))
+    replica = make_replica(installation.replica("local-only"))
+    before = digest(replica)
+    run = run_dag("duckling_backup__local-only")
+    assert (run.state, run.tasks) == ("success", {"snapshot": "success", "cleanup": "success"})
+    name = run.xcom("snapshot")["key"]
+    assert digest(installation.backup_path / "local-only" / name) == before
+    assert run.asset_extras()["duckling_backup__local-only"]["key"] == name
+    replica.unlink()
+    run = run_dag("duckling_restore__local-only")
+    assert (run.state, run.tasks) == ("success", RESTORED)
+    assert digest(replica) == before
+
+
+def test_a_restore_by_key_brings_back_that_backup(shop, run_dag, installation):
+    first, key = digest(shop.replica), run_dag(shop.backup).xcom("upload")["key"]
+    shop.change(seed=1)
+    run_dag(shop.backup)
+    shop.change(seed=2)
+    run = run_dag(shop.restore, {"key": key})
+    assert (run.state, run.tasks) == ("success", RESTORED)
+    assert digest(shop.replica) == first
+    result = run.xcom("restore")
+    assert (result["key"], result["size"], result["kept"]) == (key, shop.replica.stat().st_size, None)
+    assert run.asset_extras()[shop.restore]["key"] == key
+    assert state_files(installation) == []
+
+
+def test_a_restore_without_conf_brings_back_the_newest_backup(shop, run_dag):
+    run_dag(shop.backup)
+    shop.change(seed=1)
+    newest = digest(shop.replica)
+    run_dag(shop.backup)
+    shop.change(seed=2)
+    assert run_dag(shop.restore).state == "success"
+    assert digest(shop.replica) == newest
+
+
+def test_a_restore_to_a_time_takes_the_newest_backup_before_it(shop, run_dag):
+    first, name = digest(shop.replica), run_dag(shop.backup).xcom("snapshot")["key"]
+    day, _, clock = name.removeprefix("backup-").removesuffix("Z.db").partition("T")
+    hour, minute, second, millis = clock.split("-")
+    moment = f"{day}T{hour}:{minute}:{second}.{int(millis):03d}999+00:00"
+    shop.change(seed=1)
+    run_dag(shop.backup)
+    assert run_dag(shop.restore, {"before": moment}).state == "success"
+    assert digest(shop.replica) == first
+
+
+def test_a_restore_elsewhere_leaves_the_replica_and_its_writers_alone(shop, run_dag, installation, tmp_path):
+    backed_up = digest(shop.replica)
+    run_dag(shop.backup)
+    shop.change(seed=1)
+    live = digest(shop.replica)
+    target = tmp_path / "elsewhere.db"
+    run = run_dag(shop.restore, {"target_path": str(target)})
+    assert (run.state, run.tasks) == ("success", RESTORED)
+    assert (digest(target), digest(shop.replica)) == (backed_up, live)
+    assert run.xcom("restore")["path"] == str(target)
+    assert state_files(installation) == []
+
+
+def test_the_old_file_is_kept_when_asked_for(shop, run_dag):
+    run_dag(shop.backup)
+    shop.change(seed=1)
+    replaced = digest(shop.replica)
+    run = run_dag(shop.restore, {"keep_old": True})
+    assert run.state == "success"
+    kept = run.xcom("restore")["kept"]
+    with open(kept, "rb") as file:
+        assert hashlib.sha256(file.read()).hexdigest() == replaced
+
+
+def test_a_restore_works_on_a_machine_that_lost_everything(shop, run_dag, installation, tmp_path):
+    backed_up = digest(shop.replica)
+    elsewhere = tmp_path / "new-disk" / "replicas" / "shop.db"
+    run_dag(shop.backup)
+    entry = installation.entry(shop.id, s3=installation.database(shop.id).entry["s3"], duckdbPath=str(elsewhere))
+    installation.write(entry)
+    run = run_dag(shop.restore)
+    assert (run.state, run.tasks) == ("success", RESTORED)
+    assert digest(elsewhere) == backed_up
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"key": "somebody-else/backup-2025-03-01T14-32-11-482Z.db"},
+        {"key": "backup-2001-01-01T00-00-00-000Z.db"},
+        {"target_path": "x.db"},
+    ],
+    ids=["outside the prefix", "missing", "relative target"],
+)
+def test_a_restore_that_asks_for_the_impossible_fails_without_retries_and_changes_nothing(shop, run_dag, conf):
+    run_dag(shop.backup)
+    before, names = digest(shop.replica), os.listdir(shop.replica.parent)
+    run = run_dag(shop.restore, conf)
+    assert (run.state, run.tasks) == ("failed", RESTORED | {"restore": "failed"})
+    assert digest(shop.replica) == before
+    assert set(os.listdir(shop.replica.parent)) <= {*names, f"{shop.replica.name}.duckling-lock"}
+
+
+def test_after_a_restore_with_the_wrong_key_the_writers_go_on_with_the_replica_as_it_was(shop, run_dag, installation):
+    run_dag(shop.backup)
+    shop.change(seed=1)
+    before = digest(shop.replica)
+    shop.configure(encryptionKey=OTHER_KEY)
+    run = run_dag(shop.restore)
+    assert (run.state, run.tasks) == ("failed", RESTORED | {"restore": "failed"})
+    assert digest(shop.replica) == before
+    assert state_files(installation) == []
+
+
+def test_credentials_come_from_an_airflow_connection(shop, run_dag, installation, s3_server, monkeypatch):
+    s3 = s3_server.s3(shop.bucket, awsConnId="backup_store")
+    del s3["accessKeyId"], s3["secretAccessKey"]
+    installation.write(installation.entry(shop.id, s3=s3))
+    login, password = s3_server.access_key_id, s3_server.secret_access_key
+    monkeypatch.setenv("AIRFLOW_CONN_BACKUP_STORE", f"aws://{login}:{password}@")
+    run = run_dag(shop.backup)
+    assert (run.state, run.tasks) == ("success", DONE)
+    assert shop.objects() == [run.xcom("upload")["key"]]
+
+
+def test_every_backup_run_makes_one_more_backup(shop, run_dag):
+    keys = [run_dag(shop.backup).xcom("upload")["key"] for _ in range(2)]
+    assert shop.objects() == sorted(keys + [f"{key}.mac" for key in keys])

@@ -1,0 +1,194 @@
+"""What tasks do beside their work: being killed, failing, hiding secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+
+import pytest
+
+from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.task_run import airflow_errors
+
+pytestmark = pytest.mark.airflow
+
+KEY = "0123456789abcdef" * 4
+
+DAG_FILE = """
+from airflow.sdk import DAG
+from duckling_provider.operators.backup import DucklingBackupOperator, DucklingCleanupOperator
+from duckling_provider.operators.restore import S3RestoreOperator
+
+with DAG("one_task", schedule=None):
+    {operator}(task_id="task", database_id="shop", {arguments})
+"""
+
+
+@pytest.fixture
+def run_task(run_dag, tmp_path):
+    """``run_task("DucklingBackupOperator", snapshot=…)``: a run of one operator alone."""
+
+    def run(operator, **arguments):
+        folder = tmp_path / "dags"
+        folder.mkdir(exist_ok=True)
+        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        (folder / "one_task.py").write_text(DAG_FILE.format(operator=operator, arguments=listed))
+        return run_dag("one_task", folder=folder)
+
+    return run
+
+
+@pytest.fixture
+def shop(installation, s3_server, make_replica):
+    """A replica of several parts and a bucket."""
+
+    class Shop:
+        bucket = s3_server.new_bucket()
+        replica = make_replica(installation.replica("shop"), rows=200_000)
+
+        def configure(self, **fields):
+            s3 = s3_server.s3(
+                self.bucket, **{"encryption": "client-aes256", "encryptionKey": KEY, "partSizeMiB": 5, **fields}
+            )
+            installation.write(installation.entry("shop", s3=s3))
+
+        def keys(self):
+            listing = s3_server.client().list_objects_v2(Bucket=self.bucket)
+            return sorted(item["Key"] for item in listing.get("Contents", []))
+
+    shop = Shop()
+    assert shop.replica.stat().st_size > 11 * 1024 * 1024
+    shop.configure()
+    return shop
+
+
+@pytest.mark.server
+def test_a_killed_upload_leaves_no_object_and_the_next_try_goes_on(
+    shop, run_task, installation, s3_server, interceptor
+):
+    from duckling_provider.core.snapshot import take_snapshot
+
+    parts = []
+
+    def kill_at_the_second_part(request):
+        if request.part is not None:
+            parts.append(request.part)
+            if len(parts) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)  # what the supervisor sends; the task runner calls on_kill
+
+    shop.configure(endpoint=interceptor(s3_server.endpoint, kill_at_the_second_part), maxConcurrency=1)
+    snapshot = take_snapshot(installation.database("shop")).filename
+    run = run_task("DucklingBackupOperator", snapshot=snapshot)
+    assert (run.state, shop.keys()) == ("failed", [])
+    assert len(parts) == 2
+    run = run_task("DucklingBackupOperator", snapshot=snapshot)
+    assert (run.state, shop.keys()) == ("success", [f"shop/{snapshot}", f"shop/{snapshot}.mac"])
+    assert parts[2:].count(1) == 0, "the first part was there already"
+
+
+@pytest.mark.server
+def test_a_killed_restore_leaves_the_replica_and_its_folder_as_they_were(
+    shop, run_task, make_replica, s3_server, interceptor, installation
+):
+    assert run_task("DucklingBackupOperator").state == "success"
+    shop.replica.unlink()
+    make_replica(shop.replica, seed=1)
+    before = hashlib.sha256(shop.replica.read_bytes()).digest()
+    names = set(os.listdir(installation.data_path))
+    killed = []
+
+    def kill_at_the_first_data(request):
+        if request.is_data and not killed:
+            killed.append(request)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    shop.configure(endpoint=interceptor(s3_server.endpoint, kill_at_the_first_data))
+    run = run_task("S3RestoreOperator")
+    assert (run.state, len(killed)) == ("failed", 1)
+    assert hashlib.sha256(shop.replica.read_bytes()).digest() == before
+    assert set(os.listdir(installation.data_path)) <= names | {"shop.db.duckling-lock"}
+
+
+@pytest.mark.server
+def test_a_backup_task_without_a_snapshot_takes_one(shop, run_task, installation):
+    run = run_task("DucklingBackupOperator")
+    key = run.xcom("task")["key"]
+    assert shop.keys() == [key, f"{key}.mac"]
+    assert (installation.backup_path / "shop" / key.removeprefix("shop/")).exists()
+
+
+def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, make_replica, run_task, monkeypatch):
+    from datetime import datetime, timezone
+
+    from duckling_provider.core.snapshot import take_snapshot
+
+    monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
+    make_replica(installation.replica("shop"))
+    installation.write(installation.entry("shop"))
+    old, new = (
+        take_snapshot(installation.database("shop"), now=moment).filename
+        for moment in (datetime(2024, 1, 1, tzinfo=timezone.utc), datetime.now(timezone.utc))
+    )
+
+    def there():
+        return {path.name for path in (installation.backup_path / "shop").glob("*.db")}
+
+    assert run_task("DucklingCleanupOperator", dry_run=True).xcom("task")["local"] == [old]
+    assert there() == {old, new}
+    assert run_task("DucklingCleanupOperator").xcom("task")["local"] == [old]
+    assert there() == {new}
+
+
+def test_only_errors_that_a_retry_can_cure_are_retried():
+    from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+    for retryable, expected in ((True, AirflowException), (False, AirflowFailException)):
+        with pytest.raises(AirflowException) as caught, airflow_errors():
+            raise DucklingError("the store is asleep", subject="shop", hint="Wake it.", retryable=retryable)
+        assert type(caught.value) is expected
+        assert str(caught.value) == "shop: the store is asleep. Wake it."
+        assert caught.value.__suppress_context__
+
+
+def test_secrets_are_masked_as_soon_as_an_entry_is_read(installation):
+    from airflow.providers.common.compat.sdk import redact
+
+    url = "mysql://user:sesame-open@db/shop"
+    s3 = {
+        "enabled": True,
+        "bucket": "b",
+        "region": "eu-west-1",
+        "accessKeyId": "AKIA",
+        "secretAccessKey": "a-secret-access-key",
+        "encryption": "client-aes256",
+        "encryptionKey": "ab12" * 16,
+    }
+    installation.write(installation.entry("shop", s3=s3, mysqlConnectionString=url))
+    assert DucklingHook("shop").database.id == "shop"
+    for secret in ("sesame-open", "a-secret-access-key", "ab12" * 16):
+        assert redact(f"<{secret}>") == "<***>"
+
+
+def test_an_unknown_or_bad_entry_is_named(installation):
+    installation.write(installation.entry("shop"), installation.entry("bad", s3={"enabled": True}))
+    with pytest.raises(NotFoundError, match='Did you mean "shop"'):
+        _ = DucklingHook("shopp").database
+    with pytest.raises(ConfigError, match="bad: s3.bucket: required"):
+        _ = DucklingHook("bad").database
+
+
+def test_a_missing_connection_is_an_error_and_not_the_machines_own_credentials(installation, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-machine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-machine")
+    s3 = {"enabled": True, "bucket": "b", "region": "eu-west-1", "awsConnId": "nowhere"}
+    installation.write(installation.entry("shop", s3=s3))
+    with pytest.raises(ConfigError, match="shop: s3.awsConnId: the Airflow connection 'nowhere' does not exist"):
+        DucklingHook("shop").store()
+
+
+def test_a_database_without_s3_has_no_store(installation):
+    installation.write(installation.entry("shop"))
+    with pytest.raises(ConfigError, match="shop: s3: "):
+        DucklingHook("shop").store()
