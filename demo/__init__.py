@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -9,3 +10,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class DemoError(Exception):
     """A step did not do what it should; the message is for people."""
+
+
+def demo_folder() -> Path:
+    """Where everything of the demo lives: ``.demo`` in the repository, or DEMO_FOLDER."""
+    return Path(os.environ.get("DEMO_FOLDER") or ROOT / ".demo").resolve()
+
+
+def quiet_environment(**more: str) -> dict[str, str]:
+    """Our environment without anything that would make Airflow, boto3 or Duckling look elsewhere, plus `more`."""
+    ours = ("AIRFLOW_", "AWS_", "BACKUP_", "RCLONE_", "DUCKLING_", "PYTHONWARNINGS")
+    names = ("AUTO_BACKUP", "DATA_PATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours) and name not in names}
+    return {**kept, **more}
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The end of a log, and where the rest is."""
+    try:
+        end = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except OSError:
+        end = []
+    return "\n".join([*(f"  {line}" for line in end), f"  (all of it: {path})"])

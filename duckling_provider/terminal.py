@@ -1,6 +1,6 @@
 """What a person or a script sees of a command: results on stdout, everything else on stderr, no secret on either.
 
-With `json` the result is one JSON document, errors included, and stderr stays empty but for progress bars on a terminal.
+With `json` the result is one JSON document, errors included, and stderr has nothing but progress bars on a terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.errors import DucklingError, StoreError, human_bytes
+from duckling_provider.core.errors import DucklingError
 from duckling_provider.core.masking import MASK
 from duckling_provider.progress_log import ProgressLog
 
@@ -38,7 +38,7 @@ class Terminal:
     :param json: whether the result is to be JSON.
     """
 
-    def __init__(self, *, json: bool = False) -> None:  # noqa: A002 - the option's name
+    def __init__(self, *, json: bool = False) -> None:
         self.json = json
         self._secrets: tuple[str, ...] | None = None
         self._live: Console | None = None
@@ -51,18 +51,18 @@ class Terminal:
         """`text` on one line, without control characters and secrets."""
         for secret in self._secrets or ():
             text = text.replace(secret, MASK)
-        return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+        return "".join(c if c.isprintable() else "?" for c in " ".join(text.splitlines()))
 
     # -- stdout -----------------------------------------------------------------------------------------------------
 
     def document(self, content: Mapping[str, Any]) -> None:
         # Pure ASCII: the locale of a cron job must not spoil it.
-        print(json.dumps(content, indent=2))
+        sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
     def say(self, line: str) -> None:
         """One line of the result for a person; nothing with `json`."""
         if not self.json:
-            print(self.hide(line))
+            sys.stdout.write(self.hide(line) + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table with a heading; columns whose heading ends in ``>`` are right-aligned."""
@@ -96,7 +96,7 @@ class Terminal:
     def _error_line(self, line: str) -> None:
         line = self.hide(line)
         if self._live is None:
-            print(line, file=sys.stderr)
+            sys.stderr.write(line + "\n")
         else:
             self._live.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -192,18 +192,15 @@ class LogLines(logging.Handler):
         self._terminal.warn(record.getMessage())
 
 
-def unreachable(error: Exception) -> bool:
-    """Whether it is the store that failed, so that what is here can still be shown."""
-    return isinstance(error, StoreError)
-
-
 def iso(moment: datetime) -> str:
     """``"2025-03-01T14:32:11.482Z"``, as JavaScript's Date and the REST API write it."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def ago(moment: datetime, *, now: datetime | None = None) -> str:
-    """``"3 h ago"``; one unit is enough to choose a backup by."""
+def ago(moment: datetime | str, *, now: datetime | None = None) -> str:
+    """``"3 h ago"``; one unit is enough to choose a backup by. `moment` is aware, or what `iso` made of one."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
     seconds = ((now or datetime.now(timezone.utc)) - moment).total_seconds()
     if seconds < 0:
         return "in the future"
@@ -211,7 +208,3 @@ def ago(moment: datetime, *, now: datetime | None = None) -> str:
         if seconds < limit:
             return f"{seconds // length:.0f} {unit} ago"
     return f"{seconds // 86400:.0f} d ago"
-
-
-def size(count: int | None) -> str:
-    return "missing" if count is None else human_bytes(count)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import IV_BYTES, CtrCipher, CtrStream
+from duckling_provider.core.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream
 from duckling_provider.core.errors import DamagedError
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.parts import PartPlan
@@ -53,7 +53,7 @@ class PartDigests:
     def _capacity(self, index: int) -> int:
         return self._plan.part_size - (self._lead if index == 0 else 0)
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: BytesLike) -> None:
         view = memoryview(chunk)
         while len(view) >= self._left:
             self._hash.update(view[: self._left])

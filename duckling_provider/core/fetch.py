@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from duckling_provider.core.control import Control
@@ -12,17 +12,19 @@ from duckling_provider.core.errors import IntegrityError, StoreError
 from duckling_provider.core.parts import MIB
 from duckling_provider.core.store import Store
 
-#: Bytes of one request. Memory: ``threads + 1`` of these, and what the consumer keeps.
+#: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
 RANGE = 4 * MIB
+#: Bytes handed on at once.
+PIECE = MIB
 THREADS = 4
 ATTEMPTS = 5
-_READ = MIB
+_READ = MIB // 4
 
 
 def fetch(
     store: Store, key: str, *, size: int, etag: str = "", control: Control | None = None, threads: int = THREADS
-) -> Generator[bytes, None, None]:
-    """The object's bytes from 0 to `size`, in order, in chunks of `RANGE`.
+) -> Generator[memoryview, None, None]:
+    """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last of each request shorter.
 
     A request that breaks off goes on where it was, up to `ATTEMPTS` times.
 
@@ -32,31 +34,39 @@ def fetch(
     """
     control = control or Control()
     with ThreadPoolExecutor(threads, thread_name_prefix="duckling-fetch") as pool:
-        window: deque[Future[bytes]] = deque()
+        window: deque[Future[memoryview]] = deque()
         try:
             for start in range(0, size, RANGE):
                 stop = min(start + RANGE, size)
                 window.append(pool.submit(_fetch_range, store, key, start, stop, etag, control))
                 if len(window) >= threads:
-                    yield window.popleft().result()
+                    yield from _pieces(window.popleft().result())
             while window:
-                yield window.popleft().result()
+                yield from _pieces(window.popleft().result())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fetch_range(store: Store, key: str, start: int, stop: int, etag: str, control: Control) -> bytes:
-    got = bytearray()
+def _pieces(data: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
+
+
+def _fetch_range(store: Store, key: str, start: int, stop: int, etag: str, control: Control) -> memoryview:
+    # Made at its full size at once: a growing buffer would be copied again and again, and be larger than needed.
+    data = bytearray(stop - start)
+    got = 0
     for attempt in range(ATTEMPTS):
         try:
-            with contextlib.closing(store.open_range(key, start + len(got), stop, etag=etag)) as stream:
-                while len(got) < stop - start:
+            with contextlib.closing(store.open_range(key, start + got, stop, etag=etag)) as stream:
+                while got < len(data):
                     control.check()
-                    piece = stream.read(min(_READ, stop - start - len(got)))
-                    if not piece:
-                        raise StoreError(f"the store sent {start + len(got)} bytes of {stop}", subject=store.url + key)
-                    got += piece
-            return bytes(got)
+                    read = stream.read(min(_READ, len(data) - got))
+                    if not read:
+                        raise StoreError(f"the store sent {start + got} bytes of {stop}", subject=store.url + key)
+                    data[got : got + len(read)] = read
+                    got += len(read)
+            return memoryview(data).toreadonly()
         except StoreError as error:
             if not error.retryable or attempt == ATTEMPTS - 1:
                 if not got and error.code in {"InvalidRange", "416"}:

@@ -9,8 +9,12 @@ import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeAlias
 
-Stage = Callable[[bytes], object]
+from duckling_provider.core.crypto import BytesLike
+
+#: Gets each chunk in order; may keep it only until it returns.
+Stage: TypeAlias = Callable[[BytesLike], object]
 
 
 class Fanout:
@@ -24,11 +28,11 @@ class Fanout:
     leaving.
     """
 
-    DEPTH = 2
+    DEPTH = 1
 
     def __init__(self, *stages: Stage) -> None:
         self._error: BaseException | None = None
-        self._queues: list[queue.Queue[bytes | None]] = [queue.Queue(self.DEPTH) for _ in stages]
+        self._queues: list[queue.Queue[BytesLike | None]] = [queue.Queue(self.DEPTH) for _ in stages]
         self._threads = [
             threading.Thread(target=self._run, args=(stage, inbox), daemon=True)
             for stage, inbox in zip(stages, self._queues, strict=True)
@@ -36,14 +40,14 @@ class Fanout:
         for thread in self._threads:
             thread.start()
 
-    def put(self, chunk: bytes) -> None:
+    def put(self, chunk: BytesLike) -> None:
         """Hand `chunk` to every stage; it must not change afterwards. Blocks while the slowest stage is behind."""
         if self._error is not None:
             raise self._error
         for inbox in self._queues:
             inbox.put(chunk)
 
-    def _run(self, stage: Stage, inbox: queue.Queue[bytes | None]) -> None:
+    def _run(self, stage: Stage, inbox: queue.Queue[BytesLike | None]) -> None:
         while (chunk := inbox.get()) is not None:
             if self._error is None:
                 try:

@@ -149,17 +149,15 @@ class ReadLock:
         if file is not None:
             file.close()
 
+    @staticmethod
+    def _drop_inherited() -> None:
+        # A forked child shares the description: the lock would live as long as the child. Closing does not unlock ours.
+        for lock in list(_held):
+            lock._release()
+
 
 _held: weakref.WeakSet[ReadLock] = weakref.WeakSet()
-
-
-def _drop_inherited() -> None:
-    # A forked child shares the description, and the lock would live as long as the child. Closing does not unlock ours.
-    for lock in list(_held):
-        lock._release()
-
-
-os.register_at_fork(after_in_child=_drop_inherited)
+os.register_at_fork(after_in_child=ReadLock._drop_inherited)
 
 
 def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = None) -> None:

@@ -36,7 +36,7 @@ from duckling_provider.core.body import PartDigests, lead_bytes
 from duckling_provider.core.catalog import backup_name, parse_name, stamp_of
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import CtrCipher, Mac, new_iv
+from duckling_provider.core.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.locks import sync_folder, write_durably
@@ -373,8 +373,8 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _writer(fd: int) -> Callable[[bytes], None]:
-    def write(chunk: bytes) -> None:
+def _writer(fd: int) -> Callable[[BytesLike], None]:
+    def write(chunk: BytesLike) -> None:
         view = memoryview(chunk)
         while view:
             view = view[os.write(fd, view) :]

@@ -21,7 +21,7 @@ from duckling_provider.core.blocks import BlockReport, BlockVerifier, has_magic
 from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import IV_BYTES, CtrCipher, Mac, parse_mac
+from duckling_provider.core.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
 from duckling_provider.core.errors import (
     DamagedError,
     DucklingError,
@@ -88,7 +88,7 @@ class StoredBackup:
         self,
         store: Store,
         *,
-        sink: Callable[[bytes], object] | None = None,
+        sink: Callable[[BytesLike], object] | None = None,
         control: Control | None = None,
         step: str = "download",
     ) -> BlockReport:
@@ -97,7 +97,8 @@ class StoredBackup:
 
         What `sink` got may be used only when this returns.
 
-        Memory: the window of `fetch` and two passes of `Fanout`: at most 12 chunks of 4 MiB.
+        Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much plain text
+        as a `Fanout` holds of pieces: about 32 MiB.
 
         :raises IntegrityError: when HMAC, SHA-256 or length are not the expected ones.
         """
@@ -132,7 +133,7 @@ class StoredBackup:
             )
         return report
 
-    def _read_encrypted(self, chunks: Iterator[bytes], stages: list[Stage], control: Control) -> None:
+    def _read_encrypted(self, chunks: Iterator[memoryview], stages: list[Stage], control: Control) -> None:
         key = self.encryption_key
         if key is None or self.mac is None:
             raise ModeError("not an encrypted backup", subject=self.key)
@@ -166,7 +167,7 @@ class _Blocks:
         self._verifier = BlockVerifier()
         self._error: DucklingError | None = None
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: BytesLike) -> None:
         if self._error is None:
             try:
                 self._verifier.update(chunk)

@@ -22,8 +22,8 @@ from duckling_provider.sensors.verify import HmacVerifySensor
 
 with DAG("verify_only", schedule=None):
     HmacVerifySensor(
-        task_id="verify", database_id="shop", key={key!r}, deferrable={deferrable}, poke_interval=0.2, timeout={timeout},
-        retries=3,
+        task_id="verify", database_id="shop", key={key!r}, deferrable={deferrable}, timeout={timeout},
+        poke_interval=0.2, retries=3,
     )
 """
 
@@ -112,7 +112,8 @@ def test_a_spoiled_backup_fails_at_once_without_retries(stored, verify, spoil):
     assert run.tries == {"verify": 1}
 
 
-def test_a_backup_that_does_not_appear_in_time_fails_without_retries(stored, verify):
+@pytest.mark.usefixtures("stored")
+def test_a_backup_that_does_not_appear_in_time_fails_without_retries(verify):
     run = verify("shop/backup-2001-01-01T00-00-00-000Z.db", timeout=0.3)
     assert (run.state, run.tasks, run.tries) == ("failed", {"verify": "failed"}, {"verify": 1})
 
@@ -157,7 +158,7 @@ def test_the_trigger_survives_the_way_through_airflows_database(stored):
     assert KEY not in json.dumps(arguments)
 
 
-def test_a_cancelled_trigger_stops_its_thread(stored, s3_server, interceptor, installation):
+def test_a_cancelled_trigger_stops_its_thread(stored, s3_server, interceptor):
     """Otherwise a triggerer that is shut down would go on reading for hours."""
     reading, released = threading.Event(), threading.Event()
 

@@ -1,0 +1,158 @@
+"""Services in the background that can be ended for certain, and only they: sessions of processes, noted in pid files.
+
+A process group is not enough: Airflow gives every running task a group of its own. All of them stay in the session that
+the service was started in, so the session is what is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo import DemoError
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    group: int
+    session: int
+    started: int  #: clock ticks after the boot; with the PID it names one process for ever
+    alive: bool  #: False for zombies
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service of a folder; what is known of it is in ``<folder>/<name>.pid``, its output in ``<folder>/<name>.log``.
+
+    The service's working folder is `folder`: that is how its processes are told from those of a stranger who got the
+    same number later.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / f"{self.name}.pid"
+
+    def run(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
+        """Run `command` to its end and return its exit status; all of it is ended when we are interrupted."""
+        try:
+            return self.start(command, environ).wait()
+        finally:
+            self.stop()
+
+    def start(self, command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start `command` in a session of its own; whatever is left of an earlier one is ended first."""
+        self.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            # Nobody has waited for it, so even if it has ended, its number is still its own.
+            note = {"pid": child.pid, "started": _process(child.pid).started, "boot": _boot()}
+            self._pid_file.write_text(json.dumps(note), encoding="utf-8")
+        except BaseException:
+            child.kill()
+            raise
+        return child
+
+    def processes(self) -> list[int]:
+        """The PIDs of all that is alive of the service."""
+        return [process.pid for process in self._alive()]
+
+    def running(self) -> bool:
+        """Whether the process that was started is alive; its children may outlive it."""
+        leader = self._noted()[0]
+        return any(process.pid == leader for process in self._alive())
+
+    def stop(self, *, patience: float = 15.0) -> bool:
+        """End the service: SIGTERM to all of it, after `patience` seconds SIGKILL.
+
+        :return: whether there was anything to end.
+        :raises DemoError: when even that left something alive.
+        """
+        had = self._signal(signal.SIGTERM)
+        if had and not self._ended(patience):
+            self._signal(signal.SIGKILL)
+            if not self._ended(10.0):
+                raise DemoError(f"{self.name} does not end; its processes: {self.processes()}")
+        self._pid_file.unlink(missing_ok=True)
+        return had
+
+    def _signal(self, number: signal.Signals) -> bool:
+        alive = self._alive()
+        for group in {process.group for process in alive}:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+        return bool(alive)
+
+    def _ended(self, patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        while self._alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _noted(self) -> tuple[int, int]:
+        """PID and start of the process that was started; (0, 0) when there is none of this boot."""
+        try:
+            note = json.loads(self._pid_file.read_text(encoding="utf-8"))
+            pid, started, boot = int(note["pid"]), int(note["started"]), note["boot"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0
+        return (pid, started) if boot == _boot() else (0, 0)
+
+    def _alive(self) -> list[_Process]:
+        leader, started = self._noted()
+        if not leader:
+            return []
+        found = [process for process in _processes() if process.session == leader and process.started >= started]
+        if any(process.pid == leader and process.started != started for process in found):
+            return []  # the number is somebody else's by now
+        return [process for process in found if process.alive and self._works_here(process.pid)]
+
+    def _works_here(self, pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/cwd").readlink() == self.folder.resolve()
+        except OSError:
+            return False
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _process(pid: int) -> _Process:
+    """See proc(5) for the fields of ``stat``; they are counted from behind the name, which may hold anything."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    fields = stat.rpartition(")")[2].split()
+    return _Process(pid, int(fields[2]), int(fields[3]), int(fields[19]), alive=fields[0] not in "ZX")
+
+
+def _processes() -> Iterator[_Process]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                yield _process(int(folder.name))

@@ -1,0 +1,148 @@
+"""The commands that only look: what is configured, whether it would work, which backups there are.
+
+Each function prints through the session's terminal and returns what `cli` needs to choose the exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from duckling_provider.core.check import CheckStep, check_database
+from duckling_provider.core.config import Database, Installation
+from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.stored import CLIENT, list_backups
+from duckling_provider.session import Session
+from duckling_provider.terminal import Terminal, ago, iso
+
+
+def show_databases(terminal: Terminal, installation: Installation) -> None:
+    """Every entry: the good ones as a table, the bad ones with what is wrong."""
+    found = [_facts(database) for database in installation.databases]
+    problems = [terminal.hide(str(problem)) for problem in installation.problems]
+    if terminal.json:
+        warnings = [terminal.hide(warning) for warning in installation.warnings]
+        terminal.document({"databases": found, "problems": problems, "warnings": warnings})
+        return
+    rows = []
+    for facts in found:
+        size, last = facts["replicaSize"], facts["lastLocalBackup"]
+        rows.append(
+            [
+                facts["id"],
+                facts["name"],
+                "missing" if size is None else human_bytes(size),
+                f"every {facts['intervalHours']:g} h" if facts["autoBackup"] else "off",
+                facts["s3"] or "-",
+                facts["encryption"] or "-",
+                ago(last["createdAt"]) if last else "never",
+            ]
+        )
+    if rows:
+        terminal.table(["ID", "NAME", "REPLICA>", "BACKUP", "S3", "ENCRYPTION", "LAST LOCAL"], rows)
+    for problem in problems:
+        terminal.say(f"BAD  {problem}")
+    if not rows and not problems:
+        terminal.note(f"{installation.settings.databases_file} has no entries")
+    for warning in installation.warnings:
+        terminal.warn(warning)
+
+
+def _facts(database: Database) -> dict[str, Any]:
+    s3 = database.s3
+    last = next(iter(list_backups(LocalBackups(database))), None)
+    return {
+        "id": database.id,
+        "name": database.name,
+        "replica": str(database.replica),
+        "replicaSize": database.replica.stat().st_size if database.replica.is_file() else None,
+        "autoBackup": database.auto_backup,
+        "intervalHours": database.interval_hours,
+        "s3": f"s3://{s3.bucket}/{s3.path_prefix}" if s3 else None,
+        "endpoint": s3.endpoint if s3 else None,
+        "encryption": s3.encryption if s3 else None,
+        "lastLocalBackup": {"filename": last.name, "size": last.size, "createdAt": iso(last.created)} if last else None,
+    }
+
+
+def check_all(
+    session: Session, databases: Sequence[Database], *, problems: Iterable[str], warnings: Iterable[str]
+) -> bool:
+    """Try each database for real, step by step, and say at once how each step went.
+
+    :param problems: what is wrong with entries that can't be tried.
+    :returns: whether every step went well; `problems` do not count.
+    """
+    terminal = session.terminal
+    problems = [terminal.hide(problem) for problem in problems]
+    found, errors = [], []
+    for database in databases:
+        terminal.say(database.id)
+        steps = []
+        for step in _steps(session, database):
+            error = terminal.hide(step.error) if step.error else None
+            steps.append({"name": step.name, "detail": terminal.hide(step.detail), "error": error})
+            terminal.say(f"  {'FAILED' if error else 'ok    '}  {step.name}: {error or step.detail}")
+            if error:
+                errors.append(f"{database.id}: {step.name}: {error}")
+        found.append({"id": database.id, "success": not any(step["error"] for step in steps), "steps": steps})
+    for problem in problems:
+        terminal.say(f"BAD  {problem}")
+    if terminal.json:
+        failures = [*problems, *errors]
+        result: dict[str, Any] = {"success": not failures}
+        if failures:
+            result["error"] = failures[0]
+        shown = [terminal.hide(warning) for warning in warnings]
+        terminal.document(result | {"databases": found, "problems": problems, "warnings": shown})
+    return not errors
+
+
+def _steps(session: Session, database: Database) -> Iterator[CheckStep]:
+    try:
+        store = session.store(database)
+    except DucklingError as error:
+        # The local half can be looked at all the same.
+        yield from (step for step in check_database(database, None) if step.name != "store")
+        yield CheckStep("store", error=str(error))
+    else:
+        yield from check_database(database, store)
+
+
+def show_backups(session: Session, database: Database) -> DucklingError | None:
+    """Local backups and those in S3, newest first.
+
+    :returns: why the store could not be listed; the local ones are shown, and the error is told, all the same.
+    """
+    terminal = session.terminal
+    local = list_backups(LocalBackups(database))
+    remote, error, needs_mac = [], None, False
+    try:
+        store = session.store(database)
+        if store is not None:
+            needs_mac = store.mode == CLIENT
+            remote = list_backups(store)
+    except DucklingError as caught:
+        error = caught
+    shown = {
+        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
+        "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],
+    }
+    if terminal.json:
+        if error is None:
+            terminal.document(shown)
+        else:
+            terminal.fail_with(error, **shown)
+        return error
+    rows = [["local", b.key, human_bytes(b.size), ago(b.created), ""] for b in local]
+    for b in remote:
+        state = "incomplete: no .mac" if needs_mac and not b.has_mac else ""
+        rows.append(["s3", b.key, human_bytes(b.size), ago(b.created), state])
+    if rows:
+        terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)
+    if error is not None:
+        terminal.fail_with(error)
+    elif not rows:
+        terminal.note(f"no backups of {database.id} yet; make one: duckling backup {database.id}")
+    return error

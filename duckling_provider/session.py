@@ -1,0 +1,156 @@
+"""One command of the command line under way: its configuration, its stores, and how a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from duckling_provider.core.catalog import LATEST, checked_key
+from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.terminal import Terminal
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from duckling_provider.core.config import Database, Installation
+    from duckling_provider.core.control import Control
+    from duckling_provider.core.s3 import Credentials
+    from duckling_provider.core.store import Store
+
+
+class UsageError(DucklingError):
+    """The command line asks for something that can't be."""
+
+
+class Stopped(BaseException):
+    """Raised by a signal when nothing can stop more gently. Like KeyboardInterrupt, it passes `except Exception`."""
+
+
+class Session:
+    """One command under way: its output, its configuration, and how to stop it."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.signal = 0
+        self._control: Control | None = None
+
+    def listen(self) -> None:
+        """Let Ctrl-C, SIGTERM and a lost terminal end the command cleanly.
+
+        What the caller has made ignored (nohup, a script's background job) stays ignored.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = not self.signal, self.signal or number
+        if not first or self._control is None:
+            raise Stopped
+        self._control.cancel()
+
+    @contextlib.contextmanager
+    def control(self) -> Iterator[Control]:
+        """For a long operation: shows its progress and stops it at a safe point."""
+        from duckling_provider.core.control import Control
+
+        with self.terminal.progress() as callback:
+            self._control = Control(callback)
+            try:
+                yield self._control
+            finally:
+                self._control = None
+
+    def installation(self) -> Installation:
+        from duckling_provider.core import config
+
+        installation = config.load()
+        for database in installation.databases:
+            self.terminal.know(database.secrets())
+        self.terminal.know(())
+        return installation
+
+    def database(self, database_id: str) -> Database:
+        """The entry that the command is about; what is odd about it is told."""
+        installation = self.installation()
+        database = self.chosen(installation, database_id)
+        for warning in self.warnings(installation, database_id):
+            self.terminal.warn(warning)
+        return database
+
+    @staticmethod
+    def chosen(installation: Installation, database_id: str) -> Database:
+        """:raises UsageError: there is no such entry.
+        :raises ConfigError: it is there but bad.
+        """
+        try:
+            return installation.database(database_id)
+        except NotFoundError as error:
+            raise UsageError(error.cause, hint=error.hint) from error
+
+    @staticmethod
+    def warnings(installation: Installation, database_id: str) -> tuple[str, ...]:
+        """Those about one entry, and those about the file."""
+        about = (f"{database_id}: ", f"{installation.settings.databases_file.name}: ")
+        return tuple(warning for warning in installation.warnings if warning.startswith(about))
+
+    def store(self, database: Database) -> Store | None:
+        """The entry's S3 store, None when it has none."""
+        if database.s3 is None:
+            return None
+        from duckling_provider.core.s3 import Credentials, open_store
+
+        if database.s3.aws_conn_id is None:
+            return open_store(database)
+        try:
+            credentials = _connection_credentials(database.id)
+        except Exception as error:
+            names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+            found = [os.environ.get(name) for name in names]
+            if not found[0] or not found[1]:
+                # Without its hint: the one below is about the day that Airflow is gone.
+                cause = error.cause if isinstance(error, DucklingError) else f"{type(error).__name__} in Airflow"
+                raise ConfigError(
+                    f"no credentials from the Airflow connection {database.s3.aws_conn_id!r}: {cause}",
+                    entry=database.id,
+                    hint=f"Without Airflow, set {' and '.join(names)} in the environment.",
+                ) from error
+            credentials = Credentials(found[0], found[1], os.environ.get("AWS_SESSION_TOKEN") or None)
+        if credentials is not None:
+            self.terminal.know([s for s in (credentials.secret_access_key, credentials.session_token) if s])
+        return open_store(database, credentials=credentials)
+
+    def source(self, database: Database, *, local: bool) -> Store:
+        """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
+        from duckling_provider.core.local import LocalBackups
+
+        store = None if local else self.store(database)
+        return LocalBackups(database) if store is None else store
+
+
+def _connection_credentials(database_id: str) -> Credentials | None:
+    """What the entry's Airflow connection holds. Importing Airflow takes seconds, so only entries that need it pay."""
+    logging.disable(logging.ERROR)
+    try:
+        # Whatever Airflow prints must not get into a JSON document.
+        with contextlib.redirect_stdout(sys.stderr):
+            from duckling_provider.hooks.duckling import DucklingHook
+
+            return DucklingHook(database_id).credentials()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def full_key(source: Store, key: str) -> str:
+    """`key` in full, refused before anything is asked of the store or the replica."""
+    if key == LATEST:
+        return key
+    try:
+        return checked_key(source.prefix, key)
+    except DucklingError as error:
+        raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
