@@ -141,23 +141,26 @@ class ReadLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        self.close()
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """Give the lock back, as leaving does; nothing when it is not held."""
         _held.discard(self)
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
-    @staticmethod
-    def _drop_inherited() -> None:
-        # A forked child shares the description: the lock would live as long as the child. Closing does not unlock ours.
-        for lock in list(_held):
-            lock._release()
-
 
 _held: weakref.WeakSet[ReadLock] = weakref.WeakSet()
-os.register_at_fork(after_in_child=ReadLock._drop_inherited)
+
+
+def _drop_inherited() -> None:
+    # A forked child shares the description, and the lock would live as long as the child. Closing does not unlock ours.
+    for lock in list(_held):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
 
 
 def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = None) -> None:
