@@ -31,4 +31,9 @@ def tail(path: Path, lines: int = 20) -> str:
         end = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
     except OSError:
         end = []
-    return "\n".join([*(f"  {line}" for line in end), f"  (all of it: {path})"])
+    return "\n".join([*(f"  {line}" for line in end), f"  (all of it: {shown(path)})"])
+
+
+def shown(path: Path) -> str:
+    """`path` as short as it gets for somebody who is in the repository."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import time
 import urllib.error
@@ -62,12 +63,16 @@ class Airflow:
 
     # ---- one command -------------------------------------------------------------------------------------------
 
-    def migrate(self) -> None:
-        """Create the metadata database.
+    def begin_migration(self) -> subprocess.Popen[bytes]:
+        """Begin to create the metadata database, in the background."""
+        return Service("migrate", self.home).start([*_AIRFLOW, "db", "migrate"], self.environment())
+
+    def finish_migration(self, migration: subprocess.Popen[bytes]) -> None:
+        """Wait until the metadata database is there.
 
         :raises DemoError: with the end of the log.
         """
-        self._run("migrate", "db", "migrate")
+        self._finished(Service("migrate", self.home), "airflow db migrate", migration.wait())
 
     def test(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> list[Task]:
         """Run a DAG once, without a scheduler, and return its tasks in the order they ran.
@@ -82,11 +87,16 @@ class Airflow:
         return tasks
 
     def _run(self, name: str, *arguments: str) -> None:
-        service = Service(name, self.home)
         # `python -m` puts the working folder on the path, and that is the home: nothing there shadows a module.
+        service = Service(name, self.home)
         status = service.run([*_AIRFLOW, *arguments], self.environment())
+        self._finished(service, f"airflow {' '.join(arguments)}", status)
+
+    @staticmethod
+    def _finished(service: Service, command: str, status: int) -> None:
+        service.stop()
         if status:
-            raise DemoError(f"airflow {' '.join(arguments)} ended with {status}\n{tail(service.log)}")
+            raise DemoError(f"{command} ended with {status}; the end of its log:\n{tail(service.log)}")
 
     def _tasks(self, dag_id: str) -> list[Task]:
         """From the metadata database: no command prints durations."""

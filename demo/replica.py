@@ -24,12 +24,16 @@ _EVENTS_PER_MB = 29_000
 # another state of the file is replayed without a word.
 STORAGE_VERSION = "v1.0.0"
 
-_FIRST = "Ada Ben Chloe Davi Elif Femi Greta Hugo Ines Jonas Kira Liam Mina Noor Olga Pablo Quinn Rosa Sami Tara".split()
+_FIRST = (
+    "Ada Ben Chloe Davi Elif Femi Greta Hugo Ines Jonas Kira Liam Mina Noor Olga Pablo Quinn Rosa Sami Tara".split()
+)
 _LAST = (
     "Almeida Bauer Castro Dubois Eriksen Fischer Garcia Haddad Ivanova Jansen Kowalski Lindgren Moreau Nakamura "
     "Okafor Petrov Quiroga Rossi Schneider Tanaka Usman Vargas Weber Xu Yilmaz Zeman"
 ).split()
-_CITIES = "Amsterdam Berlin Bogota Cairo Dublin Helsinki Istanbul Kyoto Lagos Lisbon Lima Lyon Oslo Porto Prague".split()
+_CITIES = (
+    "Amsterdam Berlin Bogota Cairo Dublin Helsinki Istanbul Kyoto Lagos Lisbon Lima Lyon Oslo Porto Prague".split()
+)
 _KINDS = "Lamp Chair Desk Kettle Bottle Backpack Notebook Speaker Headset Jacket Bicycle Tent".split()
 _LOOKS = "Amber Basalt Cobalt Coral Ivory Jade Linen Maple Onyx Pearl Rust Slate".split()
 _STATES = "paid shipped delivered delivered delivered returned".split()
@@ -152,7 +156,9 @@ def _foreign_wal(path: str) -> None:
     with duckdb.connect(path) as connection:
         connection.execute("PRAGMA disable_checkpoint_on_shutdown")
         connection.execute("SET wal_autocheckpoint = '1TB'")
-        connection.execute("INSERT INTO customers SELECT -i, 'Nobody', 'nobody@example.com', 'Nowhere', now()::TIMESTAMP FROM range(1, 1001) t(i)")
+        connection.execute(
+            "INSERT INTO customers SELECT -i, 'Nobody', 'nobody@example.com', 'Nowhere', now()::TIMESTAMP FROM range(1, 1001) t(i)"
+        )
         connection.execute("UPDATE products SET price = 0")
 
 

@@ -7,6 +7,7 @@ the service was started in, so the session is what is ended.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -138,6 +139,27 @@ class Service:
             return Path(f"/proc/{pid}/cwd").readlink() == self.folder.resolve()
         except OSError:
             return False
+
+
+def stop_all(folder: Path) -> bool:
+    """End every service that was started anywhere below `folder`; returns whether there was one."""
+    found = [Service(path.stem, path.parent).stop() for path in sorted(folder.rglob("*.pid"))]
+    return any(found)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Keep a second one away from `folder` while the block runs; the system drops the lock of whoever dies.
+
+    :raises DemoError: at once, when there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(f"another `make {what}` is at work in {folder}") from None
+        yield
 
 
 def _boot() -> str:

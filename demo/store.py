@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import DemoError, quiet_environment, tail
+from demo.databases import write_text
 from demo.service import Service
 
 REGION = "us-east-1"
@@ -80,9 +81,7 @@ class Store:
         return known
 
     def _remember(self, known: dict[str, Any]) -> None:
-        path = self.folder / "store.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(known), encoding="utf-8")
+        write_text(self.folder / "store.json", json.dumps(known))
 
 
 def free_port(wanted: int = 0) -> int:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-
+from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import DucklingError
 from duckling_provider.progress_log import ProgressLog

@@ -64,6 +64,7 @@ class CommandLine:
         return self.judged(Outcome(process.returncode, out.decode(), err.decode()))
 
     def judged(self, outcome: Outcome) -> Outcome:
+        print(outcome)  # pytest shows it when a test fails
         for text in (outcome.out, outcome.err):
             assert "Traceback" not in text
             for secret in self.secrets:
@@ -95,7 +96,7 @@ class CommandLine:
 
 
 @pytest.fixture
-def duckling(installation) -> CommandLine:
+def duckling(installation) -> CommandLine:  # noqa: ARG001 - its environment is inherited
     return CommandLine(secrets=["mysql-password"])
 
 
@@ -109,7 +110,7 @@ class Site:
     backups: Path
     write: Callable[..., None]
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
         listing = self.server.client().list_objects_v2(Bucket=self.bucket)
         return sorted(row["Key"] for row in listing.get("Contents", []))
 
@@ -145,7 +146,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert backup["key"] == f"production/{backup['filename']}"
     assert NAME.fullmatch(backup["filename"])
     assert backup["size"] == site.replica.stat().st_size
-    assert site.keys() == [backup["key"], backup["key"] + ".mac"]
+    assert site.objects() == [backup["key"], backup["key"] + ".mac"]
 
     listed = duckling("list", "production", "--json").json
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
@@ -280,7 +281,7 @@ def test_check_tries_every_step_and_leaves_nothing_behind(duckling, site):
     steps = {step["name"]: step for step in document["databases"][0]["steps"]}
     assert {"replica", "hold", "local backups", "store: list"} <= set(steps)
     assert all(step["error"] is None for step in steps.values())
-    assert site.keys() == []
+    assert site.objects() == []
     assert "ok" in duckling("check", "production").out
 
 
@@ -324,10 +325,10 @@ def test_delete_asks_on_a_terminal_and_refuses_elsewhere(duckling, site):
     assert (refused.code, "--yes" in refused.err) == (2, True)
     assert duckling("delete", "production", key, "--json").json["success"] is False
     assert duckling.on_terminal("delete", "production", key, answer="n\n").code == 1
-    assert site.keys() == [key, key + ".mac"]
+    assert site.objects() == [key, key + ".mac"]
     deleted = duckling.on_terminal("delete", "production", key, answer="y\n")
     assert (deleted.code, key in deleted.out) == (0, True)
-    assert site.keys() == []
+    assert site.objects() == []
     missing = duckling("delete", "production", key, "--yes")
     assert missing.code == 1
     assert "no such object" in missing.err
@@ -337,7 +338,7 @@ def test_delete_asks_on_a_terminal_and_refuses_elsewhere(duckling, site):
 def test_delete_refuses_what_is_no_backup_of_this_database(duckling, site, key):
     site.server.client().put_object(Bucket=site.bucket, Key="production/notes.txt", Body=b"mine")
     assert duckling("delete", "production", key, "--yes").code == 2
-    assert site.keys() == ["production/notes.txt"]
+    assert site.objects() == ["production/notes.txt"]
 
 
 def test_delete_local_leaves_the_object_alone(duckling, site):
@@ -345,7 +346,7 @@ def test_delete_local_leaves_the_object_alone(duckling, site):
     deleted = duckling("delete", "production", done["filename"], "--local", "--yes", "--json").json
     assert deleted == {"success": True, "key": done["filename"], "size": done["size"]}
     assert list(site.backups.glob("backup-*.db")) == []
-    assert done["key"] in site.keys()
+    assert done["key"] in site.objects()
 
 
 def test_cleanup_shows_its_plan_before_it_deletes(duckling, site):
@@ -426,7 +427,8 @@ def test_release_leaves_the_hold_of_a_living_process(duckling, site):
         ["--data-path", "/nowhere", "databases"],
     ],
 )
-def test_bad_usage_is_one_line_and_a_hint_and_exit_code_2(duckling, site, arguments):
+@pytest.mark.usefixtures("site")
+def test_bad_usage_is_one_line_and_a_hint_and_exit_code_2(duckling, arguments):
     plain = duckling(*arguments)
     assert (plain.code, plain.out) == (2, "")
     cause, hint = plain.err.splitlines()
@@ -438,7 +440,8 @@ def test_bad_usage_is_one_line_and_a_hint_and_exit_code_2(duckling, site, argume
     assert cause == f"duckling: {machine.json['error']}"
 
 
-def test_an_unknown_database_brings_the_nearest_one(duckling, site):
+@pytest.mark.usefixtures("site")
+def test_an_unknown_database_brings_the_nearest_one(duckling):
     assert 'Did you mean "production"?' in duckling("list", "productoin").err
 
 
@@ -472,7 +475,8 @@ def test_a_wrong_key_is_named_and_the_replica_stays(duckling, site):
     assert site.beside_the_replica() == set()
 
 
-def test_a_missing_backup_is_exit_code_1(duckling, site):
+@pytest.mark.usefixtures("site")
+def test_a_missing_backup_is_exit_code_1(duckling):
     for arguments in (["restore", "production"], ["verify", "production", "backup-2025-03-01T14-32-11-482Z.db"]):
         failed = duckling(*arguments)
         assert (failed.code, len(failed.err.splitlines()) <= 2) == (1, True)
@@ -496,7 +500,8 @@ def test_an_airflow_connection_can_be_replaced_by_the_environment(duckling, site
 # ---- terminals and signals ---------------------------------------------------------------------------------
 
 
-def test_a_terminal_gets_progress_bars_and_a_pipe_gets_the_result_only(duckling, site):
+@pytest.mark.usefixtures("site")
+def test_a_terminal_gets_progress_bars_and_a_pipe_gets_the_result_only(duckling):
     shown = duckling.on_terminal("backup", "production", "--json")
     assert shown.code == 0
     assert json.loads(shown.out)["success"] is True

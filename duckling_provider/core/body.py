@@ -1,12 +1,10 @@
 """The bytes of the object to be, at random access, made on the fly from a snapshot file.
 
 Part *i* of the object is read from the snapshot at its own offset, checked against the digest that the snapshot
-recorded, and encrypted
-with the counter that belongs to that offset. So parts can be sent in any order, by any thread, again after a failure
-or by a
-later process, and are the same bytes each time. The check comes before the first encrypted byte leaves: an IV never
-serves other bytes
-than those it was drawn for, even if somebody changed the snapshot file.
+recorded, and encrypted with the counter that belongs to that offset. So parts can be sent in any order, by any thread,
+again after a failure or by a later process, and are the same bytes each time. The check comes before the first
+encrypted byte leaves: an IV never serves other bytes than those it was drawn for, even if somebody changed the
+snapshot file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Names of backups: how a moment becomes a key, and which backup of a listing somebody means.
 
 The name is the contract's ``backup-{UTC ISO time, ':' and '.' as '-'}.db``, the same for the object and for the local
-file.
-Everything here is pure: lists and clocks come in, names go out.
+file. Everything here is pure: lists and clocks come in, names go out.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class ListedBackup:
     """One backup of a listing.
 
     `key` is the object key or local file name, `size` in bytes, `modified` the store's own time (None where there is
-    none),
-    `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too.
+    none), `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too.
     """
 
     key: str

@@ -1,9 +1,8 @@
 """The one exception family of the project.
 
 Every error says what failed (`operation`), on what (`subject`), why (`cause`) and what to do (`hint`), and whether
-trying again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command line
-into an
-exit code; nobody else needs to look at the class.
+trying again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command
+line into an exit code; nobody else needs to look at the class.
 """
 
 from __future__ import annotations

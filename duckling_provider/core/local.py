@@ -82,10 +82,10 @@ class LocalBackups:
         try:
             if fd >= 0:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The sidecar goes first: what a crash leaves is then an incomplete backup, never one that lies.
+            # The copy goes first: what a crash leaves is a sidecar without one, which is no backup.
+            path.unlink(missing_ok=True)
             for companion in companions(path):
                 companion.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
         except BlockingIOError:
             raise BusyError("it is being uploaded or restored", holder="another task", subject=str(path)) from None
         finally:

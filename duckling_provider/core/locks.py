@@ -5,15 +5,14 @@ replica must honour both:
 
 ``<replica>.duckling-lock``
     An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one
-    micro-batch of
-    a sync. The kernel releases it when the process dies. Its content, JSON, says who holds it; it is for messages only.
+    micro-batch of a sync. The kernel releases it when the process dies. Its content, JSON, says who holds it; it is
+    for messages only.
 
 ``<replica>.duckling-hold``
     Present while a restore is under way, from "pause" to "resume", possibly over several processes. Nobody but its
-    owner may take the lock
-    for work meanwhile. A hold names its owner and its end, and the process where it belongs to one: when that
-    process is gone (other boot, or no process of that PID and start time on this host), or its time has passed, it no
-    longer counts.
+    owner may take the lock for work meanwhile. A hold names its owner and its end, and the process where it belongs to
+    one: when that process is gone (other boot, or no process of that PID and start time on this host), or its time has
+    passed, it no longer counts.
 """
 
 from __future__ import annotations

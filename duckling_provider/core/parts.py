@@ -1,8 +1,7 @@
 """How an object is cut into parts: equal ones, few enough for the store, large enough for the store.
 
 S3 takes at most 10,000 parts of 5 MiB to 5 GiB (Amazon S3 User Guide, "Multipart upload limits"); some stores take
-1,000 parts only, and
-some demand that all but the last are of one size.
+1,000 parts only, and some demand that all but the last are of one size.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ class Fanout:
     """Feed chunks to several stages at once.
 
     Memory: at most ``DEPTH + 2`` chunks are alive (queued, being worked on, being made by the caller), whatever the
-    number
-    of stages, since they share them.
+    number of stages, since they share them.
 
     Used as a context manager: leaving it waits for all stages; the first error of a stage is raised by `put` or on
     leaving.

@@ -2,10 +2,8 @@
 new one.
 
 A DuckDB replica is more than its file: a write-ahead log left beside a new file is replayed into it (storage v1.0) or
-makes it
-unopenable (later ones). So the old file's logs go aside before the new file gets the name, and an intent journal says
-how
-to finish or undo what a crash interrupted:
+makes it unopenable (later ones). So the old file's logs go aside before the new file gets the name, and an intent
+journal says how to finish or undo what a crash interrupted:
 
 1. the journal is written,  2. the logs are renamed aside,  3. the old file gets a second name aside (a hard link, so
 that the replica's own
@@ -28,7 +26,7 @@ from pathlib import Path
 
 from duckling_provider.core.errors import DucklingError, ReplicaError
 from duckling_provider.core.locks import state_path, sync_folder, write_durably
-from duckling_provider.core.replica import wal_files
+from duckling_provider.core.replica import WAL_SUFFIXES, wal_files
 
 JOURNAL_SUFFIX = ".duckling-journal"
 NEW_SUFFIX = ".duckling-new"
@@ -39,10 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Journal:
-    """What a replacement is about to do. Names are relative to the replica's folder.
+    """What a replacement is about to do. `new` and `aside` are names in the replica's folder.
 
-    `old_identity` is (inode, size, mtime in ns) of the file to be replaced, None when there was none;
-    `wals` are (name, name aside) pairs.
+    `old_identity` is (inode, size, mtime in ns) of the file to be replaced, None when there was none; `wals` are
+    (path, path aside) pairs: a log may lie beside a symbolic link, in another folder.
     """
 
     new: str
@@ -98,12 +96,13 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
         aside=aside,
         keep=keep_as is not None,
         old_identity=old,
-        wals=tuple((wal.name, aside + wal.name[len(real.name) :]) for wal in wal_files(real)),
+        wals=tuple((str(wal), str(wal.with_name(aside + _wal_suffix(wal)))) for wal in wal_files(replica)),
     )
     journal_path = state_path(real, JOURNAL_SUFFIX)
     write_durably(journal_path, json.dumps(asdict(journal)).encode())
-    for name, name_aside in journal.wals:
-        os.rename(folder / name, folder / name_aside)
+    for wal, wal_aside in journal.wals:
+        os.rename(wal, wal_aside)
+        sync_folder(Path(wal).parent)
     if old is not None:
         _link(real, folder / aside)
     sync_folder(folder)
@@ -111,6 +110,10 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
     sync_folder(folder)
     _complete(folder, journal, journal_path)
     return folder / aside if keep_as and old is not None else None
+
+
+def _wal_suffix(wal: Path) -> str:
+    return next(suffix for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True) if wal.name.endswith(suffix))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -125,8 +128,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _complete(folder: Path, journal: Journal, journal_path: Path) -> None:
     if not journal.keep:
-        for name in (journal.aside, *(aside for _, aside in journal.wals)):
-            (folder / name).unlink(missing_ok=True)
+        (folder / journal.aside).unlink(missing_ok=True)
+        for _, wal_aside in journal.wals:
+            Path(wal_aside).unlink(missing_ok=True)
     sync_folder(folder)
     journal_path.unlink()
     sync_folder(folder)
@@ -168,9 +172,10 @@ def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: t
             subject=str(real),
             hint=f"Its log is {[a for _, a in journal.wals]}; decide which to keep, then delete {journal_path.name}.",
         )
-    for name, name_aside in journal.wals:
-        if (folder / name_aside).exists():
-            os.rename(folder / name_aside, folder / name)
+    for wal, wal_aside in journal.wals:
+        if Path(wal_aside).exists():
+            os.rename(wal_aside, wal)
+            sync_folder(Path(wal).parent)
     aside.unlink(missing_ok=True)
     (folder / journal.new).unlink(missing_ok=True)
     sync_folder(folder)

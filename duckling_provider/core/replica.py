@@ -11,6 +11,7 @@ locks as one would wish, but belong to the descriptor, so that nothing else in t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -54,6 +55,15 @@ def wal_files(replica: Path) -> list[Path]:
 def pending_wal(replica: Path) -> list[Path]:
     """Those of `wal_files` with something in them: the file alone lacks committed rows."""
     return [path for path in wal_files(replica) if _size(path) > 0]
+
+
+def _identities(replica: Path) -> set[tuple[str, int, int, int]]:
+    found = set()
+    for path in pending_wal(replica):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.add((str(path), status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _size(path: Path) -> int:
@@ -168,8 +178,8 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
 
     :param wait: seconds to wait for others to close the file.
     :raises BusyError: somebody, writer or reader, still has it open after `wait` seconds.
-    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key), or
-        its storage version changed.
+    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key), its
+        storage version changed, or DuckDB could replay nothing of the WAL and left it as it was.
     :raises DamagedError: DuckDB can't read the file or its WAL.
     :raises CancelledError: `control` said so; DuckDB was killed and the WAL is still there.
     """
@@ -181,6 +191,7 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
         if before.encrypted:
             _refuse_pending_wal(replica)
             return
+        wals = _identities(replica)
         answer = run_duckdb("checkpoint", replica, control)
         if answer.kind != "busy":
             break
@@ -194,6 +205,18 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
             subject=str(replica),
             operation="checkpoint",
             hint="Look for a program that attaches the replica with STORAGE_VERSION.",
+        )
+    if left := wals & _identities(replica):
+        # DuckDB takes an incomplete transaction, and damage that looks like one, for the end of the WAL. When that comes
+        # first it succeeds and touches nothing; the next writer would drop the WAL without a word.
+        names = ", ".join(sorted(Path(name).name for name, *_ in left))
+        raise ReplicaError(
+            f"has changes in {names} of which DuckDB can replay nothing",
+            subject=str(replica),
+            operation="checkpoint",
+            hint="They belong to a transaction that a killed writer had not finished, or are damaged. DuckDB ignores "
+            "them and drops them at the next write; to go on without, move them away.",
+            retryable=True,
         )
 
 

@@ -2,10 +2,9 @@
 exchanged.
 
 The order is the contract's: writers are held off, the object is downloaded to a temporary file beside the replica
-while it is verified and
-decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it the replica's name.
-Whatever fails before that
-leaves the replica as it was, byte for byte; a crash within it is undone or completed by the next access.
+while it is verified and decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it
+the replica's name. Whatever fails before that leaves the replica as it was, byte for byte; a crash within it is undone
+or completed by the next access.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ _HOLD_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays,
-    if asked for.
+    """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays, if
+    asked for.
     """
 
     key: str
@@ -99,7 +98,7 @@ def restore_backup(
                 control.check()
                 _inherit_permissions(replica, new)
                 keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
-                kept = replace_replica(new, replica, keep_as=keep_as)
+                kept = replace_replica(new, database.replica, keep_as=keep_as)
     return RestoreResult(backup.key, backup.size, int((time.monotonic() - started) * 1000), replica, kept)
 
 

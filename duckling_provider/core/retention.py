@@ -1,8 +1,7 @@
 """Which old backups go. A pure function makes the plan; `clean_up` carries it out.
 
 Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the
-newest complete
-backup stays whatever its age, so that a month of failing backups never eats the last good one.
+newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
 """
 
 from __future__ import annotations
@@ -128,8 +127,8 @@ def clean_up(
 
 
 def delete_backup(store: Store, key: str) -> None:
-    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without
-    one looks like damage.
+    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without one
+    looks like damage.
     """
     store.delete(key)
     store.delete(key + MAC_SUFFIX)

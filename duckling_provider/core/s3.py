@@ -1,10 +1,8 @@
 """A `Store` on S3 and whatever speaks its language.
 
 Stores differ where the protocol is new or optional, so only its old, common core is used: no trailing checksums
-(refused by R2, B2, older MinIO and
-others), equal parts, single deletes, no trust in a 200. What must hold is checked with HEAD afterwards, by size and by
-the
-server-side encryption that was asked for.
+(refused by R2, B2, older MinIO and others), equal parts, single deletes, no trust in a 200. What must hold is checked
+with HEAD afterwards, by size and by the server-side encryption that was asked for.
 """
 
 from __future__ import annotations

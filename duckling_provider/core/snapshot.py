@@ -1,19 +1,15 @@
 """A consistent local copy of a replica, and everything later steps need to know of it, from one read of the file.
 
 The copy is consistent because nobody writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own
-file lock keeps
-out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared after. What cannot
-be proven
-consistent is no snapshot.
+file lock keeps out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared
+after. What cannot be proven consistent is no snapshot.
 
 The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, the digest
-of each part of the
-object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the ciphertext to be, under a
-fresh IV.
+of each part of the object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the
+ciphertext to be, under a fresh IV.
 
-On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A copy without a
-sidecar is
-not complete and is cleaned up.
+On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A file without a
+sidecar is not ours and is left alone.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.core.access import replica_access
-from duckling_provider.core.blocks import BlockReport, BlockVerifier, read_header
+from duckling_provider.core.blocks import BlockReport, BlockVerifier
 from duckling_provider.core.body import PartDigests, lead_bytes
 from duckling_provider.core.catalog import backup_name, parse_name, stamp_of
 from duckling_provider.core.config import Database
@@ -43,7 +39,7 @@ from duckling_provider.core.locks import sync_folder, write_durably
 from duckling_provider.core.parts import MIB, PartPlan, plan_parts
 from duckling_provider.core.passes import Fanout, Stage
 from duckling_provider.core.replace import identity
-from duckling_provider.core.replica import ReadLock, checkpoint, full_scan, pending_wal
+from duckling_provider.core.replica import ReadLock, checkpoint, full_scan, header_of, pending_wal
 from duckling_provider.core.space import disk_errors, require_space
 
 SIDECAR_SUFFIX = ".json"
@@ -55,7 +51,6 @@ LOCK_SUFFIX = ".lock"
 CHUNK = 4 * MIB
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_HEADERS = 12288
 _CHECKPOINT_TRIES = 3
 
 log = logging.getLogger(__name__)
@@ -66,10 +61,9 @@ class Snapshot:
     """A complete local backup, as its sidecar records it.
 
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in
-    each part) describe the cut
-    of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for client-aes256; `bad_blocks`
-    lists blocks whose
-    checksum is wrong although DuckDB reads every table (no table refers to them).
+    each part) describe the cut of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for
+    client-aes256; `bad_blocks` lists blocks whose checksum is wrong although DuckDB reads every table (no table refers
+    to them).
     """
 
     path: Path
@@ -180,7 +174,7 @@ def take_snapshot(
     ):
         source = quiet.enter_context(_quiet_replica(database.replica, owner=owner, wait=wait, control=control))
         before = identity(database.replica)
-        header = read_header(os.pread(source, _HEADERS, 0))
+        header = header_of(database.replica)
         size = os.fstat(source).st_size
         cloned = _clone(source, out)
         if cloned:
@@ -206,9 +200,9 @@ def take_snapshot(
             _require_unchanged(database.replica, before)
             quiet.close()
         os.fsync(out)
-        report = verifier.finish(size)
+        with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
+            report = verifier.finish(size, file=copy)
         _judge(report, partial, database)
-        os.rename(partial, target)
         snapshot = Snapshot(
             path=target,
             database=database.id,
@@ -226,9 +220,11 @@ def take_snapshot(
             duration_ms=int((time.monotonic() - started) * 1000),
         )
         try:
+            # The sidecar first: a copy that lies here without one is somebody else's file, never a torn backup of ours.
             snapshot.save()
+            os.rename(partial, target)
         except BaseException:
-            target.unlink(missing_ok=True)
+            sidecar_of(target).unlink(missing_ok=True)
             raise
         sync_folder(folder)
         return snapshot
@@ -238,8 +234,7 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
     """The snapshot, prepared for the entry's present encryption mode, key and part size.
 
     Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and
-    sealed under a
-    fresh IV; the sidecar is replaced.
+    sealed under a fresh IV; the sidecar is replaced.
 
     :raises DamagedError: when the file is no longer what the sidecar says.
     """
@@ -308,12 +303,12 @@ def clear_partials(folder: Path) -> None:
                 partial.unlink()
             finally:
                 os.close(fd)
-    for copy in folder.glob("backup-*.db"):
-        # Killed between the rename and the sidecar: nothing can be proven of such a file. A snapshot makes its sidecar
-        # under the
-        # replica's lock within moments, so an old lone file is not in the making.
-        if not sidecar_of(copy).exists() and time.time() - copy.stat().st_mtime > 3600:
-            copy.unlink(missing_ok=True)
+    for sidecar in folder.glob(f"backup-*{SIDECAR_SUFFIX}"):
+        # Killed between the sidecar and the rename, which follow each other at once.
+        if parse_name(sidecar.with_suffix(".db").name) is not None and not sidecar.with_suffix(".db").exists():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - sidecar.stat().st_mtime > 3600:
+                    sidecar.unlink()
 
 
 def _size_of(path: Path) -> int:
@@ -325,7 +320,10 @@ def _size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def _partial_file(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
@@ -407,8 +405,8 @@ def _judge(report: BlockReport, copy: Path, database: Database) -> None:
         full_scan(copy)
     except (DamagedError, ReplicaError) as error:
         raise DamagedError(
-            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks have a wrong checksum ({blocks}) "
-            f"and DuckDB says: {error.cause}",
+            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks are missing or have a wrong "
+            f"checksum ({blocks}) and DuckDB says: {error.cause}",
             subject=str(database.replica),
             hint="No backup was made of it and none deleted. "
             f"Restore the last good one: duckling restore {database.id} latest",

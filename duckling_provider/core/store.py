@@ -1,8 +1,7 @@
 """Where backups live, as narrow as the rest of the core needs it, and a store in memory for tests.
 
 `Store` speaks of objects and bytes; what they mean is `stored`'s business. `s3` implements it on S3, `local` on the
-folder of
-local backups.
+folder of local backups.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class StoredObject:
 
 
 class Body(Protocol):
-    """The bytes of an object to be: `count` parts of `part_size` bytes, the last one shorter, each readable at
-    any time.
+    """The bytes of an object to be: `count` parts of `part_size` bytes, the last one shorter, each readable at any
+    time.
     """
 
     @property
@@ -143,8 +142,7 @@ class UploadLog:
 
     :param path: the file.
     :param binding: what the upload is of. An upload is continued only under the same binding: another snapshot, key,
-        IV, part
-        size or bucket starts anew.
+        IV, part size or bucket starts anew.
     """
 
     def __init__(self, path: Path, binding: Mapping[str, object]) -> None:

@@ -1,12 +1,9 @@
 """What a stored backup is, decided by the object itself, and reading it back verified.
 
 The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected.
-Where they
-contradict each other, or the object contradicts itself, that is an error before anything is downloaded: ciphertext
-must never become
-a replica, and nobody may slip a plain file to someone who asked for an encrypted one. Metadata is a help, never a
-need: other
-implementations write none, and some stores forget it.
+Where they contradict each other, or the object contradicts itself, that is an error before anything is downloaded:
+ciphertext must never become a replica, and nobody may slip a plain file to someone who asked for an encrypted one.
+Metadata is a help, never a need: other implementations write none, and some stores forget it.
 """
 
 from __future__ import annotations
@@ -97,8 +94,8 @@ class StoredBackup:
 
         What `sink` got may be used only when this returns.
 
-        Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much plain text
-        as a `Fanout` holds of pieces: about 32 MiB.
+        Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much
+        plain text as a `Fanout` holds of pieces: about 32 MiB.
 
         :raises IntegrityError: when HMAC, SHA-256 or length are not the expected ones.
         """

@@ -6,15 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSensorTimeout,
-    BaseSensorOperator,
-    conf,
-)
-from airflow.sdk import PokeReturnValue
+from airflow.configuration import conf
+from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
+from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink
 from duckling_provider.task_run import CoreTask

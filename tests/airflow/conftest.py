@@ -64,7 +64,7 @@ def _bag(folder: Path | None = None) -> Any:
         from airflow.models.dagbag import DagBag
 
     path = folder or DAGS
-    return DagBag(path, bundle_path=path, bundle_name="dags-folder")
+    return DagBag(path, bundle_path=path)
 
 
 @pytest.fixture

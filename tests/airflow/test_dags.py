@@ -116,7 +116,10 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
     "conf", [{"key": ""}, {"key": None}, {"before": "yesterday"}, {"target_path": 7}, {"keep_old": "perhaps"}]
 )
 def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_dags, conf):
-    from airflow.providers.common.compat.sdk import ParamValidationError
+    try:
+        from airflow.sdk.exceptions import ParamValidationError
+    except ImportError:  # Airflow 3.1
+        from airflow.exceptions import ParamValidationError
 
     installation.write(installation.entry("a", s3=S3))
     params = good_dags(parse_dags)["duckling_restore__a"].params

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
 from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.task_run import airflow_errors
@@ -147,8 +148,6 @@ def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, mak
 
 
 def test_only_errors_that_a_retry_can_cure_are_retried():
-    from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-
     for retryable, expected in ((True, AirflowException), (False, AirflowFailException)):
         with pytest.raises(AirflowException) as caught, airflow_errors():
             raise DucklingError("the store is asleep", subject="shop", hint="Wake it.", retryable=retryable)
@@ -158,7 +157,7 @@ def test_only_errors_that_a_retry_can_cure_are_retried():
 
 
 def test_secrets_are_masked_as_soon_as_an_entry_is_read(installation):
-    from airflow.providers.common.compat.sdk import redact
+    from airflow.sdk._shared.secrets_masker import redact
 
     url = "mysql://user:sesame-open@db/shop"
     s3 = {

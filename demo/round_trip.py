@@ -1,0 +1,212 @@
+"""The main job without a person: a replica is backed up by Airflow, damaged, and restored by Airflow."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from demo import ROOT, DemoError, damage, replica, shown
+from demo.airflow import Airflow, Task
+from demo.databases import write_databases
+from demo.screen import Screen, Step
+from demo.service import stop_all
+from demo.store import Store
+
+DATABASE = "shop"
+BACKUP_DAG, RESTORE_DAG = f"duckling_backup__{DATABASE}", f"duckling_restore__{DATABASE}"
+#: The replica, its local backup, the object, a copy for the foreign WAL, and the restore's temporary file.
+_COPIES = 5
+_AIRFLOW_BYTES = 200_000_000
+
+
+def run(folder: Path, *, megabytes: int, screen: Screen) -> None:
+    """The whole demo in `folder`, which is emptied first; nothing is left running, whatever happens.
+
+    :raises DemoError: when a step does not do what it should.
+    """
+    _clear(folder, megabytes)
+    with ExitStack() as stack:
+        stack.callback(_end, folder)
+        _Demo(folder, screen).run(megabytes)
+    took = f"{screen.seconds:.0f} s"
+    screen.say(f"\nDone in {took}; nothing is left running. Logs, store and replica: {shown(folder)}")
+
+
+def _end(folder: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # impatience must not leave anything running
+    stop_all(folder)
+
+
+def _clear(folder: Path, megabytes: int) -> None:
+    stop_all(folder)  # a demo that was killed may have left something
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    needed, free = _COPIES * megabytes * 1_000_000 + _AIRFLOW_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise DemoError(
+            f"needs {_size(needed)} of disk in {folder}, {_size(free)} are free; DEMO_SIZE_MB={megabytes} can be less"
+        )
+
+
+class _Demo:
+    def __init__(self, folder: Path, screen: Screen) -> None:
+        self.folder, self.screen = folder, screen
+        self.data = folder / "data"
+        self.replica = self.data / f"{DATABASE}.db"
+        self.store = Store(folder / "store")
+        self.airflow = Airflow(folder / "airflow", self.data)
+
+    def run(self, megabytes: int) -> None:
+        self.screen.title("Duckling: a DuckDB replica goes to S3 and comes back, run by Airflow")
+        before, digest = self._set_up(megabytes)
+        key = self._back_up()
+        self._damage(before)
+        self._restore(key)
+        self._compare(before, digest)
+
+    def _set_up(self, megabytes: int) -> tuple[list[replica.Table], str]:
+        self.data.mkdir()
+        with self.screen.step("Store", "starting an S3-compatible server") as step:
+            where = self.store.start()
+            step.result = f"rclone serve s3 at {where['endpoint']}, data on disk"
+        migration = self.airflow.begin_migration()  # while the replica is made: neither needs the other
+        with self.screen.step("Replica", f"filling {self.replica.name}") as step:
+            before = replica.make(self.replica, megabytes=megabytes)
+            digest = _sha256(self.replica)
+            rows = sum(table.rows for table in before)
+            step.result = f"{self.replica.name}: {len(before)} tables, {rows:,} rows, {_file_size(self.replica)}"
+        with self.screen.step("Configuration", "writing databases.json") as step:
+            s3 = {**where, "encryption": "client-aes256", "encryptionKey": secrets.token_hex(32)}
+            write_databases(
+                self.data, [{"id": DATABASE, "name": "Shop", "duckdbPath": f"data/{DATABASE}.db", "s3": s3}]
+            )
+            step.result = "databases.json: client-aes256 with a fresh key"
+        with self.screen.step("Airflow", "creating its metadata database") as step:
+            self.airflow.finish_migration(migration)
+            step.result = f"Airflow {importlib.metadata.version('apache-airflow')} with a home of its own"
+        return before, digest
+
+    def _back_up(self) -> str:
+        self._dag("Backup", BACKUP_DAG)
+        with self.screen.step("Listing", f"duckling list {DATABASE}") as step:
+            listed = json.loads(self._duckling("list", DATABASE, "--json").stdout)
+            step.note(self._duckling("list", DATABASE).stdout.rstrip())
+            if len(listed["s3"]) != 1:
+                raise DemoError(f"expected one backup in S3, found {listed['s3']}")
+        key: str = listed["s3"][0]["key"]
+        return key
+
+    def _damage(self, before: list[replica.Table]) -> None:
+        scratch, wal = self.folder / "scratch", damage.wal_of(self.replica)
+        with self.screen.step("Damage", f"spoiling {self.replica.name}") as step:
+            foreign = damage.make_foreign_wal(self.replica, scratch)
+            backup = next((self.data / "backups" / DATABASE).glob("*.db"))
+            naive = damage.naive_restore(backup, foreign, scratch)
+            spoiled, of = damage.overwrite_blocks(self.replica)
+            refused = self._duckling("backup", DATABASE, fails=True)
+            foreign.rename(wal)
+            scratch.rmdir()
+            step.result = f"{spoiled} of {of} blocks overwritten, and a WAL of another state left beside the file"
+            step.note(f"DuckDB: {self._unreadable()}")
+            step.note(f"duckling backup {DATABASE}: {_last_line(refused.stderr)}")
+            step.note(f"the backup just copied back beside that WAL: {_differences(before, naive)}")
+
+    def _unreadable(self) -> str:
+        try:
+            replica.tables(self.replica)
+        except DemoError as error:
+            return str(error)
+        raise DemoError("DuckDB read every value of the damaged replica without complaint")
+
+    def _restore(self, key: str) -> None:
+        self._dag("Restore", RESTORE_DAG, {"key": key})
+
+    def _compare(self, before: list[replica.Table], digest: str) -> None:
+        with self.screen.step("Comparison", "reading every value of every table") as step:
+            after = {table.name: table for table in replica.tables(self.replica)}
+            wrong = [table.name for table in before if after.get(table.name) != table]
+            if wrong or len(after) != len(before):
+                raise DemoError(f"not what they were before: {', '.join(wrong) or ', '.join(after)}")
+            if damage.wal_of(self.replica).exists():
+                raise DemoError("the foreign WAL still lies beside the replica")
+            if _sha256(self.replica) != digest:
+                raise DemoError("every table is as it was, but the file is not the same")
+            step.result = "every table is what it was, and so is every byte of the file"
+        self.screen.table(
+            ("table", "rows", "content before", "content after", ""),
+            [(old.name, f"{old.rows:,}", old.digest, after[old.name].digest, "same") for old in before],
+        )
+
+    # ---- the two commands that do the work -------------------------------------------------------------------
+
+    def _dag(self, label: str, dag_id: str, conf: Mapping[str, Any] | None = None) -> None:
+        shown = f"airflow dags test {dag_id}"
+        if conf:
+            shown += f" --conf {shlex.quote(json.dumps(conf))}"
+        with self.screen.step(label, shown) as step:
+            _show_tasks(step, self.airflow.test(dag_id, conf))
+
+    def _duckling(self, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        """The command ``duckling``; `fails` tells that it must."""
+        command = [sys.executable, "-m", "duckling_provider.cli", *arguments]
+        done = subprocess.run(
+            command, env=self.airflow.environment(), capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        if bool(done.returncode) is not fails:
+            told = done.stdout + done.stderr
+            raise DemoError(f"duckling {' '.join(arguments)} ended with {done.returncode}:\n{told}")
+        return done
+
+
+def _show_tasks(step: Step, tasks: list[Task]) -> None:
+    step.note(" · ".join(f"{task.name} {task.seconds:.1f} s" for task in tasks))
+
+
+def _differences(before: list[replica.Table], naive: list[replica.Table]) -> str:
+    """In words, for people."""
+    found = {table.name: table for table in naive}
+    told = []
+    for table in before:
+        other = found.get(table.name)
+        if other is None:
+            told.append(f"{table.name} is missing")
+        elif other.rows != table.rows:
+            told.append(f"{other.rows - table.rows:+,} rows in {table.name}")
+        elif other.digest != table.digest:
+            told.append(f"other values in {table.name}")
+    if not told:
+        raise DemoError("the foreign WAL does no harm, so the restore proves nothing")
+    return ", ".join(told)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _file_size(path: Path) -> str:
+    return _size(path.stat().st_size)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB"
