@@ -1,4 +1,4 @@
-"""What must not happen to a replica, on purpose: blocks overwritten, and a WAL beside it that belongs to another state."""
+"""What must not happen to a replica, on purpose: blocks overwritten, and a WAL beside it of another state."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import duckdb
@@ -24,20 +26,28 @@ _EVENTS_PER_MB = 29_000
 # another state of the file is replayed without a word.
 STORAGE_VERSION = "v1.0.0"
 
-_FIRST = (
-    "Ada Ben Chloe Davi Elif Femi Greta Hugo Ines Jonas Kira Liam Mina Noor Olga Pablo Quinn Rosa Sami Tara".split()
-)
-_LAST = (
-    "Almeida Bauer Castro Dubois Eriksen Fischer Garcia Haddad Ivanova Jansen Kowalski Lindgren Moreau Nakamura "
-    "Okafor Petrov Quiroga Rossi Schneider Tanaka Usman Vargas Weber Xu Yilmaz Zeman"
-).split()
-_CITIES = (
-    "Amsterdam Berlin Bogota Cairo Dublin Helsinki Istanbul Kyoto Lagos Lisbon Lima Lyon Oslo Porto Prague".split()
-)
-_KINDS = "Lamp Chair Desk Kettle Bottle Backpack Notebook Speaker Headset Jacket Bicycle Tent".split()
-_LOOKS = "Amber Basalt Cobalt Coral Ivory Jade Linen Maple Onyx Pearl Rust Slate".split()
-_STATES = "paid shipped delivered delivered delivered returned".split()
-_ACTIONS = "view view view search cart checkout".split()
+
+# fmt: off
+_WORDS: dict[str, list[str]] = {
+    "first": [
+        "Ada", "Ben", "Chloe", "Davi", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas",
+        "Kira", "Liam", "Mina", "Noor", "Olga", "Pablo", "Quinn", "Rosa", "Sami", "Tara",
+    ],
+    "last": [
+        "Almeida", "Bauer", "Castro", "Dubois", "Eriksen", "Fischer", "Garcia", "Haddad", "Ivanova", "Jansen", "Kowalski",
+        "Lindgren", "Moreau", "Nakamura", "Okafor", "Petrov", "Quiroga", "Rossi", "Schneider", "Tanaka", "Usman", "Vargas",
+        "Weber", "Xu", "Yilmaz", "Zeman",
+    ],
+    "cities": [
+        "Amsterdam", "Berlin", "Bogota", "Cairo", "Dublin", "Helsinki", "Istanbul", "Kyoto", "Lagos", "Lisbon", "Lima",
+        "Lyon", "Oslo", "Porto", "Prague",
+    ],
+    "kinds": ["Lamp", "Chair", "Desk", "Kettle", "Bottle", "Backpack", "Notebook", "Speaker", "Jacket", "Bicycle", "Tent"],
+    "looks": ["Amber", "Basalt", "Cobalt", "Coral", "Ivory", "Jade", "Linen", "Maple", "Onyx", "Pearl", "Rust", "Slate"],
+    "states": ["paid", "shipped", "delivered", "delivered", "delivered", "returned"],
+    "actions": ["view", "view", "view", "search", "cart", "checkout"],
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -86,51 +96,56 @@ def _child(*arguments: object) -> Any:
 # ---- in the child ------------------------------------------------------------------------------------------
 
 
-def _pick(words: list[str], by: str) -> str:
-    """SQL that picks one of `words` by the hash of the expression `by`."""
-    return f"({words!r})[1 + (hash({by}) % {len(words)})::INTEGER]"
+# Lists of words are the same in Python and in SQL; `Template` puts them in.
+_SQL = """
+CREATE TABLE customers AS
+    WITH named AS (
+        SELECT i, pick($first, i * 2) AS first, pick($last, i * 3) AS last FROM range(1, $customers + 1) t(i)
+    )
+    SELECT i::INTEGER AS id, first || ' ' || last AS name, lower(first || '.' || last) || i || '@example.com' AS email,
+        pick($cities, i * 5) AS city, TIMESTAMP '2023-01-01' + to_seconds(i * 211) AS created_at
+    FROM named;
+CREATE TABLE products AS
+    SELECT i::INTEGER AS id, pick($looks, i * 7) || ' ' || pick($kinds, i * 11) || ' ' || i AS name,
+        price(i * 13) AS price, upto(900, i * 17)::INTEGER AS stock
+    FROM range(1, $products + 1) t(i);
+CREATE TABLE orders AS
+    SELECT i AS id, upto($customers, i * 19)::INTEGER AS customer_id, pick($states, i * 23) AS status,
+        TIMESTAMP '2023-01-01' + to_seconds(i * 67 + upto(60, i)) AS ordered_at
+    FROM range(1, $orders + 1) t(i);
+CREATE TABLE order_items AS
+    SELECT i AS id, 1 + i * $orders // ($items + 1) AS order_id, upto($products, i * 29)::INTEGER AS product_id,
+        upto(5, i * 31)::TINYINT AS quantity, price(i * 37) AS price
+    FROM range(1, $items + 1) t(i);
+CREATE TABLE events AS
+    SELECT md5('event ' || i)::UUID AS id, upto($customers, i * 41)::INTEGER AS customer_id,
+        pick($actions, i * 43) AS action, '/products/' || upto($products, i * 47) AS path,
+        md5('session ' || i // 3)::UUID AS session,
+        TIMESTAMP '2023-01-01' + to_milliseconds(i * 8000 + upto(8000, i)) AS happened_at
+    FROM range(1, $events + 1) t(i);
+"""
 
-
-def _schema(events: int) -> list[str]:
-    """The statements that make the tables; every value follows from its row's number."""
-    customers, products = max(events // 25, 10), max(events // 400, 10)
-    orders, items = max(events // 8, 10), max(events // 3, 10)
-    start = "TIMESTAMP '2023-01-01'"
-    return [
-        f"""CREATE TABLE customers AS
-            WITH named AS (SELECT i, {_pick(_FIRST, "i * 2")} AS first, {_pick(_LAST, "i * 3 + 1")} AS last
-                FROM range(1, {customers} + 1) t(i))
-            SELECT i::INTEGER AS id, first || ' ' || last AS name,
-                lower(first) || '.' || lower(last) || i || '@example.com' AS email,
-                {_pick(_CITIES, "i * 5 + 2")} AS city, {start} + to_seconds(i * 211) AS created_at FROM named""",
-        f"""CREATE TABLE products AS
-            SELECT i::INTEGER AS id, {_pick(_LOOKS, "i * 7")} || ' ' || {_pick(_KINDS, "i * 11")} || ' ' || i AS name,
-                (499 + hash(i * 13) % 49500) / 100::DECIMAL(10, 2) AS price, (hash(i * 17) % 900)::INTEGER AS stock
-            FROM range(1, {products} + 1) t(i)""",
-        f"""CREATE TABLE orders AS
-            SELECT i AS id, (1 + hash(i * 19) % {customers})::INTEGER AS customer_id,
-                {_pick(_STATES, "i * 23")} AS status, {start} + to_seconds(i * 67 + (hash(i) % 60)::BIGINT) AS ordered_at
-            FROM range(1, {orders} + 1) t(i)""",
-        f"""CREATE TABLE order_items AS
-            SELECT i AS id, 1 + i * {orders} // {items + 1} AS order_id,
-                (1 + hash(i * 29) % {products})::INTEGER AS product_id, (1 + hash(i * 31) % 5)::TINYINT AS quantity,
-                (499 + hash(i * 37) % 49500) / 100::DECIMAL(10, 2) AS price
-            FROM range(1, {items} + 1) t(i)""",
-        f"""CREATE TABLE events AS
-            SELECT md5('event ' || i)::UUID AS id, (1 + hash(i * 41) % {customers})::INTEGER AS customer_id,
-                {_pick(_ACTIONS, "i * 43")} AS action, '/products/' || (1 + hash(i * 47) % {products}) AS path,
-                md5('session ' || i // 3)::UUID AS session,
-                {start} + to_milliseconds(i * 8000 + (hash(i) % 8000)::BIGINT) AS happened_at
-            FROM range(1, {events} + 1) t(i)""",
-    ]
+_MACROS = """
+CREATE TEMP MACRO upto(top, seed) AS 1 + (hash(seed) % top)::BIGINT;
+CREATE TEMP MACRO pick(words, seed) AS words[1 + (hash(seed) % len(words))::INTEGER];
+CREATE TEMP MACRO price(seed) AS ((499 + hash(seed) % 49500) / 100)::DECIMAL(10, 2);
+"""
 
 
 def _make(path: str, megabytes: str) -> list[dict[str, Any]]:
+    events = _EVENTS_PER_MB * int(megabytes)
+    counts = {
+        "events": events,
+        "items": events // 3,
+        "orders": events // 8,
+        "customers": events // 25,
+        "products": events // 400,
+    }
     with duckdb.connect() as connection:
+        connection.execute(_MACROS)
         connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION '{STORAGE_VERSION}')")
         connection.execute("USE replica")
-        for statement in _schema(_EVENTS_PER_MB * int(megabytes)):
-            connection.execute(statement)
+        connection.execute(Template(_SQL).substitute(_WORDS, **counts))
         connection.execute("CHECKPOINT")
         return _tables_of(connection)
 
@@ -156,15 +171,13 @@ def _foreign_wal(path: str) -> None:
     with duckdb.connect(path) as connection:
         connection.execute("PRAGMA disable_checkpoint_on_shutdown")
         connection.execute("SET wal_autocheckpoint = '1TB'")
-        connection.execute(
-            "INSERT INTO customers SELECT -i, 'Nobody', 'nobody@example.com', 'Nowhere', now()::TIMESTAMP FROM range(1, 1001) t(i)"
-        )
+        connection.execute("INSERT INTO customers SELECT -i, 'Nobody', NULL, 'Nowhere', now() FROM range(1, 1001) t(i)")
         connection.execute("UPDATE products SET price = 0")
 
 
 def main() -> None:
     command, *arguments = sys.argv[1:]
-    jobs = {"make": _make, "tables": _tables, "foreign-wal": _foreign_wal}
+    jobs: dict[str, Callable[..., Any]] = {"make": _make, "tables": _tables, "foreign-wal": _foreign_wal}
     try:
         print(json.dumps(jobs[command](*arguments)))
     except duckdb.Error as error:

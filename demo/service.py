@@ -31,7 +31,7 @@ class _Process:
 
 @dataclass(frozen=True)
 class Service:
-    """One service of a folder; what is known of it is in ``<folder>/<name>.pid``, its output in ``<folder>/<name>.log``.
+    """One service of a folder: ``<folder>/<name>.pid`` says which processes it is, ``<name>.log`` has its output.
 
     The service's working folder is `folder`: that is how its processes are told from those of a stranger who got the
     same number later.

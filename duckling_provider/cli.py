@@ -133,10 +133,6 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
     else:
         proof = f"verified ({done.verified.evidence})"
         session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
-    if snapshot.bad_blocks:
-        session.terminal.warn(
-            f"{len(snapshot.bad_blocks)} blocks of the replica have a wrong checksum, though no table uses them"
-        )
     deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted)
     if deleted:
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
@@ -173,7 +169,6 @@ def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = Fal
                 "duration": done.duration_ms,
                 "encryption": done.mode,
                 "evidence": done.evidence,
-                "badBlocks": done.bad_blocks,
             }
         )
         return
@@ -181,8 +176,6 @@ def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = Fal
     session.terminal.say(
         f"{source.url}{done.key}: sound, {human_bytes(done.size)} read in {took}, verified by {done.evidence}"
     )
-    if done.bad_blocks:
-        session.terminal.warn(f"{done.bad_blocks} blocks had a wrong checksum already when they were backed up")
 
 
 @app.command()
@@ -365,14 +358,16 @@ def run(arguments: Sequence[str]) -> int:
     try:
         session.listen()
         code = app(list(arguments) or ["--help"], obj=session, prog_name="duckling", standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe is dealt with, not when Python ends
         return code if isinstance(code, int) else 0
     except (Stopped, CancelledError) as stopped:
-        name = "Ctrl-C" if session.signal == signal.SIGINT else signal.Signals(session.signal or signal.SIGTERM).name
-        hint = stopped.hint if isinstance(stopped, CancelledError) else None
-        terminal.fail(f"stopped by {name}. {hint}" if hint else f"stopped by {name}")
+        hint = f". {stopped.hint}" if isinstance(stopped, CancelledError) and stopped.hint else ""
+        terminal.fail(f"stopped by {session.stopped_by}{hint}")
         return 128 + (session.signal or signal.SIGTERM)
     except _USAGE_ERRORS as error:
-        terminal.fail(_usage_message(error), _usage_hint(error))
+        usage = cast("Any", error)
+        path = usage.ctx.command_path if usage.ctx is not None else "duckling"
+        terminal.fail(usage.format_message().rstrip("."), f"{path} --help shows the usage.")
         return BAD_USAGE
     except (typer.Abort, EOFError):
         terminal.fail("nothing was done")
@@ -384,17 +379,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if session.signal:
+            terminal.fail(f"stopped by {session.stopped_by}: {terminal.explain(error)[0]}")
+            return 128 + session.signal
         terminal.fail_with(error)
         return _code_of(error)
-
-
-def _usage_message(error: Any) -> str:
-    return str(error.format_message()).rstrip(".")
-
-
-def _usage_hint(error: Any) -> str:
-    path = error.ctx.command_path if error.ctx is not None else "duckling"
-    return f"{path} --help shows the usage."
 
 
 def main() -> None:

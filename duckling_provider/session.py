@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,11 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
+
+    @property
+    def stopped_by(self) -> str:
+        """What to call the signal that came, ``"SIGTERM"`` if none did."""
+        return "Ctrl-C" if self.signal == signal.SIGINT else signal.Signals(self.signal or signal.SIGTERM).name
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = not self.signal, self.signal or number
@@ -113,11 +118,13 @@ class Session:
             names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
             found = [os.environ.get(name) for name in names]
             if not found[0] or not found[1]:
-                # Without its hint: the one below is about the day that Airflow is gone.
-                cause = error.cause if isinstance(error, DucklingError) else f"{type(error).__name__} in Airflow"
+                unreadable = (
+                    f"the Airflow connection {database.s3.aws_conn_id!r} can't be read ({type(error).__name__})"
+                )
                 raise ConfigError(
-                    f"no credentials from the Airflow connection {database.s3.aws_conn_id!r}: {cause}",
+                    error.cause if isinstance(error, DucklingError) else unreadable,
                     entry=database.id,
+                    # In place of the error's own, which is for those who have an Airflow.
                     hint=f"Without Airflow, set {' and '.join(names)} in the environment.",
                 ) from error
             credentials = Credentials(found[0], found[1], os.environ.get("AWS_SESSION_TOKEN") or None)
@@ -135,10 +142,11 @@ class Session:
 
 def _connection_credentials(database_id: str) -> Credentials | None:
     """What the entry's Airflow connection holds. Importing Airflow takes seconds, so only entries that need it pay."""
+    # Airflow tells what it does there, on stdout too, where a JSON document is due.
+    silence = io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        # Whatever Airflow prints must not get into a JSON document.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             from duckling_provider.hooks.duckling import DucklingHook
 
             return DucklingHook(database_id).credentials()

@@ -108,7 +108,7 @@ def upload_snapshot(
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
     """Whether this very snapshot was uploaded by an earlier try whose success was not recorded."""
     try:
-        found = identify(database, store, key)
+        found = identify(database, store, key, chosen=True)
     except NotFoundError:
         return False
     same = found.mac == snapshot.mac if snapshot.mac else found.sha256 == snapshot.sha256

@@ -17,7 +17,9 @@ Every function here expects its caller to hold the replica's lock.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -55,17 +57,17 @@ class Journal:
     def read(cls, path: Path) -> Journal | None:
         try:
             data = json.loads(path.read_text())
+            old = tuple(data.pop("old_identity") or ()) or None
+            wals = tuple((name, aside) for name, aside in data.pop("wals"))
+            return cls(old_identity=old, wals=wals, **data)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReplicaError(
                 "the restore journal can't be read",
                 subject=str(path),
                 hint="Look at the files *.duckling-* beside the replica, keep the good one, delete this file.",
             ) from error
-        old = tuple(data.pop("old_identity") or ()) or None
-        wals = tuple((name, aside) for name, aside in data.pop("wals"))
-        return cls(old_identity=old, wals=wals, **data)
 
 
 def identity(path: Path) -> tuple[int, int, int] | None:
@@ -96,24 +98,35 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
         aside=aside,
         keep=keep_as is not None,
         old_identity=old,
-        wals=tuple((str(wal), str(wal.with_name(aside + _wal_suffix(wal)))) for wal in wal_files(replica)),
+        wals=tuple((str(wal), str(_wal_aside(wal, real, aside))) for wal in wal_files(replica)),
     )
     journal_path = state_path(real, JOURNAL_SUFFIX)
     write_durably(journal_path, json.dumps(asdict(journal)).encode())
-    for wal, wal_aside in journal.wals:
-        os.rename(wal, wal_aside)
-        sync_folder(Path(wal).parent)
-    if old is not None:
-        _link(real, folder / aside)
-    sync_folder(folder)
-    os.rename(new, real)
-    sync_folder(folder)
-    _complete(folder, journal, journal_path)
+    try:
+        for wal, wal_aside in journal.wals:
+            os.rename(wal, wal_aside)
+            sync_folder(Path(wal).parent)
+        if old is not None:
+            _link(real, folder / aside)
+        sync_folder(folder)
+        os.rename(new, real)
+        sync_folder(folder)
+        _complete(folder, journal, journal_path)
+    except OSError:
+        # Not left to the next access: until then the replica would lack its log.
+        with contextlib.suppress(OSError, DucklingError):
+            recover(replica)
+        raise
     return folder / aside if keep_as and old is not None else None
 
 
-def _wal_suffix(wal: Path) -> str:
-    return next(suffix for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True) if wal.name.endswith(suffix))
+def _wal_aside(wal: Path, real: Path, aside: str) -> Path:
+    suffix = next(suffix for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True) if wal.name.endswith(suffix))
+    base = wal.with_name(wal.name.removesuffix(suffix))
+    if base == real:
+        return real.with_name(aside + suffix)
+    # A link's log keeps the link's name: in the replica's own folder it would overwrite the replica's log.
+    return base.with_name(base.name + aside.removeprefix(real.name) + suffix)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -154,6 +167,8 @@ def recover(replica: Path) -> str | None:
         else:
             _undo(folder, real, journal, journal_path, now)
             done = "undid a restore that was interrupted before the new file was in place"
+    for torn in folder.glob(f".{glob.escape(real.name)}.duckling-*.tmp"):
+        torn.unlink(missing_ok=True)  # of `write_durably`, by a process that was killed in it
     if _remove_abandoned(real.with_name(real.name + NEW_SUFFIX)) and done is None:
         done = "removed the download of a restore that was interrupted"
     if done:
@@ -166,16 +181,17 @@ def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: t
     if now is None and journal.old_identity is not None:
         os.rename(aside, real)
         now = identity(real)
-    if journal.old_identity is not None and now is not None and now != journal.old_identity:
+    stranded = [(wal, wal_aside) for wal, wal_aside in journal.wals if os.path.lexists(wal_aside)]
+    written = now is not None and now != journal.old_identity
+    if stranded and (written or any(os.path.lexists(wal) for wal, _ in stranded)):
         raise DucklingError(
             "the replica was written after a restore was interrupted, while its write-ahead log was set aside",
             subject=str(real),
-            hint=f"Its log is {[a for _, a in journal.wals]}; decide which to keep, then delete {journal_path.name}.",
+            hint=f"Its log is {[a for _, a in stranded]}; decide which to keep, then delete {journal_path.name}.",
         )
-    for wal, wal_aside in journal.wals:
-        if Path(wal_aside).exists():
-            os.rename(wal_aside, wal)
-            sync_folder(Path(wal).parent)
+    for wal, wal_aside in stranded:
+        os.rename(wal_aside, wal)
+        sync_folder(Path(wal).parent)
     aside.unlink(missing_ok=True)
     (folder / journal.new).unlink(missing_ok=True)
     sync_folder(folder)

@@ -178,8 +178,8 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
 
     :param wait: seconds to wait for others to close the file.
     :raises BusyError: somebody, writer or reader, still has it open after `wait` seconds.
-    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key), its
-        storage version changed, or DuckDB could replay nothing of the WAL and left it as it was.
+    :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key),
+        its storage version changed, or DuckDB could replay nothing of the WAL and left it as it was.
     :raises DamagedError: DuckDB can't read the file or its WAL.
     :raises CancelledError: `control` said so; DuckDB was killed and the WAL is still there.
     """
@@ -207,8 +207,8 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
             hint="Look for a program that attaches the replica with STORAGE_VERSION.",
         )
     if left := wals & _identities(replica):
-        # DuckDB takes an incomplete transaction, and damage that looks like one, for the end of the WAL. When that comes
-        # first it succeeds and touches nothing; the next writer would drop the WAL without a word.
+        # DuckDB takes an incomplete transaction, and damage that looks like one, for the end of the WAL. When that
+        # comes first it succeeds and touches nothing; the next writer would drop the WAL without a word.
         names = ", ".join(sorted(Path(name).name for name, *_ in left))
         raise ReplicaError(
             f"has changes in {names} of which DuckDB can replay nothing",

@@ -26,7 +26,7 @@ from duckling_provider.core.crypto import BytesLike
 from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
 from duckling_provider.core.locks import place_hold, read_hold, release_hold, sync_folder
 from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
-from duckling_provider.core.replica import ReadLock, full_scan, open_check
+from duckling_provider.core.replica import ReadLock, open_check
 from duckling_provider.core.space import disk_errors, require_space
 from duckling_provider.core.store import Store
 from duckling_provider.core.stored import StoredBackup, identify, resolve
@@ -87,7 +87,7 @@ def restore_backup(
             # restore.
             with _writers_kept_out(replica, wait=wait, control=control):
                 pass
-        backup = identify(database, store, resolve(database, store, key, before=before))
+        backup = identify(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
         with _download(database, store, backup, replica, control) as new:
             with (
                 replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
@@ -111,7 +111,7 @@ def _restore_elsewhere(
         )
     if not to.parent.is_dir():
         raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
-    backup = identify(database, store, resolve(database, store, key, before=before))
+    backup = identify(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
     with (
         _download(database, store, backup, to, control) as new,
         disk_errors(to.parent, subject=database.id, needed=backup.size),
@@ -204,14 +204,13 @@ def _receive(store: Store, backup: StoredBackup, new: Path, fd: int, control: Co
 
     report = backup.read(store, sink=write, control=control)
     os.fsync(fd)
+    if report.skipped:
+        return  # encrypted by DuckDB: only the owner of that key can open it
     try:
-        if report.bad_count:
-            full_scan(new, control=control)
-        if not report.skipped:
-            open_check(new, control=control)
+        open_check(new, control=control)
     except DamagedError as error:
         raise IntegrityError(
-            f"the backup arrived as it was stored, but DuckDB can't use it: {error.cause}",
+            f"the backup arrived as it was stored, but DuckDB can't open it: {error.cause}",
             subject=store.url + backup.key,
             hint="The replica was damaged when it was backed up; use an older backup.",
         ) from error

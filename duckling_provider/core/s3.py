@@ -20,7 +20,14 @@ from botocore.config import Config
 
 from duckling_provider.core.config import Database, S3Settings
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import ConfigError, DucklingError, IntegrityError, NotFoundError, StoreError
+from duckling_provider.core.errors import (
+    ConfigError,
+    DucklingError,
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    StoreError,
+)
 from duckling_provider.core.s3_errors import Translator
 from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload
 from duckling_provider.core.store import OCTETS, Body, BytesBody, ProbeStep, StoredObject, UploadLog
@@ -208,15 +215,17 @@ class S3Store:
             problem = f"asked for KMS key {self._settings.kms_key_id}, the store used {stored.kms_key_id}"
         if problem is None:
             return stored
-        self.delete(key)
+        try:
+            self.delete(key)
+            fate = "The object was removed again."
+        except DucklingError as error:
+            fate = f"The object is still there and could not be removed: {error.cause}."
         raise IntegrityError(
-            problem,
-            subject=self.url + key,
-            hint="The object was removed again. Use a store that supports this mode, or client-aes256.",
+            problem, subject=self.url + key, hint=f"{fate} Use a store that supports this mode, or client-aes256."
         )
 
     def delete(self, key: str) -> None:
-        with self._translator.errors("s3:DeleteObject", key), contextlib.suppress(NotFoundError):
+        with contextlib.suppress(NotFoundError), self._translator.errors("s3:DeleteObject", key):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
@@ -297,8 +306,14 @@ class S3Store:
                 yield ProbeStep(name, action)
 
     def _head_bucket(self) -> None:
-        with self._translator.errors("s3:ListBucket", ""):
-            self._client.head_bucket(Bucket=self._bucket)
+        try:
+            with self._translator.errors("s3:ListBucket", ""):
+                self._client.head_bucket(Bucket=self._bucket)
+        except NotFoundError:
+            # The answer to a HEAD has no body and thus no error code: here 404 can only mean the bucket.
+            raise NoSuchBucketError(
+                "no such bucket", code="404", subject=self.url, hint="Check s3.bucket, s3.region and s3.endpoint."
+            ) from None
 
 
 def _same_kms_key(stored: str | None, wanted: str) -> bool:

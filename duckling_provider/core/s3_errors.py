@@ -104,12 +104,14 @@ class Translator:
                 text, action=action, code=code, subject=subject, hint="Check s3.accessKeyId and s3.secretAccessKey."
             )
         if code in _DENIED or status == 403:
+            # S3 tells "not there" from "not allowed" only to those who may list.
+            listing = " (and s3:ListBucket, or a missing object looks the same)" if action == "s3:GetObject" else ""
             return AccessDeniedError(
                 f"{text}; {action} is not allowed",
                 action=action,
                 code=code,
                 subject=subject,
-                hint=f"Allow {action} to these credentials for this bucket and prefix.",
+                hint=f"Allow {action}{listing} to these credentials for this bucket and prefix.",
             )
         if code in _MISSING or code == "NoSuchUpload":
             return NotFoundError("no such object" if code != "NoSuchUpload" else "no such upload", subject=subject)

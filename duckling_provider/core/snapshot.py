@@ -62,8 +62,7 @@ class Snapshot:
 
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in
     each part) describe the cut of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for
-    client-aes256; `bad_blocks` lists blocks whose checksum is wrong although DuckDB reads every table (no table refers
-    to them).
+    client-aes256; `storage` is DuckDB's storage version, e.g. ``"v1.5"``.
     """
 
     path: Path
@@ -77,7 +76,6 @@ class Snapshot:
     iv: str | None
     mac: str | None
     key_fingerprint: str | None
-    bad_blocks: tuple[int, ...]
     storage: str | None
     duration_ms: int
     format: int = 1
@@ -111,7 +109,7 @@ class Snapshot:
             size = path.stat().st_size
         except (FileNotFoundError, ValueError):
             raise NotFoundError("no such local backup", subject=str(path)) from None
-        data["part_digests"], data["bad_blocks"] = tuple(data["part_digests"]), tuple(data["bad_blocks"])
+        data["part_digests"] = tuple(data["part_digests"])
         snapshot = cls(path=path, **data)
         if size != snapshot.size:
             raise DamagedError(f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path))
@@ -215,7 +213,6 @@ def take_snapshot(
             iv=seal.iv.hex() if seal.iv else None,
             mac=seal.mac.hexdigest() if seal.mac else None,
             key_fingerprint=key.fingerprint if key else None,
-            bad_blocks=report.bad,
             storage=header.storage_name,
             duration_ms=int((time.monotonic() - started) * 1000),
         )
@@ -395,25 +392,22 @@ def _one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:
-    """Wrong checksums may belong to blocks that no table uses (a torn write before a crash); DuckDB has the last
-    word.
+    """A bad block that is in use is damage. DuckDB's own scan may still pass, since it reads no index: it only tells
+    how bad things are.
     """
     if not report.bad_count:
         return
     blocks = ", ".join(str(block) for block in report.bad[:10])
     try:
         full_scan(copy)
+        verdict = "DuckDB still reads every table, so an index is hit"
+        hint = "Copy it into a new file (COPY FROM DATABASE) soon, or restore the last good one"
     except (DamagedError, ReplicaError) as error:
-        raise DamagedError(
-            f"the replica is damaged: {report.bad_count} of {report.blocks} blocks are missing or have a wrong "
-            f"checksum ({blocks}) and DuckDB says: {error.cause}",
-            subject=str(database.replica),
-            hint="No backup was made of it and none deleted. "
-            f"Restore the last good one: duckling restore {database.id} latest",
-        ) from error
-    log.warning(
-        "%s: %d blocks that no table uses have a wrong checksum (%s); every table reads well",
-        database.replica,
-        report.bad_count,
-        blocks,
+        verdict = f"DuckDB says: {error.cause}"
+        hint = "Restore the last good one"
+    raise DamagedError(
+        f"the replica is damaged: {report.bad_count} of {report.blocks} blocks are missing or have a wrong checksum "
+        f"({blocks}); {verdict}",
+        subject=str(database.replica),
+        hint=f"No backup was made of it and none deleted. {hint}: duckling restore {database.id} latest",
     )

@@ -13,8 +13,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import BinaryIO, cast
 
-from duckling_provider.core.blocks import BlockReport, BlockVerifier, has_magic
+from duckling_provider.core.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
 from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
@@ -97,7 +98,7 @@ class StoredBackup:
         Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much
         plain text as a `Fanout` holds of pieces: about 32 MiB.
 
-        :raises IntegrityError: when HMAC, SHA-256 or length are not the expected ones.
+        :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
         """
         control = control or Control()
         control.begin(step, self.object_size)
@@ -121,12 +122,22 @@ class StoredBackup:
                         subject=store.url + self.key,
                         hint="The object is damaged; use another backup.",
                     )
-        report = blocks.finish(self.size, subject=store.url + self.key)
-        if report.bad_count and self.mac is None and self.sha256 is None:
+        subject = store.url + self.key
+        report = blocks.finish(self.size, file=cast("BinaryIO", _ObjectFile(store, self)), subject=subject)
+        proven = self.mac is not None or self.sha256 is not None
+        if report.bad_count:
             raise IntegrityError(
-                f"{report.bad_count} of {report.blocks} DuckDB blocks have a wrong checksum",
-                subject=store.url + self.key,
-                hint="The object is damaged, or the replica was when it was backed up; use another backup.",
+                f"{report.bad_count} of {report.blocks} DuckDB blocks are missing or have a wrong checksum",
+                subject=subject,
+                hint="The replica was damaged when it was backed up; use an older backup."
+                if proven
+                else "The object is damaged, or the replica was when it was backed up; use another backup.",
+            )
+        if not proven and blocks.loose_end(self.size):
+            raise IntegrityError(
+                "it ends in the middle of a DuckDB block: truncated or extended",
+                subject=subject,
+                hint="Use another backup.",
             )
         return report
 
@@ -157,6 +168,36 @@ class StoredBackup:
             )
 
 
+class _ObjectFile:
+    """A stored ``.db`` file at random access, for the few reads that following DuckDB's free list takes; the digest of
+    the whole object has vouched for its bytes by then.
+    """
+
+    def __init__(self, store: Store, backup: StoredBackup) -> None:
+        self._store, self._backup = store, backup
+        self._position = 0
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        start, self._position = self._position, self._position + size
+        key = self._backup.encryption_key
+        if key is None:
+            return self._range(start, start + size)
+        data = self._range(IV_BYTES + start, IV_BYTES + start + size)
+        return CtrCipher(key, self._range(0, IV_BYTES)).apply(data, start)
+
+    def _range(self, start: int, stop: int) -> bytes:
+        stop = min(stop, self._backup.object_size)
+        if start >= stop:
+            return b""
+        stream = self._store.open_range(self._backup.key, start, stop, etag=self._backup.etag)
+        with contextlib.closing(stream):
+            return stream.read(stop - start)
+
+
 class _Blocks:
     """DuckDB's own checksums as a stage whose verdict waits: the digest of the whole object speaks first."""
 
@@ -171,11 +212,16 @@ class _Blocks:
             except (DamagedError, ReplicaError) as error:
                 self._error = error
 
-    def finish(self, size: int, *, subject: str) -> BlockReport:
+    def loose_end(self, size: int) -> bool:
+        """Whether a file of `size` bytes ends within a block."""
+        header = self._verifier.header
+        return header is not None and header.block_size is not None and (size - HEADER_BYTES) % header.block_size != 0
+
+    def finish(self, size: int, *, file: BinaryIO | None, subject: str) -> BlockReport:
         try:
             if self._error is not None:
                 raise self._error
-            return self._verifier.finish(size)
+            return self._verifier.finish(size, file=file)
         except (DamagedError, ReplicaError) as error:
             raise IntegrityError(
                 f"the object holds no sound DuckDB file: {error.cause}", subject=subject, hint="Use another backup."
@@ -203,9 +249,11 @@ def resolve(database: Database, store: Store, key: str = LATEST, *, before: date
     return choose(complete, subject=database.id, before=before).key
 
 
-def identify(database: Database, store: Store, key: str) -> StoredBackup:
+def identify(database: Database, store: Store, key: str, *, chosen: bool = False) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
+    :param chosen: somebody named this very key, so that a backup made under another database id (the entry was renamed)
+        is what they want.
     :raises NotFoundError: when there is no such object.
     :raises ModeError: when object and configuration contradict each other.
     :raises WrongKeyError: when the configured key is provably another one.
@@ -216,11 +264,11 @@ def identify(database: Database, store: Store, key: str) -> StoredBackup:
     stored = store.head(key)
     metadata = stored.metadata
     owner = metadata.get("duckling-database")
-    if owner is not None and owner != database.id:
+    if owner is not None and owner != database.id and not chosen:
         raise ModeError(
-            f"this is a backup of the database {owner!r}",
+            f"the newest backup here is of the database {owner!r}, not of {database.id!r}",
             subject=subject,
-            hint=f"Restore it with: duckling restore {owner}",
+            hint="Two databases may share this prefix. If the entry was renamed, name the key.",
         )
     if metadata.get("duckling-format", _FORMAT) != _FORMAT:
         raise ModeError(

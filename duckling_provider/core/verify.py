@@ -24,7 +24,6 @@ class VerifyResult:
     size: int
     object_size: int
     evidence: str
-    bad_blocks: int
     duration_ms: int
 
 
@@ -39,15 +38,13 @@ def verify_backup(
     :raises NotFoundError: when there is no such backup.
     """
     started = time.monotonic()
-    backup = identify(database, store, resolve(database, store, key))
+    backup = identify(database, store, resolve(database, store, key), chosen=key != LATEST)
     if backup.mac is not None:
         evidence = "HMAC-SHA256"
     else:
         evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
-    bad_blocks = 0
     if full:
         report = backup.read(store, control=control, step="verify")
-        bad_blocks = report.bad_count
         if report.skipped and backup.mac is None and backup.sha256 is None:
             raise IntegrityError(
                 "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
@@ -60,6 +57,5 @@ def verify_backup(
         size=backup.size,
         object_size=backup.object_size,
         evidence=evidence if full else "head",
-        bad_blocks=bad_blocks,
         duration_ms=int((time.monotonic() - started) * 1000),
     )

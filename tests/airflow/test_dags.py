@@ -145,7 +145,10 @@ def test_each_dag_has_its_own_asset(installation, parse_dags):
 
 
 def test_no_secret_is_in_a_serialized_dag(installation, parse_dags):
-    from airflow.serialization.serialized_objects import DagSerialization
+    try:
+        from airflow.serialization.serialized_objects import DagSerialization
+    except ImportError:  # Airflow 3.1
+        from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
 
     url = "mysql://user:p%40ss-word@db.internal/shop?password=query-secret"
     installation.write(installation.entry("a", s3=S3, mysqlConnectionString=url))

@@ -183,13 +183,16 @@ def test_an_unknown_or_bad_entry_is_named(installation):
         _ = DucklingHook("bad").database
 
 
-def test_a_missing_connection_is_an_error_and_not_the_machines_own_credentials(installation, monkeypatch):
+def test_a_missing_connection_is_an_error_and_not_the_machines_own_credentials(
+    installation, run_task, monkeypatch, capsys
+):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-machine")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-machine")
     s3 = {"enabled": True, "bucket": "b", "region": "eu-west-1", "awsConnId": "nowhere"}
     installation.write(installation.entry("shop", s3=s3))
-    with pytest.raises(ConfigError, match=r"shop: s3.awsConnId: the Airflow connection 'nowhere' does not exist"):
-        DucklingHook("shop").store()
+    run = run_task("DucklingBackupOperator")
+    assert (run.state, run.tries) == ("failed", {"task": 1})
+    assert "shop: s3.awsConnId: the Airflow connection 'nowhere' does not exist" in capsys.readouterr().out
 
 
 def test_a_database_without_s3_has_no_store(installation):

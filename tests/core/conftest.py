@@ -44,7 +44,8 @@ class Proxy:
     `server` is that server as it is seen through the proxy. `before`, when set, is called with each `Exchange` before
     it is passed on, in that request's own thread: it may wait, and what it returns is answered in the store's stead,
     ``(status, error code)`` or `HANG_UP`. `after` may replace an answer that the store gave. Request headers named in
-    `drop` (lower case) do not get through.
+    `drop` (lower case) do not get through to the store, headers of its answers named in `hide` not to the client, and
+    `show` takes the place of what the store said in headers that it names.
     """
 
     HANG_UP = (0, "")
@@ -54,6 +55,8 @@ class Proxy:
         self.before: Callable[[Exchange], tuple[int, str] | None] = lambda _: None
         self.after: Callable[[Exchange], tuple[int, str] | None] = lambda _: None
         self.drop: set[str] = set()
+        self.hide: set[str] = set()
+        self.show: dict[str, str] = {}
         self._upstream = urllib.parse.urlsplit(upstream.endpoint)
         self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.server = dataclasses.replace(upstream, endpoint=f"http://127.0.0.1:{self._http.server_address[1]}")
@@ -113,8 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         seen.status = answer.status
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
-                self.send_header(name, value)
+            if name.lower() not in {"transfer-encoding", "connection", "content-length", *self.proxy.hide}:
+                self.send_header(name, self.proxy.show.get(name.lower(), value))
         # The answer to HEAD has a length, but no body.
         self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(content)))
         self.end_headers()
