@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shlex
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from demo import DemoError, replica, shown
 from demo.airflow import Airflow
 from demo.databases import write_databases, write_text
 from demo.screen import Screen
-from demo.service import stop_all
+from demo.service import ignore_stop_signals, stop_all
 from demo.store import Store
 
 #: Replicas and their sizes in MB: an encrypted one, a plain one, one that only has local backups.
@@ -43,15 +42,15 @@ def start(folder: Path, screen: Screen) -> None:
 
 def stop(folder: Path, screen: Screen) -> None:
     """End store and Airflow."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # half stopped helps nobody
+    ignore_stop_signals()
     was = stop_all(folder)
     screen.say("Stopped; the data stays in " + shown(folder) + "." if was else "Nothing was running.")
 
 
 def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
     screen.title("Duckling in a standalone Airflow")
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the login's password is in there
+    data.mkdir(exist_ok=True)
     stop_all(data.parent)
     with screen.step("Store", "starting an S3-compatible server") as step:
         where = store.start()
@@ -67,13 +66,10 @@ def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
         step.result = ", ".join(f"{name}.db" for name in _REPLICAS)
     with screen.step("Configuration", "writing databases.json") as step:
         step.result = _configure(data / "databases.json", where)
-    with screen.step("Airflow", "creating its metadata database") as step:
-        airflow.finish_migration(airflow.begin_migration())
-        step.result = "metadata database"
-    with screen.step("Start", "waiting until Airflow is healthy and lists the DAGs") as step:
+    with screen.step("Airflow", "waiting until it is healthy and lists the DAGs, about a minute") as step:
         url = airflow.start()
         airflow.wait(url, _dag_ids(airflow))
-        step.result = "healthy, the DAGs are listed"
+        step.result = f"{url} is healthy and lists the DAGs"
     return url
 
 
@@ -94,7 +90,7 @@ def _configure(path: Path, where: Mapping[str, Any]) -> str:
         _entry("legacy", "Wrong on purpose", s3={**where, "encryption": "client-aes256", "encryptionKey": "5ec2e7"}),
     ]
     write_databases(path.parent, entries)
-    return "databases.json: shop encrypted, crm plain, inventory without S3, legacy wrong on purpose"
+    return "databases.json with four entries, one of them wrong on purpose"
 
 
 def _entry(database_id: str, name: str, **fields: Any) -> dict[str, Any]:
@@ -114,19 +110,18 @@ def _dag_ids(airflow: Airflow) -> set[str]:
 
 def _explain(url: str, data: Path, airflow: Airflow, screen: Screen) -> None:
     user, password = airflow.login()
-    duckling = Path(sys.executable).with_name("duckling")
-    command = f"DATA_PATH={shlex.quote(shown(data))} {shlex.quote(shown(duckling))} list shop"
+    duckling = shlex.quote(shown(Path(sys.executable).with_name("duckling")))
     screen.say(
         f"""
 URL       {url}
 Login     {user}
 Password  {password}
 
-Back up   open duckling_backup__shop and press Trigger; the first backups were made by themselves.
-Restore   open duckling_restore__shop and press Trigger; `latest` is filled in, other keys are in
-          {command}
-Mistakes  the entry "legacy" of {shown(data / "databases.json")} is wrong on purpose: see the
-          import errors, correct it, and its DAGs appear.
+Back up   Open duckling_backup__shop and press Trigger; the first backups make themselves.
+Restore   Open duckling_restore__shop and press Trigger; "latest" is filled in. Other keys:
+          DATA_PATH={shlex.quote(shown(data))} {duckling} list shop
+Mistakes  The entry "legacy" is wrong on purpose: see the import errors, correct it in
+          {shown(data / "databases.json")}, and its DAGs appear.
 Log       {shown(airflow.service.log)}
 Stop      make airflow-stop"""
     )

@@ -18,13 +18,14 @@ from typing import Any
 import duckdb
 
 from demo import ROOT, DemoError
+from demo.service import undisturbed
 
 #: Measured: this many rows of `events` per MB of file; the other tables follow from it.
 _EVENTS_PER_MB = 29_000
 
-# What replicas made by DuckDB 1.4 and 1.5 have by default, and the one with the nastiest trap: a WAL that belongs to
-# another state of the file is replayed without a word.
-STORAGE_VERSION = "v1.0.0"
+# What the replicas made by DuckDB 1.4 and 1.5 have by default, and the one with the nastiest trap: a WAL of another
+# state of the file is replayed without a word.
+_STORAGE_VERSION = "v1.0.0"
 
 
 # fmt: off
@@ -34,16 +35,16 @@ _WORDS: dict[str, list[str]] = {
         "Kira", "Liam", "Mina", "Noor", "Olga", "Pablo", "Quinn", "Rosa", "Sami", "Tara",
     ],
     "last": [
-        "Almeida", "Bauer", "Castro", "Dubois", "Eriksen", "Fischer", "Garcia", "Haddad", "Ivanova", "Jansen", "Kowalski",
-        "Lindgren", "Moreau", "Nakamura", "Okafor", "Petrov", "Quiroga", "Rossi", "Schneider", "Tanaka", "Usman", "Vargas",
-        "Weber", "Xu", "Yilmaz", "Zeman",
+        "Almeida", "Bauer", "Castro", "Dubois", "Eriksen", "Fischer", "Garcia", "Haddad", "Ivanova", "Jansen",
+        "Kowalski", "Lindgren", "Moreau", "Nakamura", "Okafor", "Petrov", "Quiroga", "Rossi", "Schneider", "Tanaka",
+        "Usman", "Vargas", "Weber", "Xu", "Yilmaz", "Zeman",
     ],
     "cities": [
         "Amsterdam", "Berlin", "Bogota", "Cairo", "Dublin", "Helsinki", "Istanbul", "Kyoto", "Lagos", "Lisbon", "Lima",
         "Lyon", "Oslo", "Porto", "Prague",
     ],
-    "kinds": ["Lamp", "Chair", "Desk", "Kettle", "Bottle", "Backpack", "Notebook", "Speaker", "Jacket", "Bicycle", "Tent"],
-    "looks": ["Amber", "Basalt", "Cobalt", "Coral", "Ivory", "Jade", "Linen", "Maple", "Onyx", "Pearl", "Rust", "Slate"],
+    "kinds": ["Lamp", "Chair", "Desk", "Kettle", "Bottle", "Backpack", "Notebook", "Speaker", "Jacket", "Bike"],
+    "looks": ["Amber", "Cobalt", "Coral", "Ivory", "Jade", "Linen", "Maple", "Onyx", "Pearl", "Rust", "Slate"],
     "states": ["paid", "shipped", "delivered", "delivered", "delivered", "returned"],
     "actions": ["view", "view", "view", "search", "cart", "checkout"],
 }
@@ -79,15 +80,19 @@ def foreign_wal(path: Path) -> None:
 
 def _child(*arguments: object) -> Any:
     command = [sys.executable, "-m", "demo.replica", *map(str, arguments)]
-    # Its own session: Ctrl-C goes to the demo alone, which waits for this short job before it cleans up.
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as child:
-        try:
-            output, errors = child.communicate()
-        except BaseException:
+    child = None
+    try:
+        with undisturbed():
+            # Its own session: Ctrl-C goes to the demo alone, which ends this one by itself.
+            child = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        output, errors = child.communicate()
+    except BaseException:
+        if child is not None:
             child.kill()
-            raise
+            child.wait()
+        raise
     if child.returncode:
         raise DemoError(errors.strip() or f"demo.replica ended with {child.returncode}")
     return json.loads(output)
@@ -143,7 +148,7 @@ def _make(path: str, megabytes: str) -> list[dict[str, Any]]:
     }
     with duckdb.connect() as connection:
         connection.execute(_MACROS)
-        connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION '{STORAGE_VERSION}')")
+        connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION '{_STORAGE_VERSION}')")
         connection.execute("USE replica")
         connection.execute(Template(_SQL).substitute(_WORDS, **counts))
         connection.execute("CHECKPOINT")

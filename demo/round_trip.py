@@ -8,9 +8,9 @@ import json
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +20,7 @@ from demo import ROOT, DemoError, damage, replica, shown
 from demo.airflow import Airflow, Task
 from demo.databases import write_databases
 from demo.screen import Screen, Step
-from demo.service import stop_all
+from demo.service import ignore_stop_signals, stop_all
 from demo.store import Store
 
 DATABASE = "shop"
@@ -44,8 +44,7 @@ def run(folder: Path, *, megabytes: int, screen: Screen) -> None:
 
 
 def _end(folder: Path) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # impatience must not leave anything running
+    ignore_stop_signals()
     stop_all(folder)
 
 
@@ -115,13 +114,13 @@ class _Demo:
             backup = next((self.data / "backups" / DATABASE).glob("*.db"))
             naive = damage.naive_restore(backup, foreign, scratch)
             spoiled, of = damage.overwrite_blocks(self.replica)
-            refused = self._duckling("backup", DATABASE, fails=True)
+            refused = json.loads(self._duckling("backup", DATABASE, "--json", fails=True).stdout)["error"]
             foreign.rename(wal)
             scratch.rmdir()
-            step.result = f"{spoiled} of {of} blocks overwritten, and a WAL of another state left beside the file"
-            step.note(f"DuckDB: {self._unreadable()}")
-            step.note(f"duckling backup {DATABASE}: {_last_line(refused.stderr)}")
-            step.note(f"the backup just copied back beside that WAL: {_differences(before, naive)}")
+            step.result = f"{spoiled} of {of} blocks overwritten, a WAL of another state left beside"
+            step.note(_one_line("duckling backup refuses", refused.removeprefix(f"{self.replica}: ")))
+            step.note(_one_line("DuckDB", self._unreadable()))
+            step.note(_one_line("Backup copied beside that WAL", _differences(before, naive)))
 
     def _unreadable(self) -> str:
         try:
@@ -191,9 +190,8 @@ def _differences(before: list[replica.Table], naive: list[replica.Table]) -> str
     return ", ".join(told)
 
 
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
+def _one_line(who: str, text: str) -> str:
+    return textwrap.shorten(f"{who}: {text}", 72, placeholder=" …")
 
 
 def _sha256(path: Path) -> str:

@@ -68,10 +68,11 @@ class Screen:
         self._console.print(f"\n[bold]{text}[/]\n")
 
     def say(self, text: str = "") -> None:
-        self._console.print(Text(text))
+        """Text as it is; long lines are left to the terminal, so that commands and paths can be copied."""
+        self._console.print(Text(text), soft_wrap=True)
 
     def error(self, text: str) -> None:
-        self._console.print(Text(f"\n{text}", style="red"))
+        self._console.print(Text(f"\n{text}", style="red"), soft_wrap=True)
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Numbers to the right: every column but the first and the last."""

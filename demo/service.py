@@ -19,6 +19,8 @@ from pathlib import Path
 
 from demo import DemoError
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass(frozen=True)
 class _Process:
@@ -59,7 +61,7 @@ class Service:
         """Start `command` in a session of its own; whatever is left of an earlier one is ended first."""
         self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as output:
+        with self.log.open("wb") as output, undisturbed():
             child = subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -69,13 +71,9 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
             # Nobody has waited for it, so even if it has ended, its number is still its own.
             note = {"pid": child.pid, "started": _process(child.pid).started, "boot": _boot()}
             self._pid_file.write_text(json.dumps(note), encoding="utf-8")
-        except BaseException:
-            child.kill()
-            raise
         return child
 
     def processes(self) -> list[int]:
@@ -160,6 +158,29 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise DemoError(f"another `make {what}` is at work in {folder}") from None
         yield
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off signals until the block is done: whoever is told to stop must know what it has started.
+
+    Handlers and not the signal mask, because the mask would be inherited by what is started.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def ignore_stop_signals() -> None:
+    """For the last moments: impatience must not leave anything running."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _boot() -> str:

@@ -125,7 +125,8 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
     if session.terminal.json:
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
-        session.terminal.document({"success": True, **key, **facts})
+        failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
+        session.terminal.document({"success": True, **key, **facts, **failed})
         return
     took = f"{human_bytes(snapshot.size)} in {human_seconds(done.duration_ms / 1000)}"
     if store is None or upload is None or done.verified is None:
@@ -133,7 +134,9 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
     else:
         proof = f"verified ({done.verified.evidence})"
         session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
-    deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted)
+    if done.cleanup_error is not None:
+        session.terminal.warn(f"the backup is good, but deleting old ones failed: {done.cleanup_error}")
+    deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted) if done.cleanup else ()
     if deleted:
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
 

@@ -51,11 +51,10 @@ def bad_entries(installation: Installation) -> DucklingError | None:
     """One error that lists what is wrong with the entries that got no DAGs; None when all is well."""
     if not installation.problems:
         return None
-    lines = "\n".join(f"- {problem}" for problem in installation.problems)
+    lines = "".join(f"\n- {problem}" for problem in installation.problems)
     return DucklingError(
-        f"entries without DAGs, because something is wrong with them:\n{lines}\n",
+        f"entries with mistakes have no DAGs until they are corrected:{lines}",
         subject=str(installation.settings.databases_file),
-        hint="Correct them; the next parse picks it up. `duckling databases` shows the same list.",
     )
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from duckling_provider.core.s3 import Credentials
     from duckling_provider.core.store import Store
 
+#: Seconds that an operation gets to reach a safe point after a signal.
+_GRACE = 5.0
+
 
 class UsageError(DucklingError):
     """The command line asks for something that can't be."""
@@ -44,6 +47,7 @@ class Session:
 
         What the caller has made ignored (nohup, a script's background job) stays ignored.
         """
+        signal.signal(signal.SIGALRM, self._out_of_patience)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -58,6 +62,11 @@ class Session:
         if not first or self._control is None:
             raise Stopped
         self._control.cancel()
+        # A store that does not answer keeps a request, and its retries, for minutes.
+        signal.setitimer(signal.ITIMER_REAL, _GRACE)
+
+    def _out_of_patience(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped
 
     @contextlib.contextmanager
     def control(self) -> Iterator[Control]:
@@ -69,6 +78,7 @@ class Session:
             try:
                 yield self._control
             finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 self._control = None
 
     def installation(self) -> Installation:

@@ -40,6 +40,8 @@ class CoreTask:
 
     log: Any
     outlets: list[Any]
+    #: Set by tasks that end with an object; `links.s3.S3ObjectLink` shows it.
+    object_url: str = ""
     _control: Control | None = None
 
     @contextmanager

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.errors import DucklingError
+from duckling_provider.core.errors import DucklingError, NotFoundError
 from duckling_provider.core.masking import MASK
 from duckling_provider.progress_log import ProgressLog
 
@@ -121,8 +121,9 @@ class Terminal:
     def explain(self, error: Exception) -> tuple[str, str | None]:
         """(cause, hint) of an error; the message of a foreign one is shown only when secrets can be told from it."""
         if isinstance(error, DucklingError):
-            # A store's own words come last, as long as they may be.
-            return ": ".join(part for part in (error.subject, error.operation, error.cause) if part), error.hint
+            hint = "duckling list ID shows the backups there are." if isinstance(error, NotFoundError) else None
+            cause = ": ".join(part for part in (error.subject, error.operation, error.cause) if part)
+            return cause, error.hint or hint
         if isinstance(error, OSError) and error.strerror:
             return ": ".join(str(part) for part in (error.filename, error.strerror) if part), None
         frames = traceback.extract_tb(error.__traceback__)

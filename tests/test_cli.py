@@ -589,6 +589,21 @@ def test_a_signal_in_the_middle_of_a_restore_leaves_the_replica_and_no_temporary
     stopped = duckling.finish(process)
     assert stopped.code == code
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert stopped.err == f"duckling: stopped by {name}. Nothing was replaced; run it again to go on.\n"
+    assert stopped.err == f"duckling: stopped by {name}. Nothing is left half done; run it again when you like.\n"
     assert site.replica.read_bytes() == b"whatever was there" * 1000
+    assert site.beside_the_replica() == set()
+
+
+def test_a_store_that_never_answers_cannot_keep_a_stopped_command(duckling, site):
+    before = site.replica.read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        site.write(endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        process = duckling.start("restore", "production", "--json")
+        listener.settimeout(PATIENCE)
+        with listener.accept()[0] as connection:
+            connection.recv(1)
+            process.send_signal(signal.SIGTERM)
+            stopped = duckling.finish(process)
+    assert (stopped.code, stopped.json) == (143, {"success": False, "error": "stopped by SIGTERM"})
+    assert site.replica.read_bytes() == before
     assert site.beside_the_replica() == set()

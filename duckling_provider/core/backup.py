@@ -130,12 +130,16 @@ def _remove_lone_mac(store: Store, key: str) -> None:
 
 @dataclass(frozen=True)
 class FlowResult:
-    """Everything one automatic backup did; `upload` and `verified` are None for a database without S3."""
+    """Everything one automatic backup did; `upload` and `verified` are None for a database without S3.
+
+    The backup is good even when the clean-up after it failed.
+    """
 
     snapshot: Snapshot
     upload: BackupResult | None
     verified: VerifyResult | None
-    cleanup: CleanupResult
+    cleanup: CleanupResult | None
+    cleanup_error: DucklingError | None
     duration_ms: int
 
 
@@ -156,5 +160,9 @@ def back_up(
         upload = upload_snapshot(database, store, snapshot, control=control)
         full = database.s3 is None or database.s3.verify == "full"
         verified = verify_backup(database, store, upload.key, full=full, control=control)
-    cleanup = clean_up(database, store, control=control)
-    return FlowResult(snapshot, upload, verified, cleanup, int((time.monotonic() - started) * 1000))
+    cleanup, cleanup_error = None, None
+    try:
+        cleanup = clean_up(database, store, control=control)
+    except DucklingError as error:
+        cleanup_error = error
+    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, int((time.monotonic() - started) * 1000))

@@ -16,7 +16,7 @@ from duckling_provider.core.errors import DucklingError, NotFoundError
 MAC_SUFFIX = ".mac"
 LATEST = "latest"
 
-_NAME = re.compile(r"backup-(\d{4}-\d{2}-\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db")
+_NAME = re.compile(r"backup-(\d{4}-\d{2}-\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db", re.ASCII)
 
 
 def stamp_of(moment: datetime) -> str:
@@ -83,7 +83,7 @@ def checked_key(prefix: str, key: str) -> str:
     :raises DucklingError: when it leaves the prefix, or does not look like a backup's key.
     """
     full = prefix + key if parse_name(key) is not None else key
-    inside = full.startswith(prefix) and ".." not in full and "//" not in full[len(prefix) :] and "\\" not in full
+    inside = full.startswith(prefix) and ".." not in full and "//" not in "/" + full[len(prefix) :] and "\\" not in full
     if not inside or any(ord(c) < 32 or ord(c) == 127 for c in full):
         raise DucklingError(
             f"the key lies outside this database's prefix {prefix!r}",

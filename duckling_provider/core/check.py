@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.core.blocks import HEADER_BYTES, read_header
 from duckling_provider.core.config import Database
 from duckling_provider.core.errors import DucklingError, human_bytes
 from duckling_provider.core.locks import read_hold
-from duckling_provider.core.replica import pending_wal, writer_of
+from duckling_provider.core.replica import header_of, pending_wal, writer_of
 from duckling_provider.core.store import Store
 
 
@@ -47,8 +46,7 @@ def _step(name: str, look: Callable[[], str]) -> CheckStep:
 
 
 def _replica(replica: Path) -> str:
-    with replica.open("rb") as file:
-        header = read_header(file.read(HEADER_BYTES))
+    header = header_of(replica)
     found = f"{human_bytes(replica.stat().st_size)}, storage {header.storage_name}"
     if pending_wal(replica):
         found += ", with a write-ahead log"

@@ -27,27 +27,31 @@ class Control:
 
     def __init__(self, progress: ProgressCallback | None = None) -> None:
         self._progress = progress
-        self._cancelled = threading.Event()
+        # A plain flag: to set an Event takes a lock, which the main thread may hold when a signal handler cancels.
+        self._cancelled = False
         self._lock = threading.Lock()
         self._step, self._done, self._total = "", 0, 0
         self._reported = 0.0
 
     def cancel(self) -> None:
         """Ask the operation to stop at its next safe point; safe to call from a signal handler."""
-        self._cancelled.set()
+        self._cancelled = True
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def check(self) -> None:
         """:raises CancelledError: when `cancel` was called."""
-        if self._cancelled.is_set():
-            raise CancelledError("stopped on request", hint="Nothing was replaced; run it again to go on.")
+        if self._cancelled:
+            raise CancelledError("stopped on request", hint="Nothing is left half done; run it again when you like.")
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but wake at once and raise when cancelled."""
-        if self._cancelled.wait(seconds):
+        """Wait, but wake soon and raise when cancelled."""
+        deadline = time.monotonic() + seconds
+        self.check()
+        while (remaining := deadline - time.monotonic()) > 0:
+            time.sleep(min(remaining, self.INTERVAL))
             self.check()
 
     def begin(self, step: str, total: int) -> None:

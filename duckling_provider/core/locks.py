@@ -131,8 +131,10 @@ class FileLock:
                 raise
         self._fd = fd
         tag = {"operation": self._operation, "owner": self._owner, "pid": os.getpid(), "since": _now().isoformat()}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(tag).encode(), 0)
+        # It is for messages only: a full disk must keep nobody from making room.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(tag).encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,13 +188,10 @@ class Hold:
     def from_json(cls, text: str) -> Hold:
         data = json.loads(text)
         process = ProcessId(**data["process"]) if data["process"] else None
-        return cls(
-            data["owner"],
-            data["reason"],
-            datetime.fromisoformat(data["since"]),
-            datetime.fromisoformat(data["expires"]),
-            process,
-        )
+        since, expires = datetime.fromisoformat(data["since"]), datetime.fromisoformat(data["expires"])
+        if since.tzinfo is None or expires.tzinfo is None:
+            raise ValueError("its times have no offset from UTC")
+        return cls(data["owner"], data["reason"], since, expires, process)
 
 
 def read_hold(replica: Path) -> Hold | None:

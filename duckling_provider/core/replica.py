@@ -44,9 +44,11 @@ def wal_files(replica: Path) -> list[Path]:
 
     DuckDB 2.0 puts them beside the target of a symbolic link; both places are looked at.
     """
+    # With links in its folder's path resolved, so that no file is found twice.
+    named = Path(os.path.realpath(replica.parent), replica.name)
     found = dict.fromkeys(
         base.with_name(base.name + suffix)
-        for base in (Path(os.path.realpath(replica)), replica)
+        for base in (Path(os.path.realpath(replica)), named)
         for suffix in WAL_SUFFIXES
     )
     return [path for path in found if os.path.lexists(path)]

@@ -26,7 +26,7 @@ from duckling_provider.core.crypto import BytesLike
 from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
 from duckling_provider.core.locks import place_hold, read_hold, release_hold, sync_folder
 from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
-from duckling_provider.core.replica import ReadLock, open_check
+from duckling_provider.core.replica import ReadLock, open_check, wal_files
 from duckling_provider.core.space import disk_errors, require_space
 from duckling_provider.core.store import Store
 from duckling_provider.core.stored import StoredBackup, identify, resolve
@@ -105,9 +105,15 @@ def restore_backup(
 def _restore_elsewhere(
     database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
 ) -> tuple[int, str]:
+    if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica)):
+        raise DucklingError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
         raise DucklingError(
             "there is a file of that name already", subject=str(to), hint="Name a path that does not exist."
+        )
+    if logs := wal_files(to):
+        raise DucklingError(
+            f"a write-ahead log of another file lies there: {logs[0].name}", subject=str(to), hint="Move it away first."
         )
     if not to.parent.is_dir():
         raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")

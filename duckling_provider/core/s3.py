@@ -240,6 +240,8 @@ class S3Store:
                         if abandoned(row["Key"], row["Initiated"]):
                             self._abort(row["Key"], row["UploadId"])
                             count += 1
+        except NotFoundError:
+            pass  # what some stores answer when there are none
         except StoreError as error:
             # Some stores do not list uploads, and some credentials may not: the bucket's own lifecycle rule has to do
             # it then.

@@ -7,12 +7,12 @@ whole.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
 
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DucklingError, NotFoundError, StoreError
+from duckling_provider.core.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
 from duckling_provider.core.s3_errors import Translator
 from duckling_provider.core.store import Body, UploadLog
 
@@ -65,15 +65,16 @@ class MultipartUpload:
             # A passing failure leaves the parts for the next try; everything else leaves nothing behind in the store.
             passing = isinstance(error, StoreError) and error.retryable and self._log is not None
             if not passing:
-                with contextlib.suppress(DucklingError):
-                    abort_upload(
-                        self._client, self._translator, bucket=self._bucket, key=self._key, upload_id=self._upload_id
-                    )
+                self._abort()
                 if self._log is not None:
                     self._log.clear()
             raise
         if self._log is not None:
             self._log.clear()
+
+    def _abort(self) -> None:
+        with contextlib.suppress(DucklingError):
+            abort_upload(self._client, self._translator, bucket=self._bucket, key=self._key, upload_id=self._upload_id)
 
     def _resume_or_begin(self) -> None:
         remembered = self._log.load() if self._log is not None else None
@@ -81,7 +82,9 @@ class MultipartUpload:
             self._upload_id, logged = remembered
             try:
                 present = self._present_parts()
-            except NotFoundError:
+            except (NotFoundError, AccessDeniedError):
+                # The store has forgotten it, or we may not ask (s3:ListMultipartUploadParts): begin anew.
+                self._abort()
                 remembered = None
             else:
                 self._etags = {
@@ -110,7 +113,10 @@ class MultipartUpload:
 
     def _send_missing_parts(self) -> None:
         missing = iter([part for part in range(self._body.count) if part not in self._etags])
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="duckling-upload") as pool:
+        with (
+            self._no_retries_once_cancelled(),
+            ThreadPoolExecutor(self._concurrency, thread_name_prefix="duckling-upload") as pool,
+        ):
             running: set[Future[None]] = set()
             try:
                 # Only as many parts as threads are ever under way, so a failure stops the rest at once.
@@ -122,6 +128,19 @@ class MultipartUpload:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    @contextlib.contextmanager
+    def _no_retries_once_cancelled(self) -> Iterator[None]:
+        # To botocore a body that refuses to be read is a broken connection: it would wait and try again.
+        def stop(**_: Any) -> None:
+            self._control.check()
+
+        events = self._client.meta.events
+        events.register_first("needs-retry.s3", stop)
+        try:
+            yield
+        finally:
+            events.unregister("needs-retry.s3", stop)
 
     def _send(self, part: int) -> None:
         with contextlib.closing(self._body.open(part)) as reader:

@@ -369,8 +369,10 @@ def _read_mac(store: Store, key: str) -> bytes | None:
         stored = store.head(key + MAC_SUFFIX)
     except NotFoundError:
         return None
-    with contextlib.closing(store.open_range(key + MAC_SUFFIX, 0, max(1, min(stored.size, _MAC_LIMIT)))) as stream:
-        return stream.read() if stored.size else b""
+    if not stored.size:
+        return b""  # there is no range of nothing that could be asked for
+    with contextlib.closing(store.open_range(key + MAC_SUFFIX, 0, min(stored.size, _MAC_LIMIT))) as stream:
+        return stream.read()
 
 
 def _read_head(store: Store, stored: StoredObject) -> bytes:

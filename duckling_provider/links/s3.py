@@ -8,11 +8,9 @@ from urllib.parse import quote, urlsplit
 from airflow.sdk import BaseOperatorLink
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseOperator, Context
+    from airflow.sdk import BaseOperator
 
-    from duckling_provider.core.config import Database, S3Settings
-
-_URL_XCOM = "s3_object_url"
+    from duckling_provider.core.config import Database
 
 
 class S3ObjectLink(BaseOperatorLink):
@@ -20,21 +18,22 @@ class S3ObjectLink(BaseOperatorLink):
 
     name = "S3 object"
 
-    @staticmethod
-    def persist(context: Context, database: Database, key: str) -> None:
-        """Remember the address while the task runs; a local backup has none."""
-        if database.s3 is not None:
-            context["ti"].xcom_push(key=_URL_XCOM, value=object_url(database.s3, key))
-
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        """The address, or an empty text when the task got to none."""
-        from airflow.sdk.execution_time.xcom import XCom
+        """What the task left in its ``object_url``; empty when it got to none.
 
-        return XCom.get_value(ti_key=ti_key, key=_URL_XCOM) or ""
+        Airflow asks the operator that just ran, in its own process, and stores the answer.
+        """
+        return getattr(operator, "object_url", "")
 
 
-def object_url(s3: S3Settings, key: str) -> str:
-    """Where a browser finds `key`: in the console of AWS, or at the endpoint, path or virtual-host style."""
+def object_url(database: Database, key: str) -> str:
+    """Where a browser finds `key`: in the console of AWS, or at the endpoint, path or virtual-host style.
+
+    Empty for a database without S3.
+    """
+    s3 = database.s3
+    if s3 is None:
+        return ""
     if s3.endpoint is None:
         domain = "amazonaws.cn" if s3.region.startswith("cn-") else "aws.amazon.com"
         return (

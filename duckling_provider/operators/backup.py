@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.links.s3 import S3ObjectLink
+from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.task_run import CoreTask, run_owner
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
                 owner = run_owner(context)
                 snapshot = take_snapshot(hook.database, control=control, owner=owner, wait=self.wait_seconds)
             done = upload_snapshot(hook.database, store, snapshot, control=control)
-            S3ObjectLink.persist(context, hook.database, done.key)
+            self.object_url = object_url(hook.database, done.key)
             result = {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
             return self.publish(context, result | ({"sha256": done.sha256} if done.sha256 else {}))
 

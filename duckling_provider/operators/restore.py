@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 
 from duckling_provider.core.errors import DucklingError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.links.s3 import S3ObjectLink
+from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.task_run import CoreTask, run_owner
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 owner=run_owner(context),
                 wait=self.wait_seconds,
             )
-            S3ObjectLink.persist(context, hook.database, done.key)
+            self.object_url = object_url(hook.database, done.key)
             kept = str(done.kept) if done.kept else None
             self.log.info("%s now holds %s", done.replaced, done.key)
             if kept:

@@ -11,7 +11,7 @@ from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
 from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.links.s3 import S3ObjectLink
+from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.task_run import CoreTask
 from duckling_provider.triggers.verify import HmacVerifyTrigger, verify_stored
 
@@ -71,6 +71,6 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
         return self._verified(context, event["result"])
 
     def _verified(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
-        S3ObjectLink.persist(context, DucklingHook(self.database_id).database, result["key"])
+        self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])
         self.log.info("%s is whole", result["key"])
         return self.publish(context, result)

@@ -31,4 +31,4 @@ KEY = "a b/ä?/backup.db"
 def test_the_link_leads_to_the_object(installation, fields, url):
     s3 = {"enabled": True, "bucket": "shop", "region": "eu-west-1", "accessKeyId": "a", "secretAccessKey": "secret"}
     installation.write(installation.entry("a", s3=s3 | fields))
-    assert object_url(installation.database("a").s3, KEY) == url
+    assert object_url(installation.database("a"), KEY) == url

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 PART = 5 << 20
-_BIG_ROWS = 600_000
+_BIG_ROWS, _SMALL_ROWS = 600_000, 2000
 
 # ---- a proxy -----------------------------------------------------------------------------------------------
 
@@ -176,21 +176,27 @@ def make_proxy() -> Iterator[Callable[[Any], Proxy]]:
 
 
 @pytest.fixture(scope="session")
-def _big_file(tmp_path_factory: pytest.TempPathFactory, make_replica: Callable[..., Path]) -> Path:
-    path = make_replica(tmp_path_factory.mktemp("big") / "big.db", rows=_BIG_ROWS)
-    assert 5 * PART < path.stat().st_size < 6 * PART - 16
-    return path
+def _files(tmp_path_factory: pytest.TempPathFactory, make_replica: Callable[..., Path]) -> Callable[[int], Path]:
+    folder = tmp_path_factory.mktemp("replicas")
+
+    def file(rows: int) -> Path:
+        path = folder / f"{rows}.db"
+        return path if path.exists() else make_replica(path, rows=rows)
+
+    return file
 
 
 @pytest.fixture
-def big_replica(_big_file: Path) -> Callable[[Path], Path]:
+def big_replica(_files: Callable[[int], Path]) -> Callable[[Path], Path]:
     """``big_replica(path) -> path``: a sound replica, closed, of six parts of 5 MiB."""
+    assert 5 * PART < _files(_BIG_ROWS).stat().st_size < 6 * PART - 16
+    return lambda path: Path(shutil.copyfile(_files(_BIG_ROWS), path))
 
-    def copy(path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(_big_file, path))
 
-    return copy
+@pytest.fixture
+def small_replica(_files: Callable[[int], Path]) -> Callable[[Path], Path]:
+    """``small_replica(path) -> path``: one that fits into a single part, made faster than by `make_replica`."""
+    return lambda path: Path(shutil.copyfile(_files(_SMALL_ROWS), path))
 
 
 # ---- child processes ---------------------------------------------------------------------------------------

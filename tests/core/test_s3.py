@@ -178,8 +178,7 @@ def test_a_download_that_breaks_off_is_an_error_that_a_retry_may_cure(store_at):
         store = store_at(_nobody(f"http://127.0.0.1:{port}"), "bucket")
         stream = store.open_range(KEY, 0, 100)
         with pytest.raises(StoreError) as caught:
-            while stream.read(10):
-                pass
+            list(iter(lambda: stream.read(10), b""))
     assert caught.value.retryable
 
 
@@ -449,29 +448,40 @@ def test_a_passing_failure_leaves_no_upload_where_nobody_would_remember_it(store
     assert uploads_in(moto_server, bucket) == []
 
 
-def test_after_a_cancellation_no_further_request_but_the_abort_is_sent(store_at, moto_server, make_proxy):
+class CancelledParts(Parts):
+    """Cancelled while its second part is on its way, as a task is that somebody kills; then refuses to be read, as the
+    parts of a snapshot do. Each part is read twice: to be signed, and to be sent.
+    """
+
+    def __init__(self, control, *, after):
+        super().__init__()
+        self.control, self.refusals, self.left = control, 0, after
+
+    def open(self, index):
+        body, data = self, BYTES[index * PART : (index + 1) * PART]
+
+        class Reader(io.BytesIO):
+            def read(self, size=-1):
+                if body.left < 0:
+                    body.control.cancel()
+                if body.control.cancelled:
+                    body.refusals += 1
+                    body.control.check()
+                data = super().read(size)
+                body.left -= len(data) if index == 1 else 0
+                return data
+
+        return Reader(data)
+
+
+@pytest.mark.parametrize("after", [PART // 2, PART + PART // 2], ids=["while signing", "while sending"])
+def test_after_a_cancellation_nothing_more_is_sent_but_the_abort(store_at, moto_server, make_proxy, after):
     bucket = moto_server.new_bucket()
     proxy = make_proxy(moto_server)
-    control = Control()
-
-    class Cancelling(Parts):
-        """Cancelled while its second part is being sent, as a task is that somebody kills."""
-
-        def open(self, index):
-            if index == 1:
-                control.cancel()
-                return Refusing(b"x" * PART)
-            return super().open(index)
-
-    class Refusing(io.BytesIO):
-        """Refuses to be read once cancelled, as the parts of a snapshot do."""
-
-        def read(self, size=-1):
-            control.check()
-            return super().read(size)
-
+    body = CancelledParts(Control(), after=after)
     with pytest.raises(CancelledError):
-        store_at(proxy.server, bucket, maxConcurrency=1).put(KEY, Cancelling(), control=control)
+        store_at(proxy.server, bucket, maxConcurrency=1).put(KEY, body, control=body.control)
+    assert body.refusals == 1
     assert uploads_in(moto_server, bucket) == []
     assert keys_in(moto_server, bucket) == []
     assert proxy.count("UploadPart") <= 2
@@ -562,13 +572,9 @@ def tls_server(tmp_path_factory, s3_server):
     """rclone with a certificate of our own: (server, file of the certificate)."""
     home = tmp_path_factory.mktemp("tls")
     certificate, key = home / "cert.pem", home / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key)]
-        + ["-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -612,6 +618,17 @@ def test_uploads_over_tls_work_with_a_certificate_of_ones_own(tls_server, store_
     assert (server.folder / bucket / KEY).read_bytes() == BYTES
     with contextlib.closing(store.open_range(KEY, PART - 5, PART + 5)) as stream:
         assert stream.read() == BYTES[PART - 5 : PART + 5]
+
+
+def test_a_cancellation_is_no_reason_to_try_again_over_tls_either(tls_server, store_at, monkeypatch):
+    server, certificate = tls_server
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    (server.folder / "cancelled").mkdir(exist_ok=True)
+    body = CancelledParts(Control(), after=PART + PART // 2)
+    with pytest.raises(CancelledError):
+        store_at(server, "cancelled", maxConcurrency=1).put(KEY, body, control=body.control)
+    assert body.refusals == 1
+    assert not (server.folder / "cancelled" / KEY).exists()
 
 
 @pytest.mark.usefixtures("impatient")

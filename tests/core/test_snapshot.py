@@ -143,10 +143,10 @@ def sql(start_child):
 
 
 @pytest.fixture
-def production(installation, make_replica):
+def production(installation, small_replica):
     """The database of an installation with one sound, quiet replica and no S3."""
     installation.write(installation.entry())
-    make_replica(installation.replica())
+    small_replica(installation.replica())
     return installation.database()
 
 

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import posixpath
+import re
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duckling_provider.core.catalog import (
+    ListedBackup,
+    assemble,
+    backup_name,
+    checked_key,
+    choose,
+    parse_moment,
+    parse_name,
+    stamp_of,
+)
+from duckling_provider.core.errors import DucklingError, NotFoundError
+
+EXAMPLE = datetime(2025, 3, 1, 14, 32, 11, 482_000, tzinfo=timezone.utc)
+EXAMPLE_NAME = "backup-2025-03-01T14-32-11-482Z.db"
+
+OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+MOMENTS = st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=OFFSETS)  # noqa: DTZ001
+NAMES = MOMENTS.map(stamp_of).map(backup_name)
+#: Nearly right names: every digit may be any character that regular expressions call a digit.
+ALMOST = st.from_regex(r"\Abackup-\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}-\d{3}Z\.db\Z")
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+def test_the_contract_s_example():
+    assert backup_name(stamp_of(EXAMPLE)) == EXAMPLE_NAME
+    assert parse_name(EXAMPLE_NAME) == EXAMPLE
+
+
+@given(MOMENTS)
+def test_a_moment_comes_back_from_its_name_to_the_millisecond(moment: datetime):
+    found = parse_name(backup_name(stamp_of(moment)))
+    assert found is not None
+    assert found == moment - timedelta(microseconds=moment.microsecond % 1000)
+    assert found.utcoffset() == timedelta(0)
+
+
+@given(MOMENTS, MOMENTS)
+def test_names_sort_as_their_moments(one: datetime, other: datetime):
+    earlier, later = sorted((one, other))
+    assert backup_name(stamp_of(earlier)) <= backup_name(stamp_of(later))
+
+
+@given(st.one_of(ALMOST, st.text(), NAMES))
+def test_what_is_taken_for_a_name_is_exactly_one(name: str):
+    moment = parse_name(name)
+    if moment is not None and moment.year >= 1970:
+        assert backup_name(stamp_of(moment)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "backup-.db",
+        f" {EXAMPLE_NAME}",
+        f"{EXAMPLE_NAME} ",
+        f"{EXAMPLE_NAME}\n",
+        f"{EXAMPLE_NAME}.mac",
+        f"old/{EXAMPLE_NAME}",
+        EXAMPLE_NAME.upper(),
+        EXAMPLE_NAME.removesuffix(".db"),
+        EXAMPLE_NAME.replace(".db", "xdb"),
+        "backup-2025-02-30T14-32-11-482Z.db",
+        "backup-2025-03-01T24-32-11-482Z.db",
+        "backup-2025-03-01T14-32-60-482Z.db",
+        "backup-2025-03-01T14-32-11-482.db",
+        "backup-2025-03-01T14-32-11Z.db",
+        "backup-2025-03-01T14:32:11.482Z.db",
+        "backup-٢٠٢٥-03-01T14-32-11-482Z.db",
+        "my-backup-2025-03-01T14-32-11-482Z.db",
+    ],
+)
+def test_foreign_names_are_no_backups(name: str):
+    assert parse_name(name) is None
+
+
+# ---- listings ----------------------------------------------------------------------------------------------
+
+
+@given(st.sets(NAMES, max_size=8), st.sets(NAMES, max_size=8), st.data())
+def test_a_listing_becomes_the_backups_in_it_newest_first(backups: set[str], macs: set[str], data: st.DataObject):
+    prefix = "production/"
+    foreign = {
+        f"{prefix}notes.txt",
+        f"{prefix}{EXAMPLE_NAME}.bak",
+        f"{prefix}old/{EXAMPLE_NAME}",
+        f"production-eu/{EXAMPLE_NAME}",
+        EXAMPLE_NAME,
+        prefix,
+    }
+    rows = [(prefix + name, 1, None) for name in backups]
+    rows += [(f"{prefix}{name}.mac", 64, None) for name in macs]
+    rows += [(key, 7, None) for key in foreign]
+    found = assemble(prefix, data.draw(st.permutations(rows)))
+    assert {backup.key for backup in found} == {prefix + name for name in backups}
+    assert [backup.created for backup in found] == sorted((backup.created for backup in found), reverse=True)
+    assert {backup.name for backup in found if backup.has_mac} == backups & macs
+
+
+def test_size_and_time_of_the_store_are_kept():
+    modified = datetime(2025, 3, 1, 15, tzinfo=timezone.utc)
+    assert assemble("", [(EXAMPLE_NAME, 214_748_364_800, modified)]) == [
+        ListedBackup(EXAMPLE_NAME, EXAMPLE, 214_748_364_800, modified, has_mac=False)
+    ]
+
+
+# ---- which one is meant ------------------------------------------------------------------------------------
+
+
+@given(st.lists(MOMENTS, max_size=8, unique_by=stamp_of), st.none() | MOMENTS)
+def test_the_newest_before_a_moment_is_chosen(moments: list[datetime], before: datetime | None):
+    listing = assemble("", [(backup_name(stamp_of(moment)), 1, None) for moment in moments])
+    allowed = [backup.created for backup in listing if before is None or backup.created < before]
+    if allowed:
+        assert choose(listing, subject="production", before=before).created == max(allowed)
+    else:
+        with pytest.raises(NotFoundError):
+            choose(listing, subject="production", before=before)
+
+
+def test_nothing_old_enough_is_told_with_the_oldest_there_is():
+    with pytest.raises(NotFoundError, match=re.escape("2025-03-01T14:32:11.482000+00:00")):
+        choose([ListedBackup(EXAMPLE_NAME, EXAMPLE, 1)], subject="production", before=EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("2025-03-01T14:32:11Z", datetime(2025, 3, 1, 14, 32, 11, tzinfo=timezone.utc)),
+        (" 2025-03-01T15:32:11+01:00\n", datetime(2025, 3, 1, 14, 32, 11, tzinfo=timezone.utc)),
+        ("2025-03-01 14:32", datetime(2025, 3, 1, 14, 32, tzinfo=timezone.utc)),
+        ("2025-03-01", datetime(2025, 3, 1, tzinfo=timezone.utc)),
+    ],
+)
+def test_a_time_given_by_a_person_without_an_offset_is_utc(text: str, expected: datetime):
+    assert parse_moment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2025-02-30", "14:32", "2025-03-01T25:00Z"])
+def test_what_is_no_time_is_refused(text: str):
+    with pytest.raises(DucklingError, match="ISO 8601"):
+        parse_moment(text)
+
+
+# ---- keys given by a person --------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_completed_and_a_full_key_taken():
+    assert checked_key("production/", EXAMPLE_NAME) == f"production/{EXAMPLE_NAME}"
+    assert checked_key("production/", f"production/{EXAMPLE_NAME}") == f"production/{EXAMPLE_NAME}"
+    assert checked_key("", EXAMPLE_NAME) == EXAMPLE_NAME
+    # Somebody else's name for a backup under our prefix may be restored; only what deletes is stricter.
+    assert checked_key("production/", "production/before-migration.db") == "production/before-migration.db"
+
+
+PIECES = st.sampled_from(
+    ["production", "production/", "staging/", "..", ".", "/", "//", "\\", "%2e%2e", "\x00", "\n", "\x7f", ".mac"]
+)
+
+
+@given(
+    st.sampled_from(["production/", "a/b/", ""]),
+    st.lists(st.one_of(PIECES, NAMES, st.text(max_size=4)), max_size=6).map("".join),
+)
+def test_a_key_never_leaves_the_prefix(prefix: str, key: str):
+    try:
+        full = checked_key(prefix, key)
+    except DucklingError:
+        return
+    assert full.startswith(prefix)
+    assert len(full) > len(prefix)
+    assert not full.endswith((".mac", "/"))
+    inside = posixpath.normpath(f"/{full}")
+    assert inside.startswith(f"/{prefix}")
+    assert not set(full) & set("\\\x00\n\x7f")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "production/",
+        "production/old/",
+        f"staging/{EXAMPLE_NAME}",
+        f"production-eu/{EXAMPLE_NAME}",
+        f"/production/{EXAMPLE_NAME}",
+        f"production//{EXAMPLE_NAME}",
+        f"production/../staging/{EXAMPLE_NAME}",
+        f"production/..\\{EXAMPLE_NAME}",
+        f"../{EXAMPLE_NAME}",
+        f"production/{EXAMPLE_NAME}\n",
+        f"production/{EXAMPLE_NAME}.mac",
+        f"{EXAMPLE_NAME}.mac",
+        "LATEST",
+    ],
+)
+def test_keys_that_are_refused(key: str):
+    with pytest.raises(DucklingError):
+        checked_key("production/", key)

@@ -1,0 +1,233 @@
+"""A check tries each step for real, says what is missing, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from duckling_provider.core import s3
+from duckling_provider.core.check import check_database
+from duckling_provider.core.locks import place_hold, release_hold
+from duckling_provider.core.s3 import open_store
+
+pytestmark = pytest.mark.server
+
+STORE_STEPS = [
+    "store: bucket",
+    "store: put, and head with encryption",
+    "store: ranged get",
+    "store: list",
+    "store: multipart upload",
+    "store: delete",
+]
+ALL = {"s3:PutObject", "s3:GetObject", "s3:ListBucket", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+#: AWS asks for s3:ListBucket where moto asks for an action that does not exist.
+MOTO = {"s3:ListBucket": {"s3:HeadBucket"}}
+
+_WRITER = """
+import sys
+import duckdb
+
+connection = duckdb.connect(sys.argv[1])
+print("writing")
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def check(installation, small_replica):
+    """``check(server, bucket, **fields) -> {step name: step}`` of an entry with a sound replica."""
+
+    def run(server=None, bucket="", **fields):
+        section = None if server is None else server.s3(bucket, **fields)
+        installation.write(installation.entry(s3=section))
+        if not os.path.lexists(installation.replica()):
+            small_replica(installation.replica())
+        database = installation.database()
+        store = None if server is None else open_store(database)
+        return {step.name: step for step in check_database(database, store)}
+
+    return run
+
+
+def failed(steps):
+    return {name: step.error for name, step in steps.items() if step.error is not None}
+
+
+def allowed(actions):
+    return {*actions, *(more for action in actions for more in MOTO.get(action, ()))}
+
+
+def objects_in(server, bucket):
+    return server.client().list_objects_v2(Bucket=bucket).get("Contents", [])
+
+
+@pytest.mark.parametrize("server_name", ["s3_server", "moto_server"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"encryption": "none"},
+        {"encryption": "sse-s3"},
+        {"encryption": "sse-kms"},
+        {"encryption": "client-aes256", "encryptionKey": "ab" * 32},
+    ],
+    ids=lambda fields: fields["encryption"],
+)
+def test_a_store_that_can_do_all_passes_every_step_and_stays_empty(request, check, server_name, fields):
+    server = request.getfixturevalue(server_name)
+    bucket = server.new_bucket()
+    steps = check(server, bucket, **fields)
+    assert list(steps) == ["replica", "hold", "local backups", *STORE_STEPS]
+    assert failed(steps) == {}
+    assert objects_in(server, bucket) == []
+
+
+def test_the_probe_stays_under_the_prefix(moto_server, check, make_proxy):
+    proxy = make_proxy(moto_server)
+    check(proxy.server, moto_server.new_bucket(), pathPrefix="deep/er/")
+    keys = {seen.key for seen in proxy.seen if seen.key}
+    assert keys
+    assert all(key.startswith("deep/er/duckling-check-") for key in keys)
+
+
+@pytest.mark.parametrize(
+    "action,steps,consequences",
+    [
+        (
+            "s3:PutObject",
+            {"store: put, and head with encryption", "store: multipart upload"},
+            {"store: ranged get", "store: list"},
+        ),
+        (
+            "s3:GetObject",
+            {"store: put, and head with encryption", "store: ranged get", "store: multipart upload"},
+            set(),
+        ),
+        ("s3:ListBucket", {"store: bucket", "store: list"}, set()),
+        ("s3:DeleteObject", {"store: delete"}, set()),
+    ],
+)
+def test_the_missing_permission_is_named_in_the_steps_that_need_it(
+    moto_auth_server, check, action, steps, consequences
+):
+    bucket = moto_auth_server.new_bucket()
+    complaints = failed(check(moto_auth_server.user(*allowed(ALL - {action})), bucket))
+    assert set(complaints) == steps | consequences
+    for step in steps:
+        assert action in complaints[step]
+    uploads = moto_auth_server.client().list_multipart_uploads(Bucket=bucket)
+    assert uploads.get("Uploads", []) == []
+    if action != "s3:DeleteObject":
+        assert objects_in(moto_auth_server, bucket) == []
+
+
+def test_credentials_with_all_permissions_pass(moto_auth_server, check):
+    assert failed(check(moto_auth_server.user(*allowed(ALL)), moto_auth_server.new_bucket())) == {}
+
+
+def test_a_wrong_secret_fails_every_step_of_the_store(s3_server, check):
+    steps = check(s3_server, s3_server.new_bucket(), secretAccessKey="not-the-secret")
+    complaints = failed(steps)
+    assert list(complaints) == [name for name in STORE_STEPS if name in complaints]
+    assert "store: bucket" in complaints
+    assert "s3.secretAccessKey" in complaints["store: put, and head with encryption"]
+    assert "not-the-secret" not in str(steps)
+
+
+@pytest.mark.parametrize("server_name", ["s3_server", "moto_server"])
+def test_an_unknown_bucket_is_named_as_such(request, check, server_name):
+    complaints = failed(check(request.getfixturevalue(server_name), "no-such-bucket-anywhere"))
+    assert "no-such-bucket-anywhere" in complaints["store: bucket"]
+    assert "s3.bucket" in complaints["store: bucket"]
+    assert "object" not in complaints["store: bucket"].replace("no-such-bucket-anywhere", "")
+
+
+def test_a_dead_endpoint_is_told_in_each_step(s3_server, check, monkeypatch):
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    complaints = failed(check(s3_server, "bucket", endpoint="http://127.0.0.1:9"))
+    assert set(complaints) == set(STORE_STEPS)
+    assert all("s3.endpoint" in complaint for complaint in complaints.values())
+
+
+def test_encryption_that_the_store_drops_is_told(moto_server, check, make_proxy):
+    proxy = make_proxy(moto_server)
+    proxy.hide = {"x-amz-server-side-encryption"}
+    bucket = moto_server.new_bucket()
+    complaints = failed(check(proxy.server, bucket, encryption="sse-s3"))
+    assert "AES256" in complaints["store: put, and head with encryption"]
+    assert "AES256" in complaints["store: multipart upload"]
+    assert objects_in(moto_server, bucket) == []
+
+
+def test_without_s3_the_local_part_is_checked(check, installation):
+    steps = check()
+    assert list(steps) == ["replica", "hold", "local backups", "store"]
+    assert failed(steps) == {}
+    assert "local backups only" in steps["store"].detail
+    assert "storage v1.5" in steps["replica"].detail
+    assert str(installation.backup_path) in steps["local backups"].detail
+
+
+def _empty(path):
+    path.touch()
+
+
+def _folder(path):
+    path.mkdir()
+
+
+def _text(path):
+    path.write_text("x" * 20_000)
+
+
+@pytest.mark.parametrize("make", [_empty, _folder, _text])
+def test_a_replica_that_is_none_is_named(check, installation, make):
+    make(installation.replica())
+    assert str(installation.replica()) in failed(check())["replica"]
+
+
+def test_a_missing_replica_is_named(check, installation):
+    installation.replica().symlink_to(installation.data_path / "nowhere.db")
+    assert str(installation.replica()) in failed(check())["replica"]
+
+
+def test_a_damaged_header_is_told_with_the_path(check, installation, make_replica):
+    replica = make_replica(installation.replica())
+    with replica.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 8)
+    complaint = failed(check())["replica"]
+    assert str(replica) in complaint
+    assert "checksum" in complaint
+
+
+def test_a_writer_and_its_log_are_told(check, installation, make_replica, start_child):
+    make_replica(installation.replica(), wal=True)
+    writer = start_child(_WRITER, installation.replica())
+    assert writer.line() == "writing"
+    detail = check()["replica"].detail
+    assert f"PID {writer.pid}" in detail
+    writer.kill()
+    assert "write-ahead log" in check()["replica"].detail
+
+
+def test_a_hold_is_told_with_its_owner(check, installation, make_replica):
+    make_replica(installation.replica())
+    place_hold(installation.replica(), owner="run 7", reason="restore", seconds=600)
+    assert "run 7" in check()["hold"].detail
+    release_hold(installation.replica(), owner="run 7")
+    assert check()["hold"].detail == "none"
+
+
+def test_a_check_changes_nothing_on_disk(check, installation, make_replica):
+    replica = make_replica(installation.replica(), wal=True)
+
+    def everything():
+        return {path: path.read_bytes() for path in sorted(installation.data_path.rglob("*")) if path.is_file()}
+
+    check()
+    before = everything()
+    check()
+    assert everything() == before
+    assert replica.with_name(replica.name + ".wal") in before

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duckling_provider.core import config
+from duckling_provider.core.catalog import ListedBackup, backup_name, stamp_of
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import CancelledError
+from duckling_provider.core.retention import clean_up, delete_backup, plan_retention
+from duckling_provider.core.snapshot import companions, sidecar_of
+from duckling_provider.core.store import BytesBody, MemoryStore
+
+NOW = datetime(2025, 3, 31, 12, tzinfo=timezone.utc)
+PREFIX = "production/"
+DAY = timedelta(days=1)
+
+
+def key_of(age: timedelta, *, prefix: str = PREFIX) -> str:
+    return prefix + backup_name(stamp_of(NOW - age))
+
+
+def listed(age: timedelta, *, has_mac: bool) -> ListedBackup:
+    return ListedBackup(key_of(age), NOW - age, 1, has_mac=has_mac)
+
+
+AGES = st.one_of(
+    st.integers(-100, 2_000).map(lambda hours: hours * timedelta(hours=1)),
+    # Around the limits that are tried.
+    st.builds(lambda days, off: days * DAY + timedelta(milliseconds=off), st.integers(0, 40), st.integers(-1, 1)),
+)
+DAYS = st.one_of(st.sampled_from([0.0, 1.0, 7.0, 30.0]), st.floats(0, 400))
+BACKUPS = st.lists(st.builds(listed, AGES, has_mac=st.booleans()), max_size=12, unique_by=lambda b: b.key)
+
+
+# ---- the plan ----------------------------------------------------------------------------------------------
+
+
+@given(backups=BACKUPS, days=DAYS, needs_mac=st.booleans(), random=st.randoms())
+def test_the_plan_parts_the_list_and_its_order_does_not_matter(
+    backups: list[ListedBackup],
+    days: float,
+    random: Any,
+    *,
+    needs_mac: bool,
+):
+    plan = plan_retention(backups, now=NOW, keep_days=days, needs_mac=needs_mac)
+    assert sorted(plan.delete + plan.keep, key=lambda b: b.key) == sorted(backups, key=lambda b: b.key)
+    for part in (plan.delete, plan.keep):
+        assert list(part) == sorted(part, key=lambda b: b.created, reverse=True)
+    shuffled = list(backups)
+    random.shuffle(shuffled)
+    assert plan_retention(shuffled, now=NOW, keep_days=days, needs_mac=needs_mac) == plan
+
+
+@given(backups=BACKUPS, days=DAYS, needs_mac=st.booleans())
+def test_the_newest_complete_backup_always_stays(backups: list[ListedBackup], days: float, *, needs_mac: bool):
+    plan = plan_retention(backups, now=NOW, keep_days=days, needs_mac=needs_mac)
+    complete = [backup for backup in backups if backup.has_mac or not needs_mac]
+    if complete:
+        assert max(complete, key=lambda b: b.created) in plan.keep
+
+
+@given(backups=BACKUPS, days=DAYS, needs_mac=st.booleans())
+def test_what_is_older_than_the_limit_goes_and_nothing_else(
+    backups: list[ListedBackup],
+    days: float,
+    *,
+    needs_mac: bool,
+):
+    plan = plan_retention(backups, now=NOW, keep_days=days, needs_mac=needs_mac)
+    limit = timedelta(days=days)
+    assert all(NOW - backup.created > limit for backup in plan.delete)
+    # One at most outlives the limit: the newest complete one.
+    assert sum(NOW - backup.created > limit for backup in plan.keep) <= 1
+
+
+@given(backups=BACKUPS, days=DAYS, needs_mac=st.booleans())
+def test_a_second_plan_finds_nothing_more(backups: list[ListedBackup], days: float, *, needs_mac: bool):
+    plan = plan_retention(backups, now=NOW, keep_days=days, needs_mac=needs_mac)
+    again = plan_retention(plan.keep, now=NOW, keep_days=days, needs_mac=needs_mac)
+    assert again.delete == ()
+    assert again.keep == plan.keep
+
+
+@given(BACKUPS, DAYS, st.integers(0, 500))
+def test_what_goes_today_goes_tomorrow(backups: list[ListedBackup], days: float, hours: int):
+    today = plan_retention(backups, now=NOW, keep_days=days)
+    later = plan_retention(backups, now=NOW + timedelta(hours=hours), keep_days=days)
+    assert set(today.delete) <= set(later.delete)
+
+
+# ---- carried out -------------------------------------------------------------------------------------------
+
+
+def database_with(folder: Path, **s3: Any) -> config.Database:
+    settings = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "s", **s3}
+    entry = {
+        "id": "production",
+        "name": "Production",
+        "mysqlConnectionString": "mysql://u:p@127.0.0.1/production",
+        "duckdbPath": str(folder / "production.db"),
+        "s3": settings,
+    }
+    (folder / "databases.json").write_text(json.dumps([entry]))
+    (folder / "databases.json").chmod(0o600)
+    return config.load({"DATA_PATH": str(folder), "BACKUP_RETENTION_DAYS": "7"}).database("production")
+
+
+@pytest.fixture(scope="module")
+def database_keeping(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], config.Database]:
+    """The database with a retention of so many days in S3."""
+    made: dict[float, config.Database] = {}
+
+    def keeping(days: float) -> config.Database:
+        if days not in made:
+            folder = tmp_path_factory.mktemp("data")
+            secret = {"encryption": "client-aes256", "encryptionKey": "c4" * 32}
+            made[days] = database_with(folder, s3BackupRetentionDays=days, **secret)
+        return made[days]
+
+    return keeping
+
+
+FOREIGN = (
+    f"{PREFIX}notes.txt",
+    f"{PREFIX}before-migration.db",
+    key_of(90 * DAY) + ".bak",
+    key_of(90 * DAY, prefix=f"{PREFIX}archive/"),
+    key_of(90 * DAY, prefix="production-eu/"),
+    key_of(90 * DAY, prefix="staging/"),
+    key_of(90 * DAY, prefix=""),
+    key_of(91 * DAY) + ".mac",  # of an object that is not there
+)
+
+
+def filled(ages: list[timedelta], *, without_mac: Collection[int] = ()) -> MemoryStore:
+    store = MemoryStore(prefix=PREFIX, mode="client-aes256")
+    for key in FOREIGN:
+        store.put(key, BytesBody(b"somebody else's"))
+    for index, age in enumerate(ages):
+        store.put(key_of(age), BytesBody(b"object"))
+        if index not in without_mac:
+            store.put(key_of(age) + ".mac", BytesBody(b"mac"))
+    return store
+
+
+@given(st.lists(AGES, max_size=8, unique_by=key_of), st.sets(st.integers(0, 7)), st.sampled_from([1.0, 7.0, 30.0]))
+def test_objects_go_with_their_macs_and_nothing_else_does(
+    database_keeping: Callable[[float], config.Database], ages: list[timedelta], without_mac: set[int], days: float
+):
+    store, database = filled(ages, without_mac=without_mac), database_keeping(days)
+    before = set(store.objects)
+    planned = clean_up(database, store, dry_run=True, now=NOW)
+    assert planned.dry_run
+    assert set(store.objects) == before
+
+    done = clean_up(database, store, now=NOW)
+    assert (done.s3_deleted, done.s3_kept) == (planned.s3_deleted, planned.s3_kept)
+    gone = before - set(store.objects)
+    assert gone == {end for key in done.s3_deleted for end in (key, f"{key}.mac")} & before
+    assert not gone & set(FOREIGN)
+    complete = [age for index, age in enumerate(ages) if index not in without_mac]
+    if complete:
+        assert {key_of(min(complete)), key_of(min(complete)) + ".mac"} <= set(store.objects)
+
+    left = dict(store.objects)
+    assert clean_up(database, store, now=NOW).s3_deleted == ()
+    assert store.objects == left
+
+
+def test_without_a_retention_of_their_own_objects_are_kept_for_ever(
+    database_keeping: Callable[[float], config.Database],
+):
+    store = filled([DAY, 4000 * DAY])
+    before = dict(store.objects)
+    result = clean_up(database_keeping(0), store, now=NOW)
+    assert (result.s3_deleted, result.s3_kept) == ((), 2)
+    assert store.objects == before
+
+
+def test_a_crash_between_object_and_mac_never_leaves_an_object_alone(
+    database_keeping: Callable[[float], config.Database],
+):
+    class Crashing(MemoryStore):
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            raise KeyboardInterrupt
+
+    store = Crashing(prefix=PREFIX, mode="client-aes256")
+    store.objects.update(filled([DAY, 60 * DAY]).objects)
+    with pytest.raises(KeyboardInterrupt):
+        clean_up(database_keeping(30), store, now=NOW)
+    assert key_of(60 * DAY) not in store.objects
+    assert key_of(60 * DAY) + ".mac" in store.objects
+
+
+def test_deleting_twice_is_no_error():
+    store = filled([DAY])
+    delete_backup(store, key_of(DAY))
+    delete_backup(store, key_of(DAY))
+    assert set(store.objects) == set(FOREIGN)
+
+
+# ---- the local folder --------------------------------------------------------------------------------------
+
+
+def fill_folder(folder: Path, ages: list[timedelta]) -> None:
+    folder.mkdir(parents=True)
+    for age in ages:
+        copy = folder / key_of(age, prefix="")
+        copy.write_bytes(b"copy")
+        for companion in companions(copy):
+            companion.write_text("{}")
+
+
+def local_database(tmp_path: Path) -> config.Database:
+    database = database_with(tmp_path)
+    assert database.local_retention_days == 7
+    return database
+
+
+def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [DAY, 3 * DAY, 8 * DAY, 90 * DAY])
+    foreign = {"notes.txt", "production.db", f"{key_of(90 * DAY, prefix='')}.bak", "archive"}
+    for name in foreign - {"archive"}:
+        (database.backup_dir / name).write_text(name)
+    other = database.backup_dir.parent / "staging"
+    for folder in (database.backup_dir / "archive", other):
+        fill_folder(folder, [90 * DAY])
+    listing = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    planned = clean_up(database, None, dry_run=True, now=NOW)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == listing
+    done = clean_up(database, None, now=NOW)
+    assert done.local_deleted == planned.local_deleted
+    assert set(done.local_deleted) == {key_of(8 * DAY, prefix=""), key_of(90 * DAY, prefix="")}
+    assert (done.local_kept, done.s3_kept, done.busy) == (2, None, ())
+    expected = set(foreign)
+    for age in (DAY, 3 * DAY):
+        copy = database.backup_dir / key_of(age, prefix="")
+        expected |= {copy.name, *(companion.name for companion in companions(copy))}
+    assert set(os.listdir(database.backup_dir)) == expected
+    assert len(list(other.iterdir())) == len(list((database.backup_dir / "archive").iterdir())) == 4
+    assert clean_up(database, None, now=NOW).local_deleted == ()
+
+
+def test_the_last_local_backup_stays_however_old(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [300 * DAY, 400 * DAY])
+    assert clean_up(database, None, now=NOW).local_deleted == (key_of(400 * DAY, prefix=""),)
+    assert (database.backup_dir / key_of(300 * DAY, prefix="")).exists()
+
+
+def test_a_copy_without_its_sidecar_is_not_the_one_that_stays(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [20 * DAY, 300 * DAY])
+    sidecar_of(database.backup_dir / key_of(20 * DAY, prefix="")).unlink()
+    assert clean_up(database, None, now=NOW).local_deleted == ()
+    assert (database.backup_dir / key_of(300 * DAY, prefix="")).exists()
+
+
+def test_a_backup_in_use_is_left_for_the_next_time(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [DAY, 20 * DAY])
+    old = database.backup_dir / key_of(20 * DAY, prefix="")
+    before = set(os.listdir(database.backup_dir))
+    with old.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        result = clean_up(database, None, now=NOW)
+    assert (result.busy, result.local_deleted, result.local_kept) == ((old.name,), (), 2)
+    assert set(os.listdir(database.backup_dir)) == before
+    assert clean_up(database, None, now=NOW).local_deleted == (old.name,)
+
+
+def test_a_database_without_any_backup_is_no_error(tmp_path: Path):
+    result = clean_up(local_database(tmp_path), None, now=NOW)
+    assert (result.local_deleted, result.local_kept) == ((), 0)
+
+
+def test_a_cancelled_cleanup_deletes_nothing_more(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [DAY, 20 * DAY])
+    before = set(os.listdir(database.backup_dir))
+    control = Control()
+    control.cancel()
+    with pytest.raises(CancelledError):
+        clean_up(database, None, now=NOW, control=control)
+    assert set(os.listdir(database.backup_dir)) == before
