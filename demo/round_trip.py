@@ -120,7 +120,7 @@ class _Demo:
             step.result = f"{spoiled} of {of} blocks overwritten, a WAL of another state left beside"
             step.note(_one_line("duckling backup refuses", refused.removeprefix(f"{self.replica}: ")))
             step.note(_one_line("DuckDB", self._unreadable()))
-            step.note(_one_line("Backup copied beside that WAL", _differences(before, naive)))
+            step.note(_one_line("A plain copy with that WAL", _differences(before, naive)))
 
     def _unreadable(self) -> str:
         try:
@@ -184,14 +184,14 @@ def _differences(before: list[replica.Table], naive: list[replica.Table]) -> str
         elif other.rows != table.rows:
             told.append(f"{other.rows - table.rows:+,} rows in {table.name}")
         elif other.digest != table.digest:
-            told.append(f"other values in {table.name}")
+            told.append(f"{table.name} changed")
     if not told:
         raise DemoError("the foreign WAL does no harm, so the restore proves nothing")
     return ", ".join(told)
 
 
 def _one_line(who: str, text: str) -> str:
-    return textwrap.shorten(f"{who}: {text}", 72, placeholder=" …")
+    return textwrap.shorten(f"{who}: {text}", 74, placeholder=" …")
 
 
 def _sha256(path: Path) -> str:

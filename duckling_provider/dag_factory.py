@@ -27,13 +27,10 @@ if TYPE_CHECKING:
 #: Any fixed moment in the past: without catchup, a delta schedule starts when Airflow first sees the DAG.
 _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
-# A backup that found the replica busy, or a store that is down, gets about two hours to become well again.
-_RETRIES: dict[str, Any] = {
-    "retries": 5,
-    "retry_delay": timedelta(minutes=1),
-    "retry_exponential_backoff": True,
-    "max_retry_delay": timedelta(hours=1),
-}
+# Delays double from try to try: a store that is down, or a replica held by a long restore, has some hours to come back.
+_BACKUP_RETRY_DELAY = timedelta(minutes=5)
+# Whoever restores is waiting.
+_RESTORE_RETRY_DELAY = timedelta(minutes=1)
 
 
 def build_dags(installation: Installation) -> dict[str, DAG]:
@@ -70,7 +67,7 @@ def backup_dag(database: Database, *, warnings: tuple[str, ...] = ()) -> DAG:
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
-        default_args=_task_defaults(database),
+        default_args=_task_defaults(database, _BACKUP_RETRY_DELAY),
         tags=["duckling", "backup"],
         doc_md=_backup_doc(database, warnings),
     ) as dag:
@@ -119,7 +116,7 @@ def restore_dag(database: Database) -> DAG:
         max_active_runs=1,
         # The runs of a paused DAG never start, and this is needed on a bad day.
         is_paused_upon_creation=False,
-        default_args=_task_defaults(database),
+        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
         tags=["duckling", "restore"],
         params=_restore_params(database),
         doc_md=_restore_doc(database),
@@ -154,9 +151,18 @@ def _asset(dag_id: str, database: Database) -> Asset:
     return Asset(name=dag_id, uri=f"x-duckling://{kind}/{database.id}", group="duckling")
 
 
-def _task_defaults(database: Database) -> dict[str, Any]:
-    """The queue goes to every task: the replica and its local backups exist on one host only."""
-    return {"owner": "duckling", **_RETRIES, **({"queue": database.queue} if database.queue else {})}
+def _task_defaults(database: Database, retry_delay: timedelta) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "owner": "duckling",
+        "retries": 5,
+        "retry_delay": retry_delay,
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(hours=1),
+    }
+    if database.queue:
+        # Every task gets it: the replica and its local backups exist on one host only.
+        defaults["queue"] = database.queue
+    return defaults
 
 
 def _restore_params(database: Database) -> dict[str, Param]:

@@ -28,12 +28,12 @@ EXTRAS = ("", "demo", "test")
 
 #: A core module may import from its own layer and those before it.
 LAYERS = [
-    ["errors", "keys", "control"],
+    ["errors", "keys", "control", "workers"],
     ["jsonfile", "fields", "environment", "masking", "config"],
     ["catalog"],
     ["crypto", "blocks", "replica", "child", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
     ["snapshot", "body"],
-    ["store", "s3", "transfer", "fetch"],
+    ["store", "s3", "s3_errors", "s3_multipart", "fetch"],
     ["stored", "local"],
     ["backup", "verify", "restore", "retention", "check"],
 ]

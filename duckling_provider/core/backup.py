@@ -12,13 +12,14 @@ from duckling_provider.core.body import SnapshotBody
 from duckling_provider.core.catalog import MAC_SUFFIX
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DamagedError, DucklingError, NotFoundError
+from duckling_provider.core.errors import CancelledError, DamagedError, DucklingError, NotFoundError
 from duckling_provider.core.locks import FileLock
 from duckling_provider.core.retention import CleanupResult, clean_up
 from duckling_provider.core.snapshot import Snapshot, sealed_for, take_snapshot
-from duckling_provider.core.store import BytesBody, Store, UploadLog
+from duckling_provider.core.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 from duckling_provider.core.stored import CLIENT, describe, identify
 from duckling_provider.core.verify import VerifyResult, verify_backup
+from duckling_provider.core.workers import AbandonedError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def upload_snapshot(
     :raises DamagedError: when the snapshot is no longer what was copied.
     """
     control = control or Control()
+    store = store.under(control)
     started = time.monotonic()
     key = store.prefix + snapshot.filename
     with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
@@ -99,7 +101,9 @@ def upload_snapshot(
                         control=control,
                     )
                 except DucklingError as error:
-                    if encrypted and not error.retryable:
+                    # An abandoned request may yet make the object appear.
+                    stopped = isinstance(error, CancelledError) and not isinstance(error, AbandonedError)
+                    if encrypted and (stopped or not error.retryable):
                         _remove_lone_mac(store, key)
                     raise
     return BackupResult(result.key, result.size, int((time.monotonic() - started) * 1000), result.mode, result.sha256)
@@ -116,7 +120,9 @@ def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) ->
         raise DamagedError(
             "another object has this backup's key", subject=store.url + key, hint="It is left as it is; back up again."
         )
-    return True
+    # An earlier try may have ended before it could look at the encryption: then `put` is to judge.
+    wanted = SSE_ALGORITHM.get(store.mode)
+    return wanted is None or store.head(key).sse == wanted
 
 
 def _remove_lone_mac(store: Store, key: str) -> None:

@@ -132,7 +132,7 @@ class SnapshotBody:
         first, last = max(0, start - lead), stop - lead
         self._check(index, first, last)
         return PartReader(
-            self._fd, first, last, self._prefix if index == 0 else b"", self._cipher, control=self._control
+            os.dup(self._fd), first, last, self._prefix if index == 0 else b"", self._cipher, control=self._control
         )
 
     def _check(self, index: int, first: int, last: int) -> None:
@@ -149,7 +149,11 @@ class SnapshotBody:
 
 
 class PartReader(io.RawIOBase):
-    """One part as a seekable binary file of known length, encrypted while it is read. For one thread at a time."""
+    """One part as a seekable binary file of known length, encrypted while it is read. For one thread at a time.
+
+    It has a descriptor of its own (`fd`, closed with it): a thread that was abandoned with it must never read another
+    file that got the number.
+    """
 
     def __init__(
         self, fd: int, first: int, last: int, prefix: bytes, cipher: CtrCipher | None, *, control: Control
@@ -162,6 +166,11 @@ class PartReader(io.RawIOBase):
 
     def __len__(self) -> int:
         return self._length
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
     def readable(self) -> bool:
         return True

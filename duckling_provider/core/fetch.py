@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import IntegrityError, StoreError
 from duckling_provider.core.parts import MIB
 from duckling_provider.core.store import Store
+from duckling_provider.core.workers import Workers
 
 #: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
 RANGE = 4 * MIB
@@ -33,18 +34,15 @@ def fetch(
     :raises IntegrityError: when the object is shorter than `size` or was replaced meanwhile.
     """
     control = control or Control()
-    with ThreadPoolExecutor(threads, thread_name_prefix="duckling-fetch") as pool:
+    with Workers(threads, name="duckling-fetch", control=control) as pool:
         window: deque[Future[memoryview]] = deque()
-        try:
-            for start in range(0, size, RANGE):
-                stop = min(start + RANGE, size)
-                window.append(pool.submit(_fetch_range, store, key, start, stop, etag, control))
-                if len(window) >= threads:
-                    yield from _pieces(window.popleft().result())
-            while window:
-                yield from _pieces(window.popleft().result())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for start in range(0, size, RANGE):
+            stop = min(start + RANGE, size)
+            window.append(pool.submit(_fetch_range, store, key, start, stop, etag, control))
+            if len(window) >= threads:
+                yield from _pieces(pool.result(window.popleft()))
+        while window:
+            yield from _pieces(pool.result(window.popleft()))
 
 
 def _pieces(data: memoryview) -> Iterator[memoryview]:

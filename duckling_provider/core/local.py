@@ -38,6 +38,9 @@ class LocalBackups:
     def _snapshot(self, key: str) -> Snapshot:
         return find_snapshot(self._database, key)
 
+    def under(self, control: Control) -> LocalBackups:
+        return self
+
     def put(
         self,
         key: str,
@@ -102,3 +105,6 @@ class LocalBackups:
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
         return 0
+
+    def abort(self, key: str, upload_id: str) -> None:
+        pass

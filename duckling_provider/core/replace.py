@@ -26,9 +26,9 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from duckling_provider.core.errors import DucklingError, ReplicaError
+from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.core.locks import state_path, sync_folder, write_durably
-from duckling_provider.core.replica import WAL_SUFFIXES, wal_files
+from duckling_provider.core.replica import WAL_SUFFIXES, wal_files, writer_of
 
 JOURNAL_SUFFIX = ".duckling-journal"
 NEW_SUFFIX = ".duckling-new"
@@ -188,6 +188,14 @@ def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: t
             "the replica was written after a restore was interrupted, while its write-ahead log was set aside",
             subject=str(real),
             hint=f"Its log is {[a for _, a in stranded]}; decide which to keep, then delete {journal_path.name}.",
+        )
+    if stranded and now is not None and (holder := writer_of(real)) is not None:
+        # It has opened the file without its log, and would overwrite it.
+        raise BusyError(
+            f"held by {holder}",
+            holder=holder,
+            subject=str(real),
+            hint="It lacks the last changes, set aside by a restore that was interrupted. Close it without writing.",
         )
     for wal, wal_aside in stranded:
         os.rename(wal_aside, wal)

@@ -73,6 +73,7 @@ def restore_backup(
     :raises IntegrityError, ModeError, NotFoundError, NoSpaceError, BusyError, StoreError: the replica is as it was.
     """
     control = control or Control()
+    store = store.under(control)
     started = time.monotonic()
     if to is not None:
         size, key = _restore_elsewhere(database, store, key, before, to, control)

@@ -8,6 +8,7 @@ with HEAD afterwards, by size and by the server-side encryption that was asked f
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,8 @@ from duckling_provider.core.errors import (
 )
 from duckling_provider.core.s3_errors import Translator
 from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload
-from duckling_provider.core.store import OCTETS, Body, BytesBody, ProbeStep, StoredObject, UploadLog
+from duckling_provider.core.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
+from duckling_provider.core.workers import interruptible
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,16 +41,18 @@ CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
 ATTEMPTS = 5
 
-_SSE_ALGORITHM = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
-
 
 @dataclass(frozen=True)
 class Credentials:
-    """Keys for a store; `repr` shows neither secret."""
+    """Keys for a store; `repr` shows neither secret.
+
+    :param session: where these came from, if it renews them: those of a role end within the hour, a transfer may not.
+    """
 
     access_key_id: str
     secret_access_key: str
     session_token: str | None = None
+    session: boto3.session.Session | None = None
 
     def __repr__(self) -> str:
         return f"Credentials({self.access_key_id}, ***)"
@@ -82,15 +86,16 @@ class S3Store:
     def __init__(self, settings: S3Settings, credentials: Credentials) -> None:
         self._settings = settings
         self._bucket = settings.bucket
+        self._control: Control | None = None
         self._translator = Translator(url=self.url, region=settings.region, endpoint=settings.endpoint)
-        session = boto3.session.Session(
+        session = credentials.session or boto3.session.Session(
             aws_access_key_id=credentials.access_key_id,
             aws_secret_access_key=credentials.secret_access_key,
             aws_session_token=credentials.session_token,
-            region_name=settings.region,
         )
         self._client: S3Client = session.client(
             "s3",
+            region_name=settings.region,
             endpoint_url=settings.endpoint or None,
             config=Config(
                 signature_version="s3v4",
@@ -118,11 +123,16 @@ class S3Store:
     def mode(self) -> str:
         return self._settings.encryption
 
+    def under(self, control: Control) -> S3Store:
+        bound = copy.copy(self)
+        bound._control = control  # noqa: SLF001 - of our own class
+        return bound
+
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def head(self, key: str) -> StoredObject:
         with self._translator.errors("s3:GetObject", key):
-            answer = self._client.head_object(Bucket=self._bucket, Key=key)
+            answer = interruptible(lambda: self._client.head_object(Bucket=self._bucket, Key=key), self._control)
         return StoredObject(
             key,
             answer["ContentLength"],
@@ -137,15 +147,18 @@ class S3Store:
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
         condition: dict[str, Any] = {"IfMatch": etag} if etag else {}
         with self._translator.errors("s3:GetObject", key):
-            answer = self._client.get_object(
-                Bucket=self._bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
+            answer = interruptible(
+                lambda: self._client.get_object(
+                    Bucket=self._bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
+                ),
+                self._control,
             )
-        return cast("BinaryIO", self._translator.stream(answer["Body"], key))
+        return cast("BinaryIO", self._translator.stream(answer["Body"], key, self._control))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix))
         with self._translator.errors("s3:ListBucket", prefix):
-            for page in pages:
+            while (page := interruptible(lambda: next(pages, None), self._control)) is not None:
                 for row in page.get("Contents", []):
                     yield StoredObject(row["Key"], row["Size"], row.get("ETag", ""), row.get("LastModified"))
 
@@ -168,7 +181,11 @@ class S3Store:
             if before_visible is not None:
                 before_visible()
             with self._translator.errors("s3:PutObject", key, control):
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=cast("Any", body.open(0)), **options)
+                content = cast("Any", body.open(0))
+                interruptible(
+                    lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=content, **options),
+                    self._control,
+                )
             control.advance(body.size)
         else:
             MultipartUpload(
@@ -186,7 +203,7 @@ class S3Store:
 
     def _object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         options: dict[str, Any] = {"ContentType": content_type, "Metadata": dict(metadata or {})}
-        algorithm = _SSE_ALGORITHM.get(self._settings.encryption)
+        algorithm = SSE_ALGORITHM.get(self._settings.encryption)
         if algorithm:
             options["ServerSideEncryption"] = algorithm
             if algorithm == "aws:kms" and self._settings.kms_key_id:
@@ -200,7 +217,7 @@ class S3Store:
     def _confirmed(self, key: str, size: int) -> StoredObject:
         """HEAD after a PUT: stores have been seen to answer 200 and drop bytes or the encryption that was asked for."""
         stored = self.head(key)
-        wanted = _SSE_ALGORITHM.get(self._settings.encryption)
+        wanted = SSE_ALGORITHM.get(self._settings.encryption)
         problem = None
         if stored.size != size:
             problem = f"the store keeps {stored.size} bytes of the {size} that were sent"
@@ -226,19 +243,18 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         with contextlib.suppress(NotFoundError), self._translator.errors("s3:DeleteObject", key):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            interruptible(lambda: self._client.delete_object(Bucket=self._bucket, Key=key), self._control)
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
         count = 0
         try:
             with self._translator.errors("s3:ListBucketMultipartUploads", prefix):
-                pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                    Bucket=self._bucket, Prefix=prefix
-                )
-                for page in pages:
+                paginator = self._client.get_paginator("list_multipart_uploads")
+                pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix))
+                while (page := interruptible(lambda: next(pages, None), self._control)) is not None:
                     for row in page.get("Uploads", []):
                         if abandoned(row["Key"], row["Initiated"]):
-                            self._abort(row["Key"], row["UploadId"])
+                            self.abort(row["Key"], row["UploadId"])
                             count += 1
         except NotFoundError:
             pass  # what some stores answer when there are none
@@ -249,8 +265,11 @@ class S3Store:
                 raise
         return count
 
-    def _abort(self, key: str, upload_id: str) -> None:
-        abort_upload(self._client, self._translator, bucket=self._bucket, key=key, upload_id=upload_id)
+    def abort(self, key: str, upload_id: str) -> None:
+        interruptible(
+            lambda: abort_upload(self._client, self._translator, bucket=self._bucket, key=key, upload_id=upload_id),
+            self._control,
+        )
 
     # -- connection test --------------------------------------------------------------------------------------------
 
@@ -275,7 +294,7 @@ class S3Store:
                         Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload=cast("Any", parts)
                     )
                 except BaseException:
-                    self._abort(key, upload)
+                    self.abort(key, upload)
                     raise
             self._confirmed(key, len(content))
 

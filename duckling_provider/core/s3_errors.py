@@ -25,6 +25,7 @@ from duckling_provider.core.errors import (
     NotFoundError,
     StoreError,
 )
+from duckling_provider.core.workers import interruptible
 
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"}
 _BAD_CREDENTIALS = {
@@ -121,19 +122,19 @@ class Translator:
             text or "the store failed", code=code, subject=subject, retryable=status >= 500 or code in _PASSING
         )
 
-    def stream(self, stream: Any, key: str) -> TranslatedStream:
-        return TranslatedStream(stream, self._url + key)
+    def stream(self, stream: Any, key: str, control: Control | None) -> TranslatedStream:
+        return TranslatedStream(stream, self._url + key, control)
 
 
 class TranslatedStream:
     """A response body whose errors while reading are ours too."""
 
-    def __init__(self, stream: Any, subject: str) -> None:
-        self._stream, self._subject = stream, subject
+    def __init__(self, stream: Any, subject: str, control: Control | None) -> None:
+        self._stream, self._subject, self._control = stream, subject, control
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return cast("bytes", self._stream.read(None if size < 0 else size))
+            return cast("bytes", interruptible(lambda: self._stream.read(None if size < 0 else size), self._control))
         except (ReadTimeoutError, ResponseStreamingError, BotoCoreError) as error:
             raise StoreError(f"the transfer broke off: {_innermost(error)}", subject=self._subject) from error
 

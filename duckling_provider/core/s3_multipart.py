@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
 from duckling_provider.core.s3_errors import Translator
 from duckling_provider.core.store import Body, UploadLog
+from duckling_provider.core.workers import Workers, interruptible
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -64,24 +65,30 @@ class MultipartUpload:
         except BaseException as error:
             # A passing failure leaves the parts for the next try; everything else leaves nothing behind in the store.
             passing = isinstance(error, StoreError) and error.retryable and self._log is not None
-            if not passing:
-                self._abort()
-                if self._log is not None:
-                    self._log.clear()
+            if not passing and self._abort() and self._log is not None:
+                self._log.clear()
             raise
         if self._log is not None:
             self._log.clear()
 
-    def _abort(self) -> None:
-        with contextlib.suppress(DucklingError):
+    def _abort(self) -> bool:
+        """Whether the upload is gone. The log of one that could not be reached stays, for the next try or clean-up."""
+
+        def abort() -> None:
             abort_upload(self._client, self._translator, bucket=self._bucket, key=self._key, upload_id=self._upload_id)
+
+        try:
+            interruptible(abort, self._control)
+        except DucklingError:
+            return False
+        return True
 
     def _resume_or_begin(self) -> None:
         remembered = self._log.load() if self._log is not None else None
         if remembered is not None:
             self._upload_id, logged = remembered
             try:
-                present = self._present_parts()
+                present = interruptible(self._present_parts, self._control)
             except (NotFoundError, AccessDeniedError):
                 # The store has forgotten it, or we may not ask (s3:ListMultipartUploadParts): begin anew.
                 self._abort()
@@ -92,11 +99,14 @@ class MultipartUpload:
                 }
                 self._control.advance(sum(self._length(part) for part in self._etags))
         if remembered is None:
-            with self._errors("s3:PutObject", self._key):
-                answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key, **self._options)
-            self._upload_id = answer["UploadId"]
+            self._upload_id = interruptible(self._create, self._control)
             if self._log is not None:
                 self._log.begin(self._upload_id)
+
+    def _create(self) -> str:
+        with self._errors("s3:PutObject", self._key):
+            answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key, **self._options)
+        return answer["UploadId"]
 
     def _length(self, part: int) -> int:
         return min(self._body.part_size, self._body.size - part * self._body.part_size)
@@ -115,19 +125,15 @@ class MultipartUpload:
         missing = iter([part for part in range(self._body.count) if part not in self._etags])
         with (
             self._no_retries_once_cancelled(),
-            ThreadPoolExecutor(self._concurrency, thread_name_prefix="duckling-upload") as pool,
+            Workers(self._concurrency, name="duckling-upload", control=self._control) as pool,
         ):
             running: set[Future[None]] = set()
-            try:
-                # Only as many parts as threads are ever under way, so a failure stops the rest at once.
-                for part in missing:
-                    running.add(pool.submit(self._send, part))
-                    if len(running) >= self._concurrency:
-                        running = _settle(running, wait_for_all=False)
-                _settle(running, wait_for_all=True)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            # Only as many parts as threads are ever under way, so a failure stops the rest at once.
+            for part in missing:
+                running.add(pool.submit(self._send, part))
+                if len(running) >= self._concurrency:
+                    running = pool.settle(running, everyone=False)
+            pool.settle(running, everyone=True)
 
     @contextlib.contextmanager
     def _no_retries_once_cancelled(self) -> Iterator[None]:
@@ -153,6 +159,7 @@ class MultipartUpload:
                     ContentLength=self._length(part),
                     Body=cast("Any", reader),
                 )
+        self._control.check()  # nobody waits any more, and the log may be another upload's
         self._etags[part] = answer["ETag"]
         if self._log is not None:
             self._log.record(part, answer["ETag"])
@@ -160,28 +167,21 @@ class MultipartUpload:
 
     def _complete(self) -> None:
         parts = [{"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)]
-        try:
-            with self._errors("s3:PutObject", self._key):
-                self._client.complete_multipart_upload(
-                    Bucket=self._bucket,
-                    Key=self._key,
-                    UploadId=self._upload_id,
-                    MultipartUpload=cast("Any", {"Parts": parts}),
-                )
-        except NotFoundError:
-            # The answer to a first try may have been lost after it had done its work: then the object is there.
-            with self._errors("s3:GetObject", self._key):
-                there = self._client.head_object(Bucket=self._bucket, Key=self._key)
-            if there["ContentLength"] != self._body.size:
-                raise
 
+        def complete() -> None:
+            try:
+                with self._errors("s3:PutObject", self._key):
+                    self._client.complete_multipart_upload(
+                        Bucket=self._bucket,
+                        Key=self._key,
+                        UploadId=self._upload_id,
+                        MultipartUpload=cast("Any", {"Parts": parts}),
+                    )
+            except NotFoundError:
+                # The answer to a first try may have been lost after it had done its work: then the object is there.
+                with self._errors("s3:GetObject", self._key):
+                    there = self._client.head_object(Bucket=self._bucket, Key=self._key)
+                if there["ContentLength"] != self._body.size:
+                    raise
 
-def _settle(running: set[Future[None]], *, wait_for_all: bool) -> set[Future[None]]:
-    """Wait for one future (or all) and raise the first error; returns those still running."""
-    while running:
-        done, running = wait(running, return_when=FIRST_EXCEPTION if wait_for_all else FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        if not wait_for_all:
-            break
-    return running
+        interruptible(complete, self._control)

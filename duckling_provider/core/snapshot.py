@@ -317,12 +317,17 @@ def _size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def _partial_file(path: Path) -> Iterator[int]:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
-    try:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
         fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)
+    try:
         yield fd
     finally:
         # After success the file has its final name and there is nothing to remove.

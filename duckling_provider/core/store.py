@@ -22,6 +22,9 @@ from duckling_provider.core.locks import write_durably
 
 OCTETS = "application/octet-stream"
 
+#: What the S3 API calls the server-side encryption of each mode that asks for one.
+SSE_ALGORITHM = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
+
 
 @dataclass(frozen=True)
 class StoredObject:
@@ -98,6 +101,9 @@ class Store(Protocol):
     def mode(self) -> str:
         """The encryption mode that its objects are to have, as in databases.json."""
 
+    def under(self, control: Control) -> Store:
+        """The same store; a cancellation of `control` ends the wait for its answers within a second."""
+
     def put(
         self,
         key: str,
@@ -134,6 +140,9 @@ class Store(Protocol):
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
         """Abort unfinished uploads for which ``abandoned(key, begun)`` holds; returns how many."""
+
+    def abort(self, key: str, upload_id: str) -> None:
+        """Abort one unfinished upload; one that is gone is fine."""
 
 
 class UploadLog:
@@ -197,6 +206,9 @@ class MemoryStore:
     def url(self) -> str:
         return "memory:"
 
+    def under(self, control: Control) -> MemoryStore:
+        return self
+
     def put(
         self,
         key: str,
@@ -246,3 +258,6 @@ class MemoryStore:
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
         return 0
+
+    def abort(self, key: str, upload_id: str) -> None:
+        pass

@@ -38,6 +38,8 @@ def verify_backup(
     :raises NotFoundError: when there is no such backup.
     """
     started = time.monotonic()
+    if control is not None:
+        store = store.under(control)
     backup = identify(database, store, resolve(database, store, key), chosen=key != LATEST)
     if backup.mac is not None:
         evidence = "HMAC-SHA256"

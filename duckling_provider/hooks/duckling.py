@@ -78,7 +78,8 @@ class DucklingHook(BaseHook):
             ) from None
         hook = AwsBaseHook(aws_conn_id=name, client_type="s3", region_name=None if s3.region == "auto" else s3.region)
         try:
-            found = hook.get_session(region_name=hook.region_name).get_credentials()
+            session = hook.get_session(region_name=hook.region_name)
+            found = session.get_credentials()
             keys = found.get_frozen_credentials() if found is not None else None
         except (BotoCoreError, ClientError) as error:
             raise DucklingError(
@@ -94,7 +95,7 @@ class DucklingHook(BaseHook):
 
         for secret in filter(None, (keys.secret_key, keys.token)):
             mask_secret(secret)
-        return Credentials(keys.access_key, keys.secret_key, keys.token)
+        return Credentials(keys.access_key, keys.secret_key, keys.token, session)
 
     def _connection_error(self, cause: str, hint: str) -> ConfigError:
         s3 = self.database.s3

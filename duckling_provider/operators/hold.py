@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from duckling_provider.core.errors import BusyError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.task_run import CoreTask, run_owner
 
@@ -82,5 +83,10 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
             from duckling_provider.core.locks import release_hold
 
             replica = DucklingHook(self.database_id).database.replica
-            released = release_hold(replica, owner=run_owner(context))
+            try:
+                released = release_hold(replica, owner=run_owner(context))
+            except BusyError as error:
+                # Ours has ended by its time, or there was none; somebody else's is not ours to end.
+                self.log.info("%s", error)
+                return
             self.log.info("%s is free again" if released else "%s was not held by this run", replica)

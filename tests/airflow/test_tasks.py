@@ -20,6 +20,7 @@ KEY = "0123456789abcdef" * 4
 DAG_FILE = """
 from airflow.sdk import DAG
 from duckling_provider.operators.backup import DucklingBackupOperator, DucklingCleanupOperator
+from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
 from duckling_provider.operators.restore import S3RestoreOperator
 
 with DAG("one_task", schedule=None):
@@ -145,6 +146,27 @@ def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, mak
     assert there() == {old, new}
     assert run_task("DucklingCleanupOperator").xcom("task")["local"] == [old]
     assert there() == {new}
+
+
+def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(installation, make_replica, run_task):
+    from duckling_provider.core.locks import read_hold
+
+    installation.write(installation.entry("shop"))
+    replica = make_replica(installation.replica("shop"))
+    assert run_task("DucklingHoldOperator", target_path="/elsewhere/shop.db").state == "success"
+    assert read_hold(replica) is None
+    run = run_task("DucklingHoldOperator")
+    assert read_hold(replica).owner == f"one_task {run.row.run_id}"
+
+
+def test_a_release_leaves_the_hold_of_another_run_alone(installation, make_replica, run_task):
+    from duckling_provider.core.locks import place_hold, read_hold
+
+    installation.write(installation.entry("shop"))
+    replica = make_replica(installation.replica("shop"))
+    place_hold(replica, owner="another run", reason="restore", seconds=60)
+    assert run_task("DucklingReleaseOperator").state == "success"
+    assert read_hold(replica).owner == "another run"
 
 
 def test_only_errors_that_a_retry_can_cure_are_retried():

@@ -383,7 +383,7 @@ def _interrupted(server, ready, make_proxy, *, mode):
 # ---- again -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["none", "client-aes256"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("big", [False, True], ids=["one part", "six parts"])
 def test_after_a_success_the_same_upload_writes_nothing(server, ready, make_proxy, mode, big):
     backup = ready(server, big=big, encryption=mode)
@@ -505,6 +505,24 @@ def test_encryption_that_the_store_dropped_fails_the_backup(moto_server, ready, 
     proxy = make_proxy(moto_server)
     proxy.hide = {"x-amz-server-side-encryption"}
     backup.through(proxy.server)
+    with pytest.raises(IntegrityError):
+        backup.upload()
+    assert backup.keys() == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("mode", ["sse-s3", "sse-kms"])
+def test_encryption_that_the_store_dropped_is_found_by_the_next_try_too(moto_server, ready, make_proxy, mode):
+    # The first try ends between the object's appearance and the look at it.
+    backup = ready(moto_server, encryption=mode)
+    proxy = make_proxy(moto_server)
+    proxy.hide = {"x-amz-server-side-encryption"}
+    backup.through(proxy.server)
+    proxy.before = lambda seen: (500, "InternalError") if seen.operation == "HeadObject" and backup.keys() else None
+    with pytest.raises(StoreError):
+        backup.upload()
+    assert backup.keys() == [backup.key]
+    proxy.before = lambda _: None
     with pytest.raises(IntegrityError):
         backup.upload()
     assert backup.keys() == []

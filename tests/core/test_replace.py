@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from duckling_provider.core.access import replica_access
-from duckling_provider.core.errors import DucklingError, ReplicaError
+from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.core.replace import JOURNAL_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, recover, replace_replica
 from duckling_provider.core.replica import WAL_SUFFIXES
 
@@ -402,6 +402,24 @@ def test_a_log_never_comes_back_over_what_was_written_since(
         recover(folder / NAME)
     assert f"{NAME}{OLD_SUFFIX}.wal" in str(caught.value)
     assert contents(folder) == before
+
+
+def test_a_log_does_not_come_back_under_a_writer_that_never_saw_it(
+    templates: Templates, tmp_path: Path, start_child: Callable[..., Any]
+):
+    folder = Path(shutil.copytree(templates.folder(wal=True, missing=False), tmp_path / "x"))
+    interrupted(folder)
+    before = contents(folder)
+    writer = start_child(
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open'); sys.stdin.read(); c.close()", folder / NAME
+    )
+    assert writer.line() == "open"
+    with pytest.raises(BusyError, match=f"PID {writer.pid}"):
+        recover(folder / NAME)
+    assert contents(folder) == before
+    writer.end()
+    assert recover(folder / NAME) is not None
+    assert contents(folder) == {NAME: templates.old, f"{NAME}.wal": templates.wal}
 
 
 def test_a_lone_log_never_comes_back_beside_a_file_made_since(small_templates: Templates, tmp_path: Path):

@@ -199,19 +199,18 @@ def test_a_store_that_answers_404_to_a_delete_has_deleted(moto_server, store_at,
     assert proxy.count("DeleteObject") == 1
 
 
-def test_every_page_of_a_listing_is_read(moto_server, store_at, make_proxy, installation):
-    bucket = moto_server.new_bucket()
-    client = moto_server.client()
+def test_every_page_of_a_listing_is_read(s3_server, store_at, make_proxy, installation):
+    bucket = s3_server.new_bucket()
     names = [f"production/backup-2025-03-01T{n // 60:02d}-{n % 60:02d}-00-000Z.db" for n in range(1050)]
-    for name in names:
-        client.put_object(Bucket=bucket, Key=name, Body=b"")
-    client.put_object(Bucket=bucket, Key="production2/backup-2025-03-01T00-00-00-000Z.db", Body=b"")
-    proxy = make_proxy(moto_server)
+    for name in [*names, "production2/backup-2025-03-02T00-00-00-000Z.db"]:
+        path = s3_server.folder / bucket / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    proxy = make_proxy(s3_server)
     store = store_at(proxy.server, bucket)
     assert [found.key for found in store.list("production/")] == names
     assert proxy.count("ListObjects") == 2
-    backups = list_backups(store)
-    assert [backup.key for backup in backups] == names[::-1]
+    assert [backup.key for backup in list_backups(store)] == names[::-1]
     assert resolve(installation.database(), store) == names[-1]
 
 
@@ -609,8 +608,7 @@ def _wait_for_port(port, process):
 def test_uploads_over_tls_work_with_a_certificate_of_ones_own(tls_server, store_at, monkeypatch):
     server, certificate = tls_server
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    bucket = "over-tls"
-    (server.folder / bucket).mkdir(exist_ok=True)
+    bucket = server.new_bucket()
     store = store_at(server, bucket)
     store.put("small", BytesBody(b"small"))
     store.put(KEY, Parts())
@@ -623,12 +621,12 @@ def test_uploads_over_tls_work_with_a_certificate_of_ones_own(tls_server, store_
 def test_a_cancellation_is_no_reason_to_try_again_over_tls_either(tls_server, store_at, monkeypatch):
     server, certificate = tls_server
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    (server.folder / "cancelled").mkdir(exist_ok=True)
+    bucket = server.new_bucket()
     body = CancelledParts(Control(), after=PART + PART // 2)
     with pytest.raises(CancelledError):
-        store_at(server, "cancelled", maxConcurrency=1).put(KEY, body, control=body.control)
+        store_at(server, bucket, maxConcurrency=1).put(KEY, body, control=body.control)
     assert body.refusals == 1
-    assert not (server.folder / "cancelled" / KEY).exists()
+    assert not (server.folder / bucket / KEY).exists()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import itertools
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -33,7 +32,7 @@ from duckling_provider.core.errors import (
     ReplicaError,
     SnapshotError,
 )
-from duckling_provider.core.snapshot import find_snapshot, take_snapshot
+from duckling_provider.core.snapshot import clear_partials, find_snapshot, take_snapshot
 from duckling_provider.core.store import MemoryStore
 
 KEY = "c4" * 32
@@ -465,7 +464,7 @@ def test_a_replica_that_lost_its_end_makes_no_backup(production, cut):
     assert left(production) == []
 
 
-def test_a_bad_block_that_no_table_uses_is_a_warning(installation, sql, caplog):
+def test_a_bad_block_of_an_index_is_damage_although_every_table_reads_well(installation, query_replica, sql):
     replica = installation.replica()
     sql(
         f"ATTACH '{replica}' AS r (STORAGE_VERSION 'v1.5.0')",
@@ -474,28 +473,26 @@ def test_a_bad_block_that_no_table_uses_is_a_warning(installation, sql, caplog):
         "CHECKPOINT r",
     )
     installation.write(installation.entry())
-    database = installation.database()
-    # An index lies in blocks that no scan of a table reads; find one by spoiling each in turn.
-    blocks = (replica.stat().st_size - FIRST_BLOCK) // BLOCK
-    warned = []
-    for block in range(blocks):
-        flip(replica, FIRST_BLOCK + block * BLOCK + 5000)
-        caplog.clear()
-        try:
-            with caplog.at_level(logging.WARNING):
-                snapshot = take_snapshot(database)
-        except DamagedError:
-            pass
-        else:
-            if snapshot.bad_blocks:
-                warned.append(block)
-                assert snapshot.bad_blocks == (block,)
-                assert str(block) in caplog.text
-                assert snapshot.path.read_bytes() == replica.read_bytes()
-        flip(replica, FIRST_BLOCK + block * BLOCK + 5000)
-        if warned:
-            break
-    assert warned
+    index = unreferenced(query_replica, replica, "t")
+    assert index
+    flip(replica, FIRST_BLOCK + index[0] * BLOCK + 5000)
+    assert query_replica(replica, "SELECT count(*), bit_xor(hash(i)) IS NOT NULL FROM t") == [[200_000, True]]
+    with pytest.raises(DamagedError) as caught:
+        take_snapshot(installation.database())
+    assert f"({index[0]})" in str(caught.value)
+    assert "index" in str(caught.value)
+    assert left(installation.database()) == []
+
+
+def unreferenced(query_replica, replica, table):
+    """Blocks that hold neither metadata nor rows of `table`."""
+    [[blocks]] = query_replica(replica, "SELECT total_blocks FROM pragma_database_size()")
+    used = query_replica(
+        replica,
+        f"SELECT block_id FROM pragma_storage_info('{table}') WHERE persistent "  # noqa: S608 - our own name
+        "UNION SELECT block_id FROM pragma_metadata_info()",
+    )
+    return sorted({*range(blocks)} - {block for [block] in used})
 
 
 def test_a_torn_free_block_does_not_prevent_a_backup(installation, query_replica, sql):
@@ -509,18 +506,12 @@ def test_a_torn_free_block_does_not_prevent_a_backup(installation, query_replica
         "CHECKPOINT r",
     )
     installation.write(installation.entry())
-    [[blocks, free]] = query_replica(replica, "SELECT total_blocks, free_blocks FROM pragma_database_size()")
-    used = query_replica(
-        replica,
-        "SELECT block_id FROM pragma_storage_info('stays') WHERE persistent UNION "
-        "SELECT block_id FROM pragma_metadata_info()",
-    )
-    unused = sorted({*range(blocks)} - {block for [block] in used})
+    [[free]] = query_replica(replica, "SELECT free_blocks FROM pragma_database_size()")
+    unused = unreferenced(query_replica, replica, "stays")
     assert len(unused) == free > 0
     flip(replica, FIRST_BLOCK + unused[0] * BLOCK + 1000)
     snapshot = take_snapshot(installation.database())
     assert snapshot.path.read_bytes() == replica.read_bytes()
-    assert snapshot.bad_blocks == ()
 
 
 # ---- no replica --------------------------------------------------------------------------------------------
@@ -680,16 +671,48 @@ def test_a_living_snapshot_is_left_alone_by_another(installation, big_replica, s
     assert find_snapshot(database, lines[-1]).path.read_bytes() == installation.replica().read_bytes()
 
 
-def test_a_copy_whose_sidecar_never_came_is_removed_when_it_is_old(production):
-    young, old = (production.backup_dir / f"backup-2025-03-0{day}T00-00-00-000Z.db" for day in (1, 2))
+def test_a_snapshot_whose_file_is_cleared_away_at_birth_begins_again(production, monkeypatch):
+    # Between a file's creation and its lock another process may take it for one that a killed snapshot left.
+    flock, cleared = fcntl.flock, []
+
+    def clear_first(fd, operation):
+        if not cleared and list(production.backup_dir.glob("*.partial")):
+            cleared.append(fd)
+            clear_partials(production.backup_dir)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", clear_first)
+    snapshot = take_snapshot(production)
+    assert cleared
+    assert snapshot.path.read_bytes() == production.replica.read_bytes()
+
+
+def test_a_file_without_a_sidecar_is_somebody_else_s_and_stays(production):
     production.backup_dir.mkdir(parents=True)
-    young.write_bytes(b"being finished")
-    old.write_bytes(b"never finished")
-    long_ago = (datetime.now(timezone.utc) - timedelta(hours=2)).timestamp()
-    os.utime(old, (long_ago, long_ago))
+    other = production.backup_dir / "backup-2025-03-02T00-00-00-000Z.db"
+    other.write_bytes(b"brought here by hand")
+    _age(other)
     take_snapshot(production)
-    assert young.exists()
-    assert not old.exists()
+    assert other.read_bytes() == b"brought here by hand"
+
+
+def test_a_sidecar_whose_copy_never_came_is_removed_when_it_is_old(production):
+    production.backup_dir.mkdir(parents=True)
+    young, old, other = (
+        production.backup_dir / name
+        for name in ("backup-2025-03-01T00-00-00-000Z.json", "backup-2025-03-02T00-00-00-000Z.json", "backup-plan.json")
+    )
+    for path in (young, old, other):
+        path.write_text("{}")
+    _age(old)
+    _age(other)
+    take_snapshot(production)
+    assert (young.exists(), old.exists(), other.exists()) == (True, False, True)
+
+
+def _age(path):
+    long_ago = (datetime.now(timezone.utc) - timedelta(hours=2)).timestamp()
+    os.utime(path, (long_ago, long_ago))
 
 
 def test_snapshots_of_one_replica_queue_up(production):

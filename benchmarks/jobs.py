@@ -1,0 +1,234 @@
+"""The Python side of the measurements, each in a process of its own: ``python -m benchmarks.jobs NAME ARGUMENTS``.
+
+A job is a function that prepares (imports, configuration, client) and returns the work to be measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import BUCKET, CONCURRENCY, DATABASE, MIB, PART, REGION
+from benchmarks.measure import fsync, measured
+from benchmarks.servers import ACCESS_KEY, SECRET_KEY
+
+Work = Callable[[], object]
+_BLOCK = MIB // 4
+
+
+# -- Duckling -------------------------------------------------------------------------------------------------------
+
+
+def _database() -> tuple[Any, Any]:
+    from duckling_provider.core import config, s3
+
+    database = config.load().database(DATABASE)
+    return database, s3.open_store(database)
+
+
+def upload(filename: str) -> Work:
+    """A finished snapshot to the store, as the entry is configured."""
+    from duckling_provider.core.backup import upload_snapshot
+    from duckling_provider.core.snapshot import find_snapshot
+
+    database, store = _database()
+    snapshot = find_snapshot(database, filename)
+    return lambda: upload_snapshot(database, store, snapshot)
+
+
+def download(key: str, target: str) -> Work:
+    """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
+    from duckling_provider.core.stored import identify
+
+    database, store = _database()
+
+    def work() -> None:
+        with open(target, "wb", buffering=0) as file:
+            identify(database, store, key, chosen=True).read(store, sink=file.write)
+            os.fsync(file.fileno())
+
+    return work
+
+
+def restore(key: str, target: str) -> Work:
+    """A whole restore, DuckDB opening the file in a process of its own included."""
+    from duckling_provider.core.restore import restore_backup
+
+    database, store = _database()
+    return lambda: restore_backup(database, store, key, to=Path(target))
+
+
+def snapshot() -> Work:
+    """A whole snapshot: locks, copy, SHA-256, part digests, block checksums, HMAC of the ciphertext, fsync."""
+    from duckling_provider.core.snapshot import take_snapshot
+
+    database, _ = _database()
+    return lambda: take_snapshot(database)
+
+
+def command(*arguments: str) -> Work:
+    """``duckling …`` in this process: what its user sees grow."""
+    from duckling_provider.cli import app
+
+    import_everything()
+    _database()
+
+    def work() -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            try:
+                app(list(arguments), standalone_mode=False)
+            except SystemExit as error:
+                if error.code:
+                    raise RuntimeError(output.getvalue()) from error
+
+    return work
+
+
+def import_everything() -> None:
+    """What the commands import late, so that only the work itself counts as growth."""
+    from duckling_provider.core import backup, check, local, restore, retention, s3, snapshot, verify  # noqa: F401
+
+
+# -- boto3 ----------------------------------------------------------------------------------------------------------
+
+
+def _boto3(endpoint: str, **s3: Any) -> tuple[Any, Any]:
+    """A client with the settings of `core.s3`, and a transfer of the same part size and concurrency."""
+    import boto3
+    from boto3.s3.transfer import TransferConfig
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path", **s3},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=10,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 5},
+            max_pool_connections=CONCURRENCY + 4,
+            tcp_keepalive=True,
+        ),
+    )
+    transfer = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=CONCURRENCY)
+    return client, transfer
+
+
+def boto3_upload(endpoint: str, path: str, key: str, *, signed: bool = True) -> Work:
+    client, transfer = _boto3(endpoint, **({} if signed else {"payload_signing_enabled": False}))
+    return lambda: client.upload_file(path, BUCKET, key, Config=transfer)
+
+
+def boto3_download(endpoint: str, key: str, target: str) -> Work:
+    client, transfer = _boto3(endpoint)
+
+    def work() -> None:
+        client.download_file(BUCKET, key, target, Config=transfer)
+        fsync(Path(target))
+
+    return work
+
+
+# -- ceilings -------------------------------------------------------------------------------------------------------
+
+
+def copy(path: str, target: str) -> Work:
+    def work() -> None:
+        subprocess.run(["cp", path, target], check=True)
+        fsync(Path(target))
+
+    return work
+
+
+def write(size: int, target: str) -> Work:
+    block = os.urandom(4 * MIB)
+
+    def work() -> None:
+        with open(target, "wb", buffering=0) as file:
+            for _ in range(size // len(block)):
+                file.write(block)
+            os.fsync(file.fileno())
+
+    return work
+
+
+def aes(size: int) -> Work:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    context = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
+    return _over(size, lambda block: context.update_into(block, block))
+
+
+def mac(size: int) -> Work:
+    return _over(size, hmac.new(bytes(32), digestmod=hashlib.sha256).update)
+
+
+def _over(size: int, step: Callable[[bytearray], object]) -> Work:
+    block = bytearray(os.urandom(_BLOCK))
+
+    def work() -> None:
+        for _ in range(size // _BLOCK):
+            step(block)
+
+    return work
+
+
+# -- Airflow --------------------------------------------------------------------------------------------------------
+
+
+def parse() -> Work:
+    """The DAG file, beyond the import of Airflow itself."""
+    import airflow.sdk  # noqa: F401
+    from airflow.sdk import DAG, Asset, BaseOperator, BaseSensorOperator, Param  # noqa: F401
+
+    def work() -> None:
+        from duckling_provider.core import config
+        from duckling_provider.dag_factory import build_dags
+
+        build_dags(config.load())
+
+    return work
+
+
+JOBS: dict[str, Callable[..., Work]] = {
+    job.__name__: job
+    for job in (
+        upload,
+        download,
+        restore,
+        snapshot,
+        boto3_upload,
+        boto3_download,
+        copy,
+        write,
+        aes,
+        mac,
+        parse,
+    )
+}
+
+
+def main() -> None:
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    work = command(*arguments["arguments"]) if name == "command" else JOBS[name](**arguments)
+    print(json.dumps(asdict(measured(work))))
+
+
+if __name__ == "__main__":
+    main()
