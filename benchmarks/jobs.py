@@ -78,18 +78,19 @@ def snapshot() -> Work:
 
 def command(*arguments: str) -> Work:
     """``duckling …`` in this process: what its user sees grow."""
-    from duckling_provider.cli import app
+    from duckling_provider.cli import main
 
     import_everything()
     _database()
 
     def work() -> None:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        sys.argv = ["duckling", *arguments]
+        with contextlib.redirect_stdout(io.StringIO()):
             try:
-                app(list(arguments), standalone_mode=False)
+                main()
             except SystemExit as error:
                 if error.code:
-                    raise RuntimeError(output.getvalue()) from error
+                    raise
 
     return work
 

@@ -31,6 +31,11 @@ class Server:
     folder: Path
     pid: int
 
+    @property
+    def is_double(self) -> bool:
+        """No store: it is never in the way, so it shows what the client can do."""
+        return self.name == "double"
+
     def cpu(self) -> float:
         """CPU seconds it has used so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -38,7 +43,7 @@ class Server:
 
     def forget(self) -> None:
         """Drop what was uploaded, so that the next client finds nothing there."""
-        if self.name == "double":
+        if self.is_double:
             request = urllib.request.Request(f"{self.endpoint}/-/uploads", method="DELETE")  # noqa: S310 - our own
             urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
         else:

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         else:
             with only_one(folder, "airflow"):
                 (playground.start if command == "airflow" else playground.stop)(folder / "airflow", screen)
-    except DemoError as error:
+    except (DemoError, OSError) as error:
         screen.error(f"Failed: {error}")
         return 1
     except KeyboardInterrupt:

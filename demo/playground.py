@@ -49,8 +49,7 @@ def stop(folder: Path, screen: Screen) -> None:
 
 def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
     screen.title("Duckling in a standalone Airflow")
-    data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the login's password is in there
-    data.mkdir(exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
     stop_all(data.parent)
     with screen.step("Store", "starting an S3-compatible server") as step:
         where = store.start()

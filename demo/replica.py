@@ -1,7 +1,8 @@
 """A replica that looks like a shop's: five tables, the same contents for the same size, filled by DuckDB alone.
 
 Everything that opens a replica happens in a child process (``python -m demo.replica COMMAND PATH …``), because DuckDB's
-locks belong to a process, and a file that is opened and closed by hand in the same process loses them.
+locks belong to a process, and a file that is opened and closed by hand in the same process loses them. So the parent
+does not even import it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from demo import ROOT, DemoError
 from demo.service import undisturbed
+
+if TYPE_CHECKING:
+    import duckdb
 
 #: Measured: this many rows of `events` per MB of file; the other tables follow from it.
 _EVENTS_PER_MB = 29_000
@@ -138,6 +140,8 @@ CREATE TEMP MACRO price(seed) AS ((499 + hash(seed) % 49500) / 100)::DECIMAL(10,
 
 
 def _make(path: str, megabytes: str) -> list[dict[str, Any]]:
+    import duckdb
+
     events = _EVENTS_PER_MB * int(megabytes)
     counts = {
         "events": events,
@@ -156,6 +160,8 @@ def _make(path: str, megabytes: str) -> list[dict[str, Any]]:
 
 
 def _tables(path: str) -> list[dict[str, Any]]:
+    import duckdb
+
     with duckdb.connect(path, read_only=True) as connection:
         return _tables_of(connection)
 
@@ -173,6 +179,8 @@ def _tables_of(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _foreign_wal(path: str) -> None:
+    import duckdb
+
     with duckdb.connect(path) as connection:
         connection.execute("PRAGMA disable_checkpoint_on_shutdown")
         connection.execute("SET wal_autocheckpoint = '1TB'")
@@ -181,6 +189,8 @@ def _foreign_wal(path: str) -> None:
 
 
 def main() -> None:
+    import duckdb
+
     command, *arguments = sys.argv[1:]
     jobs: dict[str, Callable[..., Any]] = {"make": _make, "tables": _tables, "foreign-wal": _foreign_wal}
     try:

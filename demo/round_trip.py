@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from demo import ROOT, DemoError, damage, replica, shown
-from demo.airflow import Airflow, Task
+from demo.airflow import Airflow
 from demo.databases import write_databases
-from demo.screen import Screen, Step
+from demo.screen import Screen
 from demo.service import ignore_stop_signals, stop_all
 from demo.store import Store
 
@@ -50,8 +50,9 @@ def _end(folder: Path) -> None:
 
 def _clear(folder: Path, megabytes: int) -> None:
     stop_all(folder)  # a demo that was killed may have left something
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
     needed, free = _COPIES * megabytes * 1_000_000 + _AIRFLOW_BYTES, shutil.disk_usage(folder).free
     if free < needed:
         raise DemoError(
@@ -151,11 +152,10 @@ class _Demo:
     # ---- the two commands that do the work -------------------------------------------------------------------
 
     def _dag(self, label: str, dag_id: str, conf: Mapping[str, Any] | None = None) -> None:
-        shown = f"airflow dags test {dag_id}"
-        if conf:
-            shown += f" --conf {shlex.quote(json.dumps(conf))}"
-        with self.screen.step(label, shown) as step:
-            _show_tasks(step, self.airflow.test(dag_id, conf))
+        arguments = f" --conf {shlex.quote(json.dumps(conf))}" if conf else ""
+        with self.screen.step(label, f"airflow dags test {dag_id}{arguments}") as step:
+            tasks = self.airflow.test(dag_id, conf)
+            step.note(" · ".join(f"{task.name} {task.seconds:.1f} s" for task in tasks))
 
     def _duckling(self, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
         """The command ``duckling``; `fails` tells that it must."""
@@ -167,10 +167,6 @@ class _Demo:
             told = done.stdout + done.stderr
             raise DemoError(f"duckling {' '.join(arguments)} ended with {done.returncode}:\n{told}")
         return done
-
-
-def _show_tasks(step: Step, tasks: list[Task]) -> None:
-    step.note(" · ".join(f"{task.name} {task.seconds:.1f} s" for task in tasks))
 
 
 def _differences(before: list[replica.Table], naive: list[replica.Table]) -> str:

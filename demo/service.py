@@ -151,7 +151,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
     :raises DemoError: at once, when there is one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # keys and passwords are in there
     with (folder / f"{what}.lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

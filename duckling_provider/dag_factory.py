@@ -174,7 +174,7 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type="string",
             minLength=1,
             title="Backup",
-            description=f"`latest`, or the key of a backup such as {example} (see `duckling list {database.id}`).",
+            description=f"latest, or the key of a backup, like {example}. To see them all: duckling list {database.id}",
             # No list of keys: made while parsing, it would be stale, and parsing must not ask S3.
             examples=["latest"],
         ),
@@ -183,7 +183,7 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type=["null", "string"],
             format="date-time",
             title="Made before",
-            description="With `latest`: the newest backup that was made before this time.",
+            description="With latest: the newest backup that was made before this time.",
         ),
         "target_path": Param(
             None,

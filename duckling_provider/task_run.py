@@ -49,7 +49,14 @@ class CoreTask:
         """The `Control` to hand to the core; errors leave the block as Airflow's own."""
         self._control = control = Control(ProgressLog(self.log))
         with airflow_errors():
-            yield control
+            try:
+                yield control
+            except DucklingError as error:
+                # Lines of their own, because the log view cuts off a long exception.
+                self.log.error("%s", error.what)
+                if error.hint:
+                    self.log.error("What to do: %s", error.hint)
+                raise
 
     def on_kill(self) -> None:
         """Called by a signal handler; the core stops at its next safe point and cleans up."""

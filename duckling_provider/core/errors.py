@@ -37,9 +37,13 @@ class DucklingError(Exception):
         if retryable is not None:
             self.retryable = retryable
 
+    @property
+    def what(self) -> str:
+        """What failed, on what and why, without the hint."""
+        return ": ".join(part for part in (self.subject, self.operation, self.cause) if part)
+
     def __str__(self) -> str:
-        head = ": ".join(part for part in (self.subject, self.operation, self.cause) if part)
-        return f"{head}. {self.hint}" if self.hint else head
+        return f"{self.what}. {self.hint}" if self.hint else self.what
 
 
 class ConfigError(DucklingError):

@@ -181,11 +181,7 @@ class S3Store:
             if before_visible is not None:
                 before_visible()
             with self._translator.errors("s3:PutObject", key, control):
-                content = cast("Any", body.open(0))
-                interruptible(
-                    lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=content, **options),
-                    self._control,
-                )
+                interruptible(lambda: self._put_at_once(key, body, options), self._control)
             control.advance(body.size)
         else:
             MultipartUpload(
@@ -200,6 +196,10 @@ class S3Store:
                 control=control,
             ).run(before_visible)
         return self._confirmed(key, body.size)
+
+    def _put_at_once(self, key: str, body: Body, options: dict[str, Any]) -> None:
+        with contextlib.closing(body.open(0)) as content:
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=cast("Any", content), **options)
 
     def _object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         options: dict[str, Any] = {"ContentType": content_type, "Metadata": dict(metadata or {})}

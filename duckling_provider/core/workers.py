@@ -32,8 +32,8 @@ class AbandonedError(CancelledError):
 class Workers:
     """A pool of threads; a context manager.
 
-    Leaving it drops what has not begun and waits for what is under way. Once `control` is cancelled, or the block ends by a signal's exception, that
-    wait lasts `GRACE` seconds at most.
+    Leaving it drops what has not begun and waits for what is under way. Once `control` is cancelled, or the block ends
+    by a signal's exception, that wait lasts `GRACE` seconds at most.
 
     :param count: threads; each is started when there is work for it.
     """

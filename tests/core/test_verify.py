@@ -57,15 +57,19 @@ class Stored:
         self.through(server)
         snapshot = take_snapshot(self.database)
         self.size = replica.stat().st_size
-        self.key = upload_snapshot(self.database, open_store(self.database), snapshot).key
+        self.key = upload_snapshot(self.database, self.store(), snapshot).key
 
     def through(self, server, **fields):
         entry = server.s3(self.bucket, **{**self._fields, **fields})
         self._installation.write(self._installation.entry(s3=entry))
-        self.database = self._installation.database()
+        self.database, self._store = self._installation.database(), None
+
+    def store(self):
+        self._store = self._store or open_store(self.database)
+        return self._store
 
     def verify(self, key="latest", **options):
-        return verify_backup(self.database, open_store(self.database), key, **options)
+        return verify_backup(self.database, self.store(), key, **options)
 
     @property
     def client(self):

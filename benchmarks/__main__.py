@@ -1,0 +1,56 @@
+"""Measure everything, show it, keep it: ``make bench``."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import RESULTS, WORK
+from benchmarks.cases import Case, dags, memory, plan, transfers
+from benchmarks.report import save, show
+
+_GROUPS = ("transfers", "memory", "plan", "dags")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="64 MiB and one run: that it works, not how fast")
+    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the replica (default 1024)")
+    parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    parser.add_argument("--only", choices=_GROUPS, action="append", help="only this group; may be repeated")
+    parser.add_argument("--output", type=Path, help="the JSON file (default benchmarks/results/…)")
+    options = parser.parse_args()
+    if options.quick:
+        options.size, options.runs = 64, 1
+    output = options.output or RESULTS / ("quick.json" if options.quick else "bench.json")
+    console = Console()
+    WORK.mkdir(exist_ok=True)
+    with (WORK / "lock").open("w") as lock:
+        # Two at once would measure each other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cases = []
+        for case in _cases(options.only or _GROUPS, options.size, runs=options.runs, quick=options.quick):
+            show(case, console)
+            cases.append(case)
+    save(output, cases, command=" ".join(["python -m benchmarks", *sys.argv[1:]]))
+    console.print(f"{output}: everything above as JSON")
+
+
+def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iterator[Case]:
+    if "transfers" in groups:
+        yield from transfers(mib, runs=runs)
+    if "memory" in groups:
+        yield memory([64], large_parts=None) if quick else memory([64, 256, 1024, 8192], large_parts=(1024, 64))
+    if "plan" in groups:
+        yield plan()
+    if "dags" in groups:
+        yield dags()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The cases: who competes in which, and what has to hold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import BUCKET, DATABASE, MIB, WORK
+from benchmarks.measure import Row, Run, interleaved, run_job
+from benchmarks.peers import peers
+from benchmarks.replicas import replica, sparse
+from benchmarks.servers import Server, double, rclone
+from benchmarks.site import Site, entry, s3_fields, site
+
+_KEPT = "kept/"
+_OURS = "duckling, client-aes256"
+_BOTO3 = "boto3"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted: `value` at most (or at least) `limit`."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        word = "at least" if self.at_least else "at most"
+        return {"name": self.name, "value": round(self.value, 3), word: self.limit, "holds": self.holds}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: rows that belong together, targets over them, peers that were not there."""
+
+    title: str
+    rows: list[Row] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "rows": [row.as_json() for row in self.rows],
+            "targets": [target.as_json() for target in self.targets],
+            "missing": list(self.missing),
+            "notes": list(self.notes),
+        }
+
+
+def transfers(mib: int, *, runs: int) -> Iterator[Case]:
+    """Ceilings, snapshot, uploads and downloads of one replica of about `mib` MiB."""
+    source = replica(mib)
+    size = source.stat().st_size
+    yield _ceilings(size, runs=runs)
+    with site(source) as place:
+        objects = place.folder / "objects"
+        with double(objects) as fake, rclone(objects) as real:
+            place.configure(fake)
+            yield _snapshot(place, size, runs=runs)
+            snapshot = _take_snapshot(place)
+            _place_object(snapshot, objects / BUCKET / _KEPT)
+            for server in (fake, real):
+                if server is None:
+                    yield Case("rclone serve s3, on disk", missing=("rclone",))
+                    continue
+                yield _uploads(place, server, snapshot, runs=runs)
+                yield _downloads(place, server, snapshot, runs=runs)
+
+
+def _ceilings(size: int, *, runs: int) -> Case:
+    target = WORK / "ceiling"
+    rows = interleaved(
+        size,
+        {
+            "disk: write, fsync": lambda: run_job("write", size=size, target=str(target)),
+            "AES-256-CTR, one core": lambda: run_job("aes", size=size),
+            "HMAC-SHA256, one core": lambda: run_job("mac", size=size),
+        },
+        runs=runs,
+    )
+    target.unlink()
+    return Case("Ceilings", rows)
+
+
+def _snapshot(place: Site, size: int, *, runs: int) -> Case:
+    target = place.folder / "copy.db"
+
+    def copy() -> Run:
+        run = run_job("copy", path=str(place.replica), target=str(target))
+        target.unlink()
+        return run
+
+    def snapshot() -> Run:
+        run = run_job("snapshot")
+        shutil.rmtree(place.backups)
+        return run
+
+    rows = interleaved(size, {"cp, fsync": copy, _OURS: snapshot}, runs=runs, reference="cp, fsync")
+    return Case("Snapshot, disk to disk", rows, [_at_most("snapshot / (cp, fsync)", rows, _OURS, 2.0)])
+
+
+def _uploads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Case:
+    place.configure(server)
+    size = snapshot.stat().st_size
+
+    def boto3(**options: Any) -> Callable[[], Run]:
+        return lambda: run_job("boto3_upload", endpoint=server.endpoint, path=str(snapshot), key="peer", **options)
+
+    others = peers(server, snapshot, key=f"{_KEPT}{snapshot.name}", target=place.folder / "download")
+    contestants = {
+        _OURS: lambda: run_job("upload", filename=snapshot.name),
+        _BOTO3: boto3(),
+        "boto3, payload not signed": boto3(signed=False),
+        **others.uploads,
+    }
+    used: dict[str, float] = {}
+    rows = interleaved(
+        size,
+        {name: _emptied(server, run, used, name) for name, run in contestants.items()},
+        runs=runs,
+        reference=_BOTO3,
+    )
+    sealed = _named(rows, "rclone copyto, crypt")
+    targets = []
+    if server.is_double:
+        targets.append(_at_most("client-aes256 upload / boto3 upload_file", rows, _OURS, 1.15))
+    if server.is_double and sealed is not None:
+        ours = _named(rows, _OURS)
+        factor = sealed.wall / ours.wall if ours else 0.0
+        targets.append(Target("rclone crypt / client-aes256 upload", factor, 4.0, at_least=True))
+    notes = (_server_cpu(used, runs, size),)
+    return Case(f"Upload from a finished snapshot; store: {_label(server)}", rows, targets, others.missing, notes)
+
+
+def _downloads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Case:
+    place.configure(server, pathPrefix=_KEPT)
+    target, key = place.folder / "download", f"{_KEPT}{snapshot.name}"
+
+    def fresh(job: str, **options: Any) -> Callable[[], Run]:
+        def run() -> Run:
+            target.unlink(missing_ok=True)
+            return run_job(job, key=key, target=str(target), **options)
+
+        return run
+
+    others = peers(server, snapshot, key=key, target=target)
+    contestants = {
+        _OURS: fresh("download"),
+        "duckling restore --to, DuckDB opens it": fresh("restore"),
+        _BOTO3: fresh("boto3_download", endpoint=server.endpoint),
+        **others.downloads,
+    }
+    used: dict[str, float] = {}
+    rows = interleaved(
+        snapshot.stat().st_size,
+        {name: _emptied(server, run, used, name) for name, run in contestants.items()},
+        runs=runs,
+        reference=_BOTO3,
+    )
+    target.unlink(missing_ok=True)
+    return Case(
+        f"Download with fsync; store: {_label(server)}",
+        rows,
+        [_at_most("download, verify, decrypt, fsync / boto3 download_file, fsync", rows, _OURS, 1.25)]
+        if server.is_double
+        else [],
+        others.missing,
+        (_server_cpu(used, runs, snapshot.stat().st_size),),
+    )
+
+
+def memory(sizes: list[int], *, large_parts: tuple[int, int] | None) -> Case:
+    """`duckling backup` and `duckling restore`, whole, from and to a server that keeps its objects on disk.
+
+    :param sizes: of replicas in MiB.
+    :param large_parts: one more replica, in MiB, with parts of so many MiB.
+    """
+    rows = []
+    for mib, part in [*((mib, None) for mib in sizes), *([large_parts] if large_parts else [])]:
+        source = replica(mib)
+        with site(source) as place, rclone(place.folder / "objects") as server:
+            if server is None:
+                return Case("Memory of the commands", missing=("rclone",))
+            place.configure(server, **({"partSizeMiB": part} if part else {}))
+            name = f"{mib} MiB" + (f", parts of {part} MiB" if part else "")
+            for command in ("backup", "restore"):
+                ours = {f"duckling {command}, {name}": _command(command)}
+                rows += interleaved(source.stat().st_size, ours, runs=1)
+    worst = max(row.growth for row in rows) / MIB
+    return Case("Memory of the commands, over the same process idle", rows, [Target("peak growth, MiB", worst, 50.0)])
+
+
+def plan() -> Case:
+    """How many parts a replica of 500 GiB takes."""
+    from duckling_provider.core.body import lead_bytes
+    from duckling_provider.core.parts import plan_parts
+
+    path = sparse(500)
+    made = plan_parts(path.stat().st_size + lead_bytes(encrypted=True), part_size=8 * MIB, max_parts=10_000)
+    path.unlink()
+    return Case("Plan of 500 GiB", targets=[Target("parts", made.count, 10_000.0)])
+
+
+def dags() -> Case:
+    """Seconds to make all DAGs, Airflow being imported already."""
+    walls = {}
+    with site() as place:
+        for entries in (100, 1000):
+            place.write([_entry(place, number) for number in range(entries)])
+            walls[entries] = min(run_job("parse").wall for _ in range(3))
+    marginal = (walls[1000] - walls[100]) / 900 * 1000
+    return Case(
+        "DAG parsing, beyond importing Airflow; best of 3",
+        targets=[Target("seconds for 100 entries", walls[100], 1.0), Target("ms for one more entry", marginal, 5.0)],
+    )
+
+
+def _entry(place: Site, number: int) -> dict[str, Any]:
+    name = f"shop-{number}"
+    return entry(name, place.folder / f"{name}.db", s3_fields("http://127.0.0.1:9"))
+
+
+def _take_snapshot(place: Site) -> Path:
+    run_job("snapshot")
+    (found,) = place.backups.glob("backup-*.db")
+    return found
+
+
+def _place_object(path: Path, folder: Path) -> None:
+    """Put the object of a snapshot where both servers find it."""
+    from duckling_provider.core import config
+    from duckling_provider.core.body import SnapshotBody
+    from duckling_provider.core.snapshot import find_snapshot
+
+    database = config.load().database(DATABASE)
+    snapshot = find_snapshot(database, path.name)
+    if database.s3 is None or snapshot.iv is None or snapshot.mac is None:
+        raise RuntimeError("the snapshot is not sealed")
+    folder.mkdir(parents=True)
+    key, iv = database.s3.encryption_key, bytes.fromhex(snapshot.iv)
+    with SnapshotBody(path, snapshot.plan, digests=snapshot.part_digests, key=key, iv=iv) as body:
+        with (folder / path.name).open("wb") as file:
+            for part in range(body.count):
+                shutil.copyfileobj(body.open(part), file, MIB)
+    (folder / f"{path.name}.mac").write_text(snapshot.mac)
+
+
+def _command(name: str) -> Callable[[], Run]:
+    return lambda: run_job("command", arguments=[name, DATABASE])
+
+
+def _emptied(server: Server, run: Callable[[], Run], used: dict[str, float], name: str) -> Callable[[], Run]:
+    """The run on a server that holds nothing of earlier ones; adds the server's CPU seconds to `used`."""
+
+    def emptied() -> Run:
+        server.forget()
+        before = server.cpu()
+        result = run()
+        used[name] = used.get(name, 0.0) + server.cpu() - before
+        return result
+
+    return emptied
+
+
+def _server_cpu(used: dict[str, float], runs: int, size: int) -> str:
+    each = ", ".join(f"{name} {seconds / runs * 1024 * MIB / size:.2f}" for name, seconds in used.items())
+    return f"CPU s/GiB of the server, on the same cores and in no row: {each}"
+
+
+def _label(server: Server) -> str:
+    return "a double that discards and serves from memory" if server.is_double else "rclone serve s3 on disk"
+
+
+def _at_most(name: str, rows: list[Row], ours: str, limit: float) -> Target:
+    row = _named(rows, ours)
+    if row is None or row.ratio is None:
+        raise RuntimeError("no such row")
+    return Target(name, row.ratio, limit)
+
+
+def _named(rows: list[Row], name: str) -> Row | None:
+    return next((row for row in rows if row.name == name), None)
