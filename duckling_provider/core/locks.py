@@ -47,26 +47,36 @@ def state_path(replica: Path, suffix: str) -> Path:
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that can be told from a later one with the same PID: `started` is in clock ticks since boot."""
+    """A process that can be told from a later one with the same PID: `started` is in clock ticks since boot.
+
+    `namespace` is that of the PID: containers of one host may share its name and boot, and not its PIDs.
+    """
 
     host: str
     boot_id: str
     pid: int
     started: int
+    namespace: str = ""
 
     @classmethod
     def current(cls) -> ProcessId:
-        return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_ticks(os.getpid()) or 0)
+        return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_ticks(os.getpid()) or 0, _pid_namespace())
 
     def is_gone(self) -> bool:
-        """Whether the process is proven dead; one on another host never is."""
+        """Whether the process is proven dead; one on another host or in another container never is."""
         if self.host != socket.gethostname():
             return False
-        return self.boot_id != _boot_id() or _start_ticks(self.pid) != self.started
+        if self.boot_id != _boot_id():
+            return True
+        return self.namespace in {"", _pid_namespace()} and _start_ticks(self.pid) != self.started
 
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
 
 
 def _start_ticks(pid: int) -> int | None:

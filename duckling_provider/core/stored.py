@@ -109,7 +109,7 @@ class StoredBackup:
         chunks = fetch(store, self.key, size=self.object_size, etag=self.etag, control=control)
         with contextlib.closing(chunks):
             if self.encryption_key is not None:
-                self._read_encrypted(chunks, stages, control)
+                self._read_encrypted(chunks, stages, control, subject=store.url + self.key)
             else:
                 digest = hashlib.sha256()
                 with Fanout(digest.update, *stages) as plain:
@@ -141,10 +141,12 @@ class StoredBackup:
             )
         return report
 
-    def _read_encrypted(self, chunks: Iterator[memoryview], stages: list[Stage], control: Control) -> None:
+    def _read_encrypted(
+        self, chunks: Iterator[memoryview], stages: list[Stage], control: Control, *, subject: str
+    ) -> None:
         key = self.encryption_key
         if key is None or self.mac is None:
-            raise ModeError("not an encrypted backup", subject=self.key)
+            raise ModeError("not an encrypted backup", subject=subject)
         first = next(chunks)
         iv, first = first[:IV_BYTES], first[IV_BYTES:]
         mac = Mac(key, iv)
@@ -163,7 +165,7 @@ class StoredBackup:
             raise IntegrityError(
                 "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
                 "another one",
-                subject=self.key,
+                subject=subject,
                 hint="Use another backup. If every backup fails, s3.encryptionKey is not the key they were made with.",
             )
 

@@ -360,3 +360,11 @@ def test_state_files_are_for_their_owner_only(tmp_path: Path):
     with FileLock(tmp_path / "lock", operation="x", wait=0):
         pass
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("state", "lock")} == {0o600}
+
+
+def test_a_process_in_another_container_is_never_proven_dead():
+    me = ProcessId.current()
+    gone = dataclasses.replace(me, pid=2**22 + 1)
+
+    assert gone.is_gone()
+    assert not dataclasses.replace(gone, namespace="pid:[1]").is_gone()
