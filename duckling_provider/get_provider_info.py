@@ -29,7 +29,6 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [_modules("sensors.verify")],
         "triggers": [_modules("triggers.verify")],
         "extra-links": ["duckling_provider.links.s3.S3ObjectLink"],
-        "plugins": [{"name": "duckling", "plugin-class": "duckling_provider.plugins.duckling.DucklingPlugin"}],
     }
 
 

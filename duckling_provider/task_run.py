@@ -24,6 +24,9 @@ def airflow_errors() -> Iterator[None]:
     """
     try:
         yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A mistake in the program: no retry cures it, and a restore that waits for one keeps the replica held.
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
     except DucklingError as error:
         # `from None`: the message says it all, and pages of the core's frames would bury it.
         raise (AirflowException if error.retryable else AirflowFailException)(str(error)) from None

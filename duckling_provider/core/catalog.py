@@ -107,9 +107,9 @@ def choose(backups: Sequence[ListedBackup], *, subject: str, before: datetime | 
     if backups and before is not None:
         oldest = backups[-1].created
         raise NotFoundError(
-            f"no backup from before {before.isoformat()}",
+            f"no backup from before {before.isoformat(timespec='seconds')}",
             subject=subject,
-            hint=f"The oldest is of {oldest.isoformat()}.",
+            hint=f"The oldest is of {oldest.isoformat(timespec='seconds')}.",
         )
     raise NotFoundError("there is no backup", subject=subject, hint=f"Make one: duckling backup {subject}")
 

@@ -5,11 +5,14 @@ One `Control` is made at the edge (a task, a command) and handed inward. It know
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from duckling_provider.core.errors import CancelledError
+
+log = logging.getLogger(__name__)
 
 #: Called with the step's name, bytes done and bytes in all. May come from any thread; must be quick.
 ProgressCallback = Callable[[str, int, int], None]
@@ -24,6 +27,8 @@ class Control:
 
     #: Seconds between two progress calls of one step.
     INTERVAL = 0.1
+    #: Seconds between two log lines of one wait.
+    TOLD_EVERY = 10.0
 
     def __init__(self, progress: ProgressCallback | None = None) -> None:
         self._progress = progress
@@ -32,6 +37,7 @@ class Control:
         self._lock = threading.Lock()
         self._step, self._done, self._total = "", 0, 0
         self._reported = 0.0
+        self._told_of, self._told_at = "", 0.0
 
     def cancel(self) -> None:
         """Ask the operation to stop at its next safe point; safe to call from a signal handler."""
@@ -45,6 +51,14 @@ class Control:
         """:raises CancelledError: when `cancel` was called."""
         if self._cancelled:
             raise CancelledError("stopped on request", hint="Nothing is left half done; run it again when you like.")
+
+    def wait_for(self, what: str, seconds: float) -> None:
+        """`sleep`, and tell the log every `TOLD_EVERY` seconds of one wait that it is for `what`."""
+        now = time.monotonic()
+        if what != self._told_of or now - self._told_at >= self.TOLD_EVERY:
+            log.warning("waiting: %s", what)
+            self._told_of, self._told_at = what, now
+        self.sleep(seconds)
 
     def sleep(self, seconds: float) -> None:
         """Wait, but wake soon and raise when cancelled."""

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
 
 LOCK_SUFFIX = ".duckling-lock"
 HOLD_SUFFIX = ".duckling-hold"
+
+#: How names of `write_durably`'s temporary files end.
+_TORN_SUFFIX = ".tmp"
 
 #: Seconds between two looks at a lock or hold that somebody else has.
 _POLL = 0.2
@@ -135,12 +139,18 @@ class FileLock:
                         hint=f"Waited {self._wait:g} s for it to finish; try again later.",
                     ) from None
             try:
-                self._control.sleep(_POLL)
+                replica = self.path.name.removesuffix(LOCK_SUFFIX)
+                self._control.wait_for(f"{replica} is held by {_describe_tag(os.pread(fd, 4096, 0))}", _POLL)
             except BaseException:
                 os.close(fd)
                 raise
         self._fd = fd
-        tag = {"operation": self._operation, "owner": self._owner, "pid": os.getpid(), "since": _now().isoformat()}
+        tag = {
+            "operation": self._operation,
+            "owner": self._owner,
+            "pid": os.getpid(),
+            "since": _now().isoformat(timespec="seconds"),
+        }
         # It is for messages only: a full disk must keep nobody from making room.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
@@ -300,25 +310,56 @@ def unheld_lock(
                 subject=str(replica),
                 hint="It ends by itself; if its owner is gone for good: duckling release ID.",
             )
-        control.sleep(_POLL)
+        control.wait_for(f"{replica} is held for {hold}", _POLL)
 
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
     fsync of the folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TORN_SUFFIX}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two calls `clear_torn` of another process may have taken it for a dead one's.
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def clear_torn(folder: Path, name: str) -> None:
+    """Remove the temporary files that `write_durably` left in `folder` where it was killed.
+
+    :param name: a glob pattern for the name of the file that was to be.
+    """
+    for torn in folder.glob(f".{name}.*{_TORN_SUFFIX}"):
+        remove_unless_locked(torn)
+
+
+def remove_unless_locked(path: Path) -> bool:
+    """Delete a file whose process is gone; a living one holds an flock on it. Whether there was one to delete."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,6 @@ Every function here expects its caller to hold the replica's lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import logging
@@ -27,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
-from duckling_provider.core.locks import state_path, sync_folder, write_durably
+from duckling_provider.core.locks import clear_torn, remove_unless_locked, state_path, sync_folder, write_durably
 from duckling_provider.core.replica import WAL_SUFFIXES, wal_files, writer_of
 
 JOURNAL_SUFFIX = ".duckling-journal"
@@ -167,9 +166,8 @@ def recover(replica: Path) -> str | None:
         else:
             _undo(folder, real, journal, journal_path, now)
             done = "undid a restore that was interrupted before the new file was in place"
-    for torn in folder.glob(f".{glob.escape(real.name)}.duckling-*.tmp"):
-        torn.unlink(missing_ok=True)  # of `write_durably`, by a process that was killed in it
-    if _remove_abandoned(real.with_name(real.name + NEW_SUFFIX)) and done is None:
+    clear_torn(folder, f"{glob.escape(real.name)}.duckling-*")
+    if remove_unless_locked(real.with_name(real.name + NEW_SUFFIX)) and done is None:
         done = "removed the download of a restore that was interrupted"
     if done:
         log.warning("%s: %s", real, done)
@@ -205,19 +203,3 @@ def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: t
     sync_folder(folder)
     journal_path.unlink()
     sync_folder(folder)
-
-
-def _remove_abandoned(download: Path) -> bool:
-    """Delete a download whose process is gone; a living one holds an flock on its file."""
-    try:
-        fd = os.open(download, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        download.unlink()
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True

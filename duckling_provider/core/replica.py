@@ -366,7 +366,7 @@ def _wait_or_give_up(path: Path, holder: str, deadline: float, control: Control)
     left = deadline - time.monotonic()
     if left <= 0:
         raise _busy(path, holder)
-    control.sleep(min(_POLL, left))
+    control.wait_for(f"{path} is held by {holder}", min(_POLL, left))
 
 
 def _busy(path: Path, holder: str) -> BusyError:

@@ -2,6 +2,9 @@
 
 Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the
 newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
+
+What a killed upload left in the store goes too: an unfinished upload that nobody continued by the time a newer backup
+is complete, and a ``.mac`` whose object never came.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
-from duckling_provider.core.catalog import MAC_SUFFIX, ListedBackup, parse_name
+from duckling_provider.core.catalog import MAC_SUFFIX, ListedBackup, assemble, parse_name
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError
+from duckling_provider.core.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.snapshot import clear_partials
-from duckling_provider.core.store import Store
+from duckling_provider.core.locks import FileLock
+from duckling_provider.core.snapshot import LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
+from duckling_provider.core.store import Store, UploadLog
 from duckling_provider.core.stored import CLIENT, list_backups
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
@@ -98,7 +103,9 @@ def clean_up(
     aborted = 0
     days = database.s3.backup_retention_days if database.s3 is not None else 0
     if store is not None:
-        backups = list_backups(store)
+        store = store.under(control)
+        rows = [(found.key, found.size, found.modified) for found in store.list(store.prefix)]
+        backups = assemble(store.prefix, rows)
         s3_kept = len(backups)
         if days > 0:
             plan = plan_retention(backups, now=now, keep_days=days, needs_mac=store.mode == CLIENT)
@@ -109,12 +116,15 @@ def clean_up(
                     delete_backup(store, backup.key)
                 s3_deleted.append(backup.key)
         if not dry_run:
-            aborted = store.sweep(
-                store.prefix,
+            prefix = store.prefix
+            aborted = _give_up_superseded(database, store, backups)
+            aborted += store.sweep(
+                prefix,
                 abandoned=lambda key, begun: (
-                    parse_name(key.removeprefix(store.prefix)) is not None and now - begun > ABANDONED_AFTER
+                    parse_name(key.removeprefix(prefix)) is not None and now - begun > ABANDONED_AFTER
                 ),
             )
+            _delete_lone_macs(database, store, rows, now=now)
     return CleanupResult(
         local_deleted=tuple(deleted),
         s3_deleted=tuple(s3_deleted),
@@ -124,6 +134,51 @@ def clean_up(
         uploads_aborted=aborted,
         dry_run=dry_run,
     )
+
+
+def _give_up_superseded(database: Database, store: Store, backups: Sequence[ListedBackup]) -> int:
+    """Abort the uploads of this installation that were interrupted before the newest complete backup was made."""
+    newest = next((b.created for b in backups if b.has_mac or store.mode != CLIENT), None)
+    count = 0
+    for path in sorted(database.backup_dir.glob(f"backup-*{UPLOAD_SUFFIX}")):
+        created = parse_name(path.with_suffix(".db").name)
+        if newest is None or created is None or created >= newest:
+            continue
+        found = UploadLog.owner(path)
+        if found is None or found[0].get("store") != store.url:
+            continue
+        with contextlib.suppress(BusyError), FileLock(path.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0):
+            store.abort(str(found[0].get("key")), found[1])
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+def _delete_lone_macs(
+    database: Database, store: Store, rows: Sequence[tuple[str, int, datetime | None]], *, now: datetime
+) -> None:
+    """A ``.mac`` is stored just before its object appears: killed in between, an upload leaves it alone."""
+    keys = {key for key, _, _ in rows}
+    for key, _, modified in rows:
+        name = key.removeprefix(store.prefix).removesuffix(MAC_SUFFIX)
+        if parse_name(name) is None or not key.endswith(MAC_SUFFIX) or key.removesuffix(MAC_SUFFIX) in keys:
+            continue
+        local = database.backup_dir / name
+        if local.exists():
+            # Ours: the lock tells whether its upload lives.
+            quiet: contextlib.AbstractContextManager[object] = FileLock(
+                local.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0
+            )
+        elif modified is not None and now - modified > ABANDONED_AFTER:
+            quiet = contextlib.nullcontext()
+        else:
+            continue
+        # Who may not delete keeps it; it does no harm.
+        with contextlib.suppress(BusyError, AccessDeniedError), quiet:
+            try:
+                store.head(key.removesuffix(MAC_SUFFIX))
+            except NotFoundError:
+                store.delete(key)
 
 
 def delete_backup(store: Store, key: str) -> None:

@@ -323,6 +323,8 @@ class S3Store:
                 step()
             except DucklingError as error:
                 yield ProbeStep(name, action, str(error))
+                if isinstance(error, NoSuchBucketError) or (isinstance(error, StoreError) and not error.code):
+                    return  # no bucket, or no answer at all: every further step would say the same
             else:
                 yield ProbeStep(name, action)
 

@@ -22,7 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from duckling_provider.core.control import Control
 from duckling_provider.core.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
 from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.locks import sync_folder, write_durably
+from duckling_provider.core.locks import clear_torn, remove_unless_locked, sync_folder, write_durably
 from duckling_provider.core.parts import MIB, PartPlan, plan_parts
 from duckling_provider.core.passes import Fanout, Stage
 from duckling_provider.core.replace import identity
@@ -103,14 +103,23 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
-        """:raises NotFoundError: when there is no complete backup at `path`."""
+        """:raises NotFoundError: when there is no complete backup at `path`.
+        :raises DamagedError: when its sidecar can't be used, or the file has another size.
+        """
         try:
             data = json.loads(sidecar_of(path).read_text())
             size = path.stat().st_size
-        except (FileNotFoundError, ValueError):
+            # Sidecars outlive versions of this program: what a later one added is left aside.
+            known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
+            snapshot = cls(path=path, **known | {"part_digests": tuple(data["part_digests"])})
+        except FileNotFoundError:
             raise NotFoundError("no such local backup", subject=str(path)) from None
-        data["part_digests"] = tuple(data["part_digests"])
-        snapshot = cls(path=path, **data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(
+                f"its sidecar can't be used ({type(error).__name__}: {error})",
+                subject=str(path),
+                hint="Another version or program wrote it. The .db file itself may be fine: DuckDB opens it.",
+            ) from error
         if size != snapshot.size:
             raise DamagedError(f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path))
         return snapshot
@@ -291,21 +300,17 @@ class _Seal:
 
 
 def clear_partials(folder: Path) -> None:
-    """Remove what a killed snapshot left; a living one holds an flock on its file."""
+    """Remove what killed snapshots and uploads left; living ones hold an flock on their files."""
     for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
-            finally:
-                os.close(fd)
+        remove_unless_locked(partial)
+    clear_torn(folder, "backup-*")
     for sidecar in folder.glob(f"backup-*{SIDECAR_SUFFIX}"):
-        # Killed between the sidecar and the rename, which follow each other at once.
-        if parse_name(sidecar.with_suffix(".db").name) is not None and not sidecar.with_suffix(".db").exists():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - sidecar.stat().st_mtime > 3600:
-                    sidecar.unlink()
+        # Killed between the sidecar and the rename. A living snapshot has its partial file still, or the copy already:
+        # they are looked at in that order.
+        copy = sidecar.with_suffix(".db")
+        partial = copy.with_name(copy.name + PARTIAL_SUFFIX)
+        if parse_name(copy.name) is not None and not partial.exists() and not copy.exists():
+            sidecar.unlink(missing_ok=True)
 
 
 def _size_of(path: Path) -> int:

@@ -178,6 +178,15 @@ class UploadLog:
                 break  # a line torn by a crash; the part is sent again
         return head["upload_id"], parts
 
+    @staticmethod
+    def owner(path: Path) -> tuple[Mapping[str, object], str] | None:
+        """The binding and the id of whatever upload the file at `path` remembers; None when it remembers none."""
+        try:
+            head = json.loads(path.read_text().partition("\n")[0])
+            return dict(head["binding"]), str(head["upload_id"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
     def begin(self, upload_id: str) -> None:
         line = json.dumps({"upload_id": upload_id, "binding": self._binding})
         write_durably(self.path, line.encode() + b"\n")

@@ -263,7 +263,11 @@ def identify(database: Database, store: Store, key: str, *, chosen: bool = False
     """
     expected = store.mode
     subject = store.url + key
-    stored = store.head(key)
+    try:
+        stored = store.head(key)
+    except NotFoundError as error:
+        error.hint = error.hint or f"See what there is: duckling list {database.id}"
+        raise
     metadata = stored.metadata
     owner = metadata.get("duckling-database")
     if owner is not None and owner != database.id and not chosen:

@@ -62,7 +62,9 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
                 wait=self.wait_seconds,
                 control=control,
             )
-            self.log.info("%s is held for this run, until %s at the latest", replica, hold.expires.isoformat())
+            self.log.info(
+                "%s is held for this run, until %s at the latest", replica, hold.expires.isoformat(timespec="seconds")
+            )
 
 
 class DucklingReleaseOperator(CoreTask, BaseOperator):

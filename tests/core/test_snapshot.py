@@ -696,18 +696,18 @@ def test_a_file_without_a_sidecar_is_somebody_else_s_and_stays(production):
     assert other.read_bytes() == b"brought here by hand"
 
 
-def test_a_sidecar_whose_copy_never_came_is_removed_when_it_is_old(production):
+def test_a_sidecar_whose_copy_never_came_is_removed_unless_it_is_in_the_making(production):
     production.backup_dir.mkdir(parents=True)
-    young, old, other = (
+    living, dead, other = (
         production.backup_dir / name
         for name in ("backup-2025-03-01T00-00-00-000Z.json", "backup-2025-03-02T00-00-00-000Z.json", "backup-plan.json")
     )
-    for path in (young, old, other):
+    for path in (living, dead, other):
         path.write_text("{}")
-    _age(old)
-    _age(other)
-    take_snapshot(production)
-    assert (young.exists(), old.exists(), other.exists()) == (True, False, True)
+    with living.with_suffix(".db.partial").open("w") as partial:
+        fcntl.flock(partial, fcntl.LOCK_EX)
+        take_snapshot(production)
+        assert (living.exists(), dead.exists(), other.exists()) == (True, False, True)
 
 
 def _age(path):
