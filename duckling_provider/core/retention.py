@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 from duckling_provider.core.catalog import MAC_SUFFIX, ListedBackup, assemble, parse_name
 from duckling_provider.core.config import Database
@@ -144,13 +143,12 @@ def _give_up_superseded(database: Database, store: Store, backups: Sequence[List
         created = parse_name(path.with_suffix(".db").name)
         if newest is None or created is None or created >= newest:
             continue
-        found = UploadLog.owner(path)
-        if found is None or found[0].get("store") != store.url:
-            continue
         with contextlib.suppress(BusyError), FileLock(path.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0):
-            store.abort(str(found[0].get("key")), found[1])
-            path.unlink(missing_ok=True)
-            count += 1
+            found = UploadLog.owner(path)
+            if found is not None and found[0].get("store") == store.url:
+                store.abort(str(found[0].get("key")), found[1])
+                path.unlink(missing_ok=True)
+                count += 1
     return count
 
 

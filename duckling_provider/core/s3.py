@@ -22,6 +22,7 @@ from botocore.config import Config
 from duckling_provider.core.config import Database, S3Settings
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import (
+    AccessDeniedError,
     ConfigError,
     DucklingError,
     IntegrityError,
@@ -323,7 +324,7 @@ class S3Store:
                 step()
             except DucklingError as error:
                 yield ProbeStep(name, action, str(error))
-                if isinstance(error, NoSuchBucketError) or (isinstance(error, StoreError) and not error.code):
+                if step == self._head_bucket and not isinstance(error, AccessDeniedError):
                     return  # no bucket, or no answer at all: every further step would say the same
             else:
                 yield ProbeStep(name, action)

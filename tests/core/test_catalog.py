@@ -130,7 +130,7 @@ def test_the_newest_before_a_moment_is_chosen(moments: list[datetime], before: d
 
 
 def test_nothing_old_enough_is_told_with_the_oldest_there_is():
-    with pytest.raises(NotFoundError, match=re.escape("2025-03-01T14:32:11.482000+00:00")):
+    with pytest.raises(NotFoundError, match=re.escape("2025-03-01T14:32:11+00:00")):
         choose([ListedBackup(EXAMPLE_NAME, EXAMPLE, 1)], subject="production", before=EXAMPLE)
 
 

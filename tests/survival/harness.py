@@ -1,0 +1,126 @@
+"""The command line in a process to which something happens at its n-th step.
+
+A step is a system call that changes a file, takes a lock or starts a program, or a request to the store (once before it
+is sent, once after it was answered). They are counted by wrappers put around the functions of the standard library and
+of botocore, so the product itself has no hook for tests.
+
+``harness.py once ACTION N ARGUMENT…`` runs one command of the command line, ``harness.py serve`` runs them as they come
+in, one JSON document a line, each in a fork: the imports are paid once. Actions: ``count`` lets it run, ``kill``,
+``term`` and ``stop`` send a signal to this very process, ``fill:FOLDER`` fills that folder's file system.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
+_FILES = ["rename", "replace", "link", "unlink", "open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "chmod"]
+
+
+class Steps:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.count = self.at = 0
+        self.action = "count"
+        self.names = []
+
+    def plan(self, action, at):
+        self.count, self.action, self.at, self.names = 0, action, at, []
+
+    def step(self, name):
+        with self.lock:
+            self.count += 1
+            self.names.append(name)
+            if self.count != self.at:
+                return
+            if self.action.startswith("fill:"):
+                fill(Path(self.action[5:]))
+            elif self.action != "count":
+                os.kill(os.getpid(), _SIGNALS[self.action])
+
+
+STEPS = Steps()
+real_open, real_write = os.open, os.write
+
+
+def fill(folder):
+    descriptor = real_open(folder / "filler", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    real_write(descriptor, b"x" * size)
+            except OSError:
+                continue
+    finally:
+        os.close(descriptor)
+
+
+def watched(name, function, *, after=False):
+    def call(*arguments, **options):
+        if name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR):
+            return function(*arguments, **options)
+        STEPS.step(name)
+        result = function(*arguments, **options)
+        if after:
+            STEPS.step(f"{name} answered")
+        return result
+
+    return call
+
+
+def watch():
+    from botocore.httpsession import URLLib3Session
+
+    for name in _FILES:
+        setattr(os, name, watched(name, getattr(os, name)))
+    fcntl.flock = watched("flock", fcntl.flock)
+    subprocess.Popen.__init__ = watched("start", subprocess.Popen.__init__)
+    URLLib3Session.send = watched("request", URLLib3Session.send, after=True)
+
+
+def serve():
+    for line in sys.stdin:
+        order = json.loads(line)
+        told, tell = os.pipe()
+        error = os.memfd_create("stderr")
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(error, 1)
+            os.dup2(error, 2)
+            os.environ.update(order["environ"])
+            STEPS.plan(order["action"], order["at"])
+            code = cli.run(order["arguments"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            real_write(tell, json.dumps({"steps": STEPS.count, "names": STEPS.names}).encode())
+            os._exit(code)
+        os.close(tell)
+        with os.fdopen(told) as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        with os.fdopen(error, "rb") as output:
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        answer = {"code": os.waitstatus_to_exitcode(status), "said": said, "steps": 0, "names": []}
+        print(json.dumps(answer | (json.loads(text) if text else {})), flush=True)
+
+
+if __name__ == "__main__":
+    from duckling_provider import cli
+    from duckling_provider.core import backup, config, local, restore, s3  # noqa: F401 - so that no fork pays for it
+
+    watch()
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        STEPS.plan(sys.argv[2], int(sys.argv[3]))
+        sys.exit(cli.run(sys.argv[4:]))
