@@ -129,6 +129,9 @@ class Airflow:
             # Another Airflow on this machine has the default ports of these.
             AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(free_port(8794)),
             AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(free_port(8793)),
+            # The scheduler begins before the API server answers: the first tasks wait for it, not for their retry.
+            AIRFLOW__WORKERS__EXECUTION_API_RETRIES="20",
+            AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX="5",
             # A change of databases.json shows after seconds.
             AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="10",
             AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="30",

@@ -169,6 +169,8 @@ def back_up(
     cleanup, cleanup_error = None, None
     try:
         cleanup = clean_up(database, store, control=control)
+    except CancelledError:
+        raise
     except DucklingError as error:
         cleanup_error = error
     return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, int((time.monotonic() - started) * 1000))

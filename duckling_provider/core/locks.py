@@ -136,7 +136,7 @@ class FileLock:
                         f"held by {holder}",
                         holder=holder,
                         subject=str(self.path.name.removesuffix(LOCK_SUFFIX)),
-                        hint=f"Waited {self._wait:g} s for it to finish; try again later.",
+                        hint=f"Waited {round(self._wait, 1):g} s for it to finish; try again later.",
                     ) from None
             try:
                 replica = self.path.name.removesuffix(LOCK_SUFFIX)

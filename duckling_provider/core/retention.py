@@ -115,14 +115,7 @@ def clean_up(
                     delete_backup(store, backup.key)
                 s3_deleted.append(backup.key)
         if not dry_run:
-            prefix = store.prefix
-            aborted = _give_up_superseded(database, store, backups)
-            aborted += store.sweep(
-                prefix,
-                abandoned=lambda key, begun: (
-                    parse_name(key.removeprefix(prefix)) is not None and now - begun > ABANDONED_AFTER
-                ),
-            )
+            aborted = _abort_abandoned(database, store, backups, now=now)
             _delete_lone_macs(database, store, rows, now=now)
     return CleanupResult(
         local_deleted=tuple(deleted),
@@ -135,21 +128,37 @@ def clean_up(
     )
 
 
-def _give_up_superseded(database: Database, store: Store, backups: Sequence[ListedBackup]) -> int:
-    """Abort the uploads of this installation that were interrupted before the newest complete backup was made."""
+def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedBackup], *, now: datetime) -> int:
+    """Abort the unfinished uploads that are old, and those of this installation that were interrupted before the newest
+    complete backup was made; returns how many.
+    """
     newest = next((b.created for b in backups if b.has_mac or store.mode != CLIENT), None)
-    count = 0
-    for path in sorted(database.backup_dir.glob(f"backup-*{UPLOAD_SUFFIX}")):
-        created = parse_name(path.with_suffix(".db").name)
-        if newest is None or created is None or created >= newest:
-            continue
-        with contextlib.suppress(BusyError), FileLock(path.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0):
-            found = UploadLog.owner(path)
-            if found is not None and found[0].get("store") == store.url:
-                store.abort(str(found[0].get("key")), found[1])
-                path.unlink(missing_ok=True)
-                count += 1
-    return count
+    stored = {backup.key for backup in backups}
+    superseded, count = set(), 0
+
+    def abandoned(key: str, begun: datetime) -> bool:
+        taken = parse_name(key.removeprefix(store.prefix))
+        if taken is None or key in superseded:
+            return taken is not None
+        # No upload is older than its snapshot, whatever the store's clock says of its beginning.
+        return now - max(begun, taken) > ABANDONED_AFTER
+
+    with contextlib.ExitStack() as locks:
+        for path in sorted(database.backup_dir.glob("backup-*.db")):
+            created, key = parse_name(path.name), store.prefix + path.name
+            log_path = path.with_suffix(UPLOAD_SUFFIX)
+            if newest is None or created is None or created >= newest or (key in stored and not log_path.exists()):
+                continue
+            with contextlib.suppress(BusyError):  # somebody is uploading it just now
+                locks.enter_context(FileLock(path.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0))
+                superseded.add(key)
+                found = UploadLog.owner(log_path)
+                if found is not None and found[0].get("store") == store.url:
+                    # By its id: some stores do not list what is unfinished.
+                    store.abort(str(found[0].get("key")), found[1])
+                    log_path.unlink(missing_ok=True)
+                    count += 1
+        return count + store.sweep(store.prefix, abandoned=abandoned)
 
 
 def _delete_lone_macs(

@@ -5,7 +5,7 @@ is sent, once after it was answered). They are counted by wrappers put around th
 of botocore, so the product itself has no hook for tests.
 
 ``harness.py once ACTION N ARGUMENT…`` runs one command of the command line, ``harness.py serve`` runs them as they come
-in, one JSON document a line, each in a fork: the imports are paid once. Actions: ``count`` lets it run, ``kill``,
+in, one JSON document a line, each in a fork: the imports are paid once. N counts from 1; ``NAME:N`` is the n-th step of that name. Actions: ``count`` lets it run, ``kill``,
 ``term`` and ``stop`` send a signal to this very process, ``fill:FOLDER`` fills that folder's file system.
 """
 
@@ -38,7 +38,7 @@ class Steps:
         with self.lock:
             self.count += 1
             self.names.append(name)
-            if self.count != self.at:
+            if self.at not in (self.count, f"{name}:{self.names.count(name)}"):
                 return
             if self.action.startswith("fill:"):
                 fill(Path(self.action[5:]))
@@ -122,5 +122,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
     else:
-        STEPS.plan(sys.argv[2], int(sys.argv[3]))
+        STEPS.plan(sys.argv[2], int(sys.argv[3]) if sys.argv[3].isdigit() else sys.argv[3])
         sys.exit(cli.run(sys.argv[4:]))

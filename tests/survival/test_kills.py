@@ -1,0 +1,261 @@
+"""SIGKILL and SIGTERM at every step of `duckling backup` and `duckling restore`, and at random moments."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+MODES = ["client-aes256", "none"]
+
+
+def old_replica(site, contents):
+    site.replica.write_bytes(contents.old)
+
+
+def backup_of_new(site, contents):
+    """A bucket with a backup of the new content, and the old one in place."""
+    site.replica.write_bytes(contents.new)
+    done = site.duckling("backup", "production")
+    assert done.code == 0, done.said
+    site.replica.write_bytes(contents.old)
+
+
+# ---- backup ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("store", ["rclone", "moto"])
+def test_a_backup_killed_at_any_step_leaves_complete_backups_only(
+    make_site, s3_server, moto_server, contents, opened, pick, full, store, mode
+):
+    if not full and (store, mode) in {("rclone", "none"), ("moto", "none")}:
+        pytest.skip("in full only")
+    site = make_site(s3_server if store == "rclone" else moto_server, mode)
+    old_replica(site, contents)
+    total = site.duckling("backup", "production").steps
+    assert total > 40
+    kills = 0
+    for at in pick(total, 9):
+        site.clear()
+        old_replica(site, contents)
+        killed = site.duckling("backup", "production", action="kill", at=at)
+        kills += killed.code == -signal.SIGKILL
+        assert killed.code in {0, -signal.SIGKILL}, killed.said
+        assert site.replica.read_bytes() == contents.old
+        assert opened(site.replica)
+        known: set[str] = set()
+        site.assert_only_complete_backups(known)
+        following = site.duckling("backup", "production")
+        assert following.code == 0, (at, following.said)
+        assert "failed" not in following.said, (at, following.said)
+        site.assert_only_complete_backups(known)
+        site.assert_tidy()
+        assert site.replica.read_bytes() == contents.old
+    assert kills >= min(total, 9) - 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_small_backup_killed_at_any_step_leaves_complete_backups_only(make_site, moto_server, contents, pick, mode):
+    site = make_site(moto_server, mode)
+    site.replica.write_bytes(contents.small)
+    total = site.duckling("backup", "production").steps
+    for at in pick(total, 5):
+        site.clear()
+        site.replica.write_bytes(contents.small)
+        site.duckling("backup", "production", action="kill", at=at)
+        assert site.replica.read_bytes() == contents.small
+        known: set[str] = set()
+        site.assert_only_complete_backups(known)
+        following = site.duckling("backup", "production")
+        assert following.code == 0, (at, following.said)
+        site.assert_only_complete_backups(known)
+        site.assert_tidy()
+
+
+# ---- restore -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_restore_killed_at_any_step_leaves_the_old_replica_or_the_new_one(
+    make_site, s3_server, contents, opened, pick, mode
+):
+    site = make_site(s3_server, mode)
+    backup_of_new(site, contents)
+    total = site.duckling("restore", "production").steps
+    assert total > 40
+    seen = set()
+    for at in pick(total, 9):
+        old_replica(site, contents)
+        killed = site.duckling("restore", "production", action="kill", at=at)
+        assert killed.code in {0, -signal.SIGKILL}, killed.said
+        found = site.replica.read_bytes()
+        assert found in {contents.old, contents.new}
+        seen.add(found == contents.new)
+        assert opened(site.replica)
+        following = site.duckling("restore", "production")
+        assert following.code == 0, (at, following.said)
+        assert site.replica.read_bytes() == contents.new
+        site.assert_tidy()
+    assert seen == {False, True}
+
+
+def test_a_log_of_the_old_replica_survives_a_killed_restore_with_it(
+    make_site, s3_server, contents, pick, tmp_path, make_replica
+):
+    site = make_site(s3_server)
+    backup_of_new(site, contents)
+    with_log = make_replica(tmp_path / "with-log" / "production.db", rows=300, storage="v1.0.0", wal=True)
+    log = with_log.with_name("production.db.wal")
+    beside = site.replica.with_name(log.name)
+
+    def reset():
+        site.replica.write_bytes(with_log.read_bytes())
+        beside.write_bytes(log.read_bytes())
+
+    reset()
+    total = site.duckling("restore", "production").steps
+    # The download comes first; logs are touched in the last steps.
+    for at in pick(40, 8):
+        reset()
+        site.duckling("restore", "production", action="kill", at=total - 40 + at)
+        # Whoever touches the replica next finds all of the old one, or all of the new one.
+        next_backup = site.duckling("backup", "production", "--json")
+        assert next_backup.code == 0, next_backup.said
+        if site.replica.read_bytes() != contents.new:
+            assert site.duckling("backup", "production").code == 0
+            done = site.duckling("restore", "production", "--local")
+            assert done.code == 0, done.said
+        assert not beside.exists()
+        site.assert_tidy()
+        for path in site.backups.glob("backup-*"):
+            path.unlink()
+        # The newest in the bucket has to be that of the new content again.
+        for key in sorted(key for key in site.objects() if key.endswith(".db"))[1:]:
+            site.client.delete_object(Bucket=site.bucket, Key=key)
+            site.client.delete_object(Bucket=site.bucket, Key=key + ".mac")
+
+
+# ---- random moments ----------------------------------------------------------------------------------------
+
+
+def test_a_backup_killed_at_random_moments_leaves_complete_backups_only(
+    make_site, moto_server, contents, opened, full, seed, start
+):
+    site = make_site(moto_server)
+    old_replica(site, contents)
+    began = time.monotonic()
+    assert start("backup", "production").wait(60) == 0
+    took = time.monotonic() - began
+    moments = random.Random(seed)
+    for _ in range(30 if full else 4):
+        site.clear()
+        old_replica(site, contents)
+        process = start("backup", "production")
+        time.sleep(moments.uniform(0.3, 1.0) * took)
+        process.kill()
+        process.wait()
+        assert site.replica.read_bytes() == contents.old
+        assert opened(site.replica)
+        known: set[str] = set()
+        site.assert_only_complete_backups(known)
+        following = site.duckling("backup", "production")
+        assert following.code == 0, following.said
+        site.assert_only_complete_backups(known)
+        site.assert_tidy()
+
+
+def test_a_restore_killed_at_random_moments_leaves_the_old_replica_or_the_new_one(
+    make_site, s3_server, contents, opened, full, seed, start
+):
+    site = make_site(s3_server)
+    backup_of_new(site, contents)
+    began = time.monotonic()
+    assert start("restore", "production").wait(60) == 0
+    took = time.monotonic() - began
+    moments = random.Random(seed)
+    for _ in range(30 if full else 4):
+        old_replica(site, contents)
+        process = start("restore", "production")
+        time.sleep(moments.uniform(0.3, 1.0) * took)
+        process.kill()
+        process.wait()
+        assert site.replica.read_bytes() in {contents.old, contents.new}
+        assert opened(site.replica)
+        following = site.duckling("restore", "production")
+        assert following.code == 0, following.said
+        assert site.replica.read_bytes() == contents.new
+        site.assert_tidy()
+
+
+# ---- SIGTERM -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_command_stopped_at_any_step_cleans_up_by_itself(make_site, moto_server, contents, opened, pick, command):
+    site = make_site(moto_server)
+    backup_of_new(site, contents)
+    total = site.duckling(command, "production").steps
+    for at in pick(total, 8):
+        old_replica(site, contents)
+        stopped = site.duckling(command, "production", action="term", at=at)
+        # Where nothing was left to stop, it is done.
+        assert stopped.code in {0, 128 + signal.SIGTERM}, (at, stopped.said)
+        assert site.replica.read_bytes() in ({contents.old, contents.new} if command == "restore" else {contents.old})
+        assert opened(site.replica)
+        site.assert_only_complete_backups(set())
+        site.assert_tidy()
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize("operation", ["head", "list", "get", "part", "complete", "create"])
+def test_a_store_that_falls_silent_does_not_keep_a_stopped_command(
+    make_site, moto_server, contents, fault_proxy, start, command, operation
+):
+    if command == "restore" and operation in {"part", "complete", "create"}:
+        pytest.skip("a restore makes no such request")
+    site = make_site(moto_server)
+    backup_of_new(site, contents)
+    proxy = fault_proxy(moto_server)
+    site.write(proxy.server)
+    # From the first such request on nothing is answered any more, not even an abort.
+    dead = []
+
+    def choose(request):
+        if request.operation == operation:
+            dead.append(request)
+        return proxy.Fault(stall_sent=0) if dead else None
+
+    proxy.choose = choose
+    process = start(command, "production")
+    assert proxy.stalled.wait(60)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    # Airflow gives a task five seconds after SIGTERM before it kills it.
+    said, _ = process.communicate(timeout=4.5)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.splitlines()[-1].startswith("duckling: stopped by SIGTERM")
+    assert site.replica.read_bytes() == contents.old
+    assert {name for name in site.litter() if not name.endswith(".upload")} == set()
+
+    proxy.choose = lambda _: None
+    assert site.duckling("backup", "production").code == 0
+    site.assert_only_complete_backups(set())
+    site.assert_tidy()
+
+
+def test_files_that_a_killed_restore_elsewhere_left_are_no_obstacle(make_site, s3_server, contents, tmp_path):
+    site = make_site(s3_server)
+    backup_of_new(site, contents)
+    target = tmp_path / "elsewhere.db"
+    total = site.duckling("restore", "production", "--to", str(target)).steps
+    target.unlink()
+    site.duckling("restore", "production", "--to", str(target), action="kill", at=total // 2)
+    assert not target.exists()
+    assert site.duckling("restore", "production", "--to", str(target)).code == 0
+    assert target.read_bytes() == contents.new
+    assert [path.name for path in Path(tmp_path).glob("elsewhere*")] == ["elsewhere.db"]
+    assert site.replica.read_bytes() == contents.old
