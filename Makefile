@@ -5,7 +5,7 @@ PYTHON_BIN := $(VENV)/bin/python
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test lint types unit constraints clean
+.PHONY: help setup demo airflow airflow-stop test lint types unit survival bench constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,11 +38,17 @@ types: setup ## mypy, strict on the package
 unit: setup ## only the tests; make unit ARGS="-k restore"
 	@$(PYTHON_BIN) -m pytest $(ARGS)
 
+survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
+	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)
+
+bench: setup ## the figures of docs/performance.md: 20 minutes and 40 GiB of disk; make bench ARGS=--quick
+	@$(PYTHON_BIN) -m benchmarks $(ARGS)
+
 constraints: ## pin the newest versions anew
 	@.ci/setup --venv-only
 	@$(PYTHON_BIN) -m pip -qq --disable-pip-version-check install --constraint constraints.txt uv
 	@.ci/constraints $(VENV)
 
 clean: ## remove the virtual environment, caches and builds (not the demo's data)
-	rm -rf $(VENV) $(VENV).lock .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find duckling_provider demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf $(VENV) $(VENV).lock .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find duckling_provider benchmarks demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -38,7 +38,7 @@ def main() -> None:
             show(case, console)
             cases.append(case)
     save(output, cases, command=" ".join(["python -m benchmarks", *sys.argv[1:]]))
-    console.print(f"{output}: everything above as JSON")
+    console.print(f"{output}: everything above as JSON", soft_wrap=True)
 
 
 def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iterator[Case]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import BUCKET, DATABASE, MIB, WORK
+from benchmarks import BUCKET, DATABASE, MIB, PART, WORK
 from benchmarks.measure import Row, Run, interleaved, run_job
 from benchmarks.peers import peers
 from benchmarks.replicas import replica, sparse
@@ -192,7 +192,7 @@ def memory(sizes: list[int], *, large_parts: tuple[int, int] | None) -> Case:
         with site(source) as place, rclone(place.folder / "objects") as server:
             if server is None:
                 return Case("Memory of the commands", missing=("rclone",))
-            place.configure(server, **({"partSizeMiB": part} if part else {}))
+            place.configure(server, partSizeMiB=part or PART // MIB)
             name = f"{mib} MiB" + (f", parts of {part} MiB" if part else "")
             for command in ("backup", "restore"):
                 ours = {f"duckling {command}, {name}": _command(command)}

@@ -1,7 +1,7 @@
 """A store double: speaks enough S3 for the clients that are measured, and costs them as little as it can.
 
-It is no store. Uploads are discarded inside the kernel (`MSG_TRUNC` of tcp(7) drops bytes without copying them) and only
-their sizes kept, small objects such as a ``.mac`` whole; downloads come by sendfile(2) from files that were made once.
+It is no store. Uploads are discarded inside the kernel (`MSG_TRUNC` of tcp(7) drops bytes without copying them) and
+only their sizes kept, small objects such as a ``.mac`` whole; downloads come by sendfile(2) from files made once.
 Nothing is verified, no signature, no checksum. Run as ``python -m benchmarks.double FOLDER``: objects are the files
 ``FOLDER/<bucket>/<key>``; it prints its port and serves until its standard input ends. ``GET /-/cpu`` answers the CPU
 seconds it has used so far, ``DELETE /-/uploads`` forgets what was uploaded.
@@ -202,9 +202,9 @@ class _Connection:
             return
         prefix, bucket = request.query.get("prefix", ""), request.path
         folder = self._state.folder / bucket
-        sizes = {
-            str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-        } | {key.partition("/")[2]: found.size for key, found in self._state.objects.items()}
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()} | {
+            key.partition("/")[2]: found.size for key, found in self._state.objects.items()
+        }
         rows = "".join(
             f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{_ETAG}</ETag>"
             "<LastModified>2025-03-01T14:32:11.000Z</LastModified></Contents>"

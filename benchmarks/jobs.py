@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -48,14 +49,14 @@ def upload(filename: str) -> Work:
 
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
+    from duckling_provider.core.passes import DurableWriter
     from duckling_provider.core.stored import identify
 
     database, store = _database()
 
     def work() -> None:
-        with open(target, "wb", buffering=0) as file:
-            identify(database, store, key, chosen=True).read(store, sink=file.write)
-            os.fsync(file.fileno())
+        with open(target, "wb", buffering=0) as file, DurableWriter(file.fileno()) as writer:
+            identify(database, store, key, chosen=True).read(store, sink=writer.write)
 
     return work
 
@@ -109,6 +110,7 @@ def _boto3(endpoint: str, **s3: Any) -> tuple[Any, Any]:
     from boto3.s3.transfer import TransferConfig
     from botocore.config import Config
 
+    settings: Any = {"addressing_style": "path", **s3}
     client = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -117,7 +119,7 @@ def _boto3(endpoint: str, **s3: Any) -> tuple[Any, Any]:
         aws_secret_access_key=SECRET_KEY,
         config=Config(
             signature_version="s3v4",
-            s3={"addressing_style": "path", **s3},
+            s3=settings,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             connect_timeout=10,
@@ -162,8 +164,7 @@ def write(size: int, target: str) -> Work:
 
     def work() -> None:
         with open(target, "wb", buffering=0) as file:
-            for _ in range(size // len(block)):
-                file.write(block)
+            file.writelines(itertools.repeat(block, size // len(block)))
             os.fsync(file.fileno())
 
     return work

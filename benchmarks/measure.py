@@ -88,9 +88,7 @@ def interleaved(
     for name, own in seen.items():
         ratio = None
         if reference is not None:
-            ratio = statistics.median(
-                run.wall / base.wall for run, base in zip(own, seen[reference], strict=True)
-            )
+            ratio = statistics.median(run.wall / base.wall for run, base in zip(own, seen[reference], strict=True))
         rows.append(
             Row(
                 name,

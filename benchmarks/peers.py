@@ -36,7 +36,7 @@ def peers(server: Server, source: Path, *, key: str, target: Path) -> Peers:
     if aws is None:
         missing += ["aws s3 cp", "openssl | aws s3 cp"]
     else:
-        environ = _aws_environ(server)
+        environ = _aws_environ()
         cp = [aws, "s3", "cp", "--only-show-errors", "--endpoint-url", server.endpoint]
         idle = idle_memory([aws, "s3", "ls", "--endpoint-url", server.endpoint, f"s3://{BUCKET}/none"], environ)
         uploads["aws s3 cp"] = lambda: run_command(
@@ -78,7 +78,7 @@ def _fresh(target: Path, command: list[str], *, environ: dict[str, str], idle: i
     return run_command(command, environ=environ, idle=idle, sync=target)
 
 
-def _aws_environ(server: Server) -> dict[str, str]:
+def _aws_environ() -> dict[str, str]:
     config = WORK / "aws.ini"
     config.write_text(
         "[default]\ns3 =\n  addressing_style = path\n"

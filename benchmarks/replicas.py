@@ -14,7 +14,8 @@ import sys
 import duckdb
 
 path, mib = sys.argv[1], int(sys.argv[2])
-connection = duckdb.connect(config={"memory_limit": "2GiB", "enable_progress_bar": "false"})
+connection = duckdb.connect(config={"memory_limit": "2GiB"})
+connection.execute("SET enable_progress_bar = false")
 connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION 'v1.0.0')")
 connection.execute(f'''
     CREATE TABLE replica.noise AS SELECT hash(i) AS a, hash(-i) AS b, hash(i * 3 + 1) AS c, hash(~i) AS d

@@ -37,8 +37,11 @@ def fetch(
     with Workers(threads, name="duckling-fetch", control=control) as pool:
         window: deque[Future[memoryview]] = deque()
         for start in range(0, size, RANGE):
-            stop = min(start + RANGE, size)
-            window.append(pool.submit(_fetch_range, store, key, start, stop, etag, control))
+            # Of full size at once: a growing buffer would be copied again and again, and be larger than needed. Made in
+            # this thread: the C library keeps what others freed apart for each of them, which adds up to 16 MiB.
+            data = bytearray(min(RANGE, size - start))
+            window.append(pool.submit(_fetch_range, store, key, start, data, etag, control))
+            del data
             if len(window) >= threads:
                 yield from _pieces(pool.result(window.popleft()))
         while window:
@@ -50,10 +53,8 @@ def _pieces(data: memoryview) -> Iterator[memoryview]:
         yield data[start : start + PIECE]
 
 
-def _fetch_range(store: Store, key: str, start: int, stop: int, etag: str, control: Control) -> memoryview:
-    # Made at its full size at once: a growing buffer would be copied again and again, and be larger than needed.
-    data = bytearray(stop - start)
-    got = 0
+def _fetch_range(store: Store, key: str, start: int, data: bytearray, etag: str, control: Control) -> memoryview:
+    got, stop = 0, start + len(data)
     for attempt in range(ATTEMPTS):
         try:
             with contextlib.closing(store.open_range(key, start + got, stop, etag=etag)) as stream:

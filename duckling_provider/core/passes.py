@@ -1,12 +1,15 @@
 """Several looks at the same bytes in one read: each stage runs in a thread of its own and sees every chunk in order.
+And a file writer to be one of the stages.
 
 Hashing, encryption, numpy and file writes release the GIL, so a pass takes about as long as its slowest stage.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
@@ -31,6 +34,7 @@ class Fanout:
 
     def __init__(self, *stages: Stage) -> None:
         self._error: BaseException | None = None
+        self._spares: deque[memoryview] = deque()
         self._queues: list[queue.Queue[BytesLike | None]] = [queue.Queue(self.DEPTH) for _ in stages]
         self._threads = [
             threading.Thread(target=self._run, args=(stage, inbox), daemon=True)
@@ -38,6 +42,19 @@ class Fanout:
         ]
         for thread in self._threads:
             thread.start()
+
+    def spare(self, size: int) -> memoryview:
+        """`size` writable bytes to make the next chunk in, the same size each time.
+
+        They are those of a chunk that no stage looks at any more: fresh memory would be mapped, cleared and given back
+        for each one, which takes as long as a digest. Put what was made before taking the next.
+        """
+        # While one is made, each stage has one queued and works on one.
+        if len(self._spares) < self.DEPTH + 2:
+            self._spares.append(memoryview(bytearray(size)))
+        else:
+            self._spares.rotate(-1)
+        return self._spares[-1]
 
     def put(self, chunk: BytesLike) -> None:
         """Hand `chunk` to every stage; it must not change afterwards. Blocks while the slowest stage is behind."""
@@ -68,3 +85,60 @@ class Fanout:
             thread.join()
         if self._error is not None and error is None:
             raise self._error
+
+
+class DurableWriter:
+    """Writes chunks to a file and has them carried to the disk meanwhile, so that the last fsync finds little to do.
+
+    Used as a context manager: when it is left without an error, everything is on the disk.
+
+    :param fd: a descriptor open for writing, at the place to begin.
+    """
+
+    #: Bytes between two requests to the disk.
+    STEP = 32 << 20
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._unsynced = 0
+        self._error: OSError | None = None
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._sync, daemon=True)
+
+    def write(self, chunk: BytesLike) -> None:
+        """:raises OSError: this write failed, or an earlier one did on its way to the disk."""
+        view = memoryview(chunk)
+        while view:
+            written = os.write(self._fd, view)
+            view = view[written:]
+            self._unsynced += written
+        if self._unsynced >= self.STEP:
+            self._unsynced = 0
+            self._raise()
+            self._orders.put(True)
+
+    def _sync(self) -> None:
+        while self._orders.get():
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                # The kernel tells of a failed write once; the last fsync would know nothing of it.
+                self._error = error
+                return
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> DurableWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._orders.put(False)
+        self._thread.join()
+        if error is None:
+            self._raise()
+            os.fsync(self._fd)

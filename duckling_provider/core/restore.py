@@ -22,9 +22,9 @@ from duckling_provider.core.access import replica_access
 from duckling_provider.core.catalog import LATEST, stamp_of
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import BytesLike
 from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
 from duckling_provider.core.locks import place_hold, read_hold, release_hold, sync_folder
+from duckling_provider.core.passes import DurableWriter
 from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
 from duckling_provider.core.replica import ReadLock, open_check, wal_files
 from duckling_provider.core.space import disk_errors, require_space
@@ -204,13 +204,8 @@ def _download(database: Database, store: Store, backup: StoredBackup, target: Pa
 
 
 def _receive(store: Store, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
-    def write(chunk: BytesLike) -> None:
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    report = backup.read(store, sink=write, control=control)
-    os.fsync(fd)
+    with DurableWriter(fd) as writer:
+        report = backup.read(store, sink=writer.write, control=control)
     if report.skipped:
         return  # encrypted by DuckDB: only the owner of that key can open it
     try:

@@ -31,7 +31,7 @@ from duckling_provider.core.errors import (
     StoreError,
 )
 from duckling_provider.core.s3_errors import Translator
-from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload
+from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload, sign_known_payloads
 from duckling_provider.core.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
 from duckling_provider.core.workers import interruptible
 
@@ -111,6 +111,7 @@ class S3Store:
                 tcp_keepalive=True,
             ),
         )
+        sign_known_payloads(self._client)
 
     @property
     def url(self) -> str:

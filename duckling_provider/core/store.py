@@ -162,21 +162,17 @@ class UploadLog:
         """The upload's id and the ETags of the parts (from 0) that arrived, or None when there is nothing to
         continue.
         """
-        try:
-            lines = self.path.read_text().splitlines()
-            head = json.loads(lines[0])
-        except (FileNotFoundError, IndexError, ValueError):
-            return None
-        if head.get("binding") != self._binding:
+        owner = self.owner(self.path)
+        if owner is None or owner[0] != self._binding:
             return None
         parts: dict[int, str] = {}
-        for line in lines[1:]:
+        for line in self.path.read_text().splitlines()[1:]:
             try:
                 row = json.loads(line)
                 parts[row["part"]] = row["etag"]
             except (ValueError, KeyError, TypeError):
                 break  # a line torn by a crash; the part is sent again
-        return head["upload_id"], parts
+        return owner[1], parts
 
     @staticmethod
     def owner(path: Path) -> tuple[Mapping[str, object], str] | None:

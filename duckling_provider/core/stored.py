@@ -29,7 +29,7 @@ from duckling_provider.core.errors import (
     ReplicaError,
     WrongKeyError,
 )
-from duckling_provider.core.fetch import fetch
+from duckling_provider.core.fetch import PIECE, fetch
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.passes import Fanout, Stage
 from duckling_provider.core.store import Store, StoredObject
@@ -155,7 +155,8 @@ class StoredBackup:
         with Fanout(mac.update) as ciphertext, Fanout(*stages) as plain:
             while True:
                 ciphertext.put(first)
-                plain.put(stream.update(first))
+                decrypted = plain.spare(PIECE)
+                plain.put(decrypted[: stream.update_into(first, decrypted)])
                 control.advance(len(first))
                 following = next(chunks, None)
                 if following is None:

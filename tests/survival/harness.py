@@ -5,7 +5,8 @@ is sent, once after it was answered). They are counted by wrappers put around th
 of botocore, so the product itself has no hook for tests.
 
 ``harness.py once ACTION N ARGUMENT…`` runs one command of the command line, ``harness.py serve`` runs them as they come
-in, one JSON document a line, each in a fork: the imports are paid once. N counts from 1; ``NAME:N`` is the n-th step of that name. Actions: ``count`` lets it run, ``kill``,
+in, one JSON document a line, each in a fork: the imports are paid once. N counts from 1; ``NAME:N`` is the n-th step of
+that name. Actions: ``count`` lets it run, ``kill``,
 ``term`` and ``stop`` send a signal to this very process, ``fill:FOLDER`` fills that folder's file system.
 """
 
@@ -21,7 +22,20 @@ import threading
 from pathlib import Path
 
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
-_FILES = ["rename", "replace", "link", "unlink", "open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "chmod"]
+_FILES = [
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "open",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "mkdir",
+    "chmod",
+]
 
 
 class Steps:

@@ -17,6 +17,7 @@ from duckling_provider.core.s3 import open_store
 from duckling_provider.core.snapshot import find_snapshot, take_snapshot
 
 PART = 5 << 20
+full_only = pytest.mark.survival_full
 
 #: What a task's try does: `upload_snapshot` of a snapshot that an earlier task made.
 _UPLOAD = """
@@ -31,7 +32,7 @@ upload_snapshot(database, open_store(database), find_snapshot(database, sys.argv
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def long_replica(make_replica, tmp_path_factory):
     """Ten parts and a bit."""
     path = make_replica(tmp_path_factory.mktemp("long") / "long.db", rows=1_050_000, seed=4)
@@ -47,7 +48,6 @@ def killed_half_way(proxy, name, size):
         del request
         if process is not None and proxy.sent() > 0.5 * size:
             process.send_signal(signal.SIGKILL)
-        return None
 
     proxy.choose = choose
     process = subprocess.Popen([sys.executable, "-c", _UPLOAD, name], env=dict(os.environ))
@@ -61,8 +61,8 @@ def plain_of(site, key, out):
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("mode", ["client-aes256", "none"])
-@pytest.mark.parametrize("store", ["moto", "rclone"])
+@pytest.mark.parametrize("mode", ["client-aes256", pytest.param("none", marks=full_only)])
+@pytest.mark.parametrize("store", ["rclone", pytest.param("moto", marks=full_only)])
 def test_an_upload_killed_half_way_is_continued(
     make_site, moto_server, s3_server, fault_proxy, long_replica, tmp_path, store, mode
 ):
@@ -70,7 +70,8 @@ def test_an_upload_killed_half_way_is_continued(
     site = make_site(server, mode)
     site.replica.write_bytes(long_replica)
     proxy = fault_proxy(server)
-    site.write(proxy.server, maxConcurrency=2)
+    # One part at a time, so that a kill costs one of ten; with hundreds of parts four at a time weigh as little.
+    site.write(proxy.server, maxConcurrency=1)
     database = site.installation.database()
     snapshot = take_snapshot(database)
     killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
@@ -86,7 +87,7 @@ def test_an_upload_killed_half_way_is_continued(
     site.assert_tidy()
 
 
-def pads(proxy, objects):
+def pads(proxy):
     """For each IV, what was sent at each offset: ``{iv: {part: {bytes, ...}}}``.
 
     The IV of a request is the one at the head of the object that its upload id, or its single PUT, belongs to.
@@ -102,13 +103,12 @@ def pads(proxy, objects):
             if len(body) >= 16:
                 for part, bodies in parts.items():
                     found[body[:16]][part] |= bodies
-    del objects
     return found
 
 
 def assert_no_pad_is_used_twice(proxy):
-    """CTR turns two plain texts under one IV into their XOR: the same IV and offset must always carry the same bytes."""
-    ivs = pads(proxy, None)
+    """The same IV and offset must always carry the same bytes: two plain texts under one keystream tell their XOR."""
+    ivs = pads(proxy)
     assert ivs
     for iv, parts in ivs.items():
         for part, bodies in parts.items():
@@ -118,7 +118,7 @@ def assert_no_pad_is_used_twice(proxy):
     return ivs
 
 
-@pytest.mark.parametrize("position", [100, 4 * PART + 5, -1])
+@pytest.mark.parametrize("position", [-1, *(pytest.param(at, marks=full_only) for at in (100, 4 * PART + 5))])
 def test_a_snapshot_that_changed_after_the_kill_is_never_mixed_with_old_parts(
     make_site, moto_server, fault_proxy, long_replica, position
 ):
@@ -148,7 +148,10 @@ def test_a_snapshot_that_changed_after_the_kill_is_never_mixed_with_old_parts(
     assert altered != long_replica
 
 
-@pytest.mark.parametrize("change", ["another replica", "another key", "another part size"])
+@pytest.mark.parametrize(
+    "change",
+    ["another key", *(pytest.param(what, marks=full_only) for what in ("another replica", "another part size"))],
+)
 def test_no_iv_ever_serves_two_plaintexts(
     make_site, moto_server, fault_proxy, long_replica, contents, tmp_path, change
 ):
@@ -219,6 +222,7 @@ def test_a_killed_restore_starts_again_within_the_same_disk_budget(make_site, s3
     site.assert_tidy()
 
 
+@full_only
 def test_the_upload_of_another_bucket_is_not_continued(make_site, moto_server, fault_proxy, long_replica, tmp_path):
     site = make_site(moto_server)
     site.replica.write_bytes(long_replica)
