@@ -311,6 +311,7 @@ def cleanup(
 @app.command()
 def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
     """Remove a hold that was left behind by a restore whose owner is gone for good; says whose it was."""
+    from duckling_provider.core.access import replica_access
     from duckling_provider.core.locks import read_hold, release_hold
 
     session = _session(context, as_json)
@@ -321,7 +322,9 @@ def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
         raise DucklingError(
             f"held for {hold}, and that process is alive", subject=id, hint="Stop it first; its hold ends with it."
         )
-    if hold is not None:
+    # What the hold protected may be half-way: that is put in order before anybody else gets at the replica.
+    owner = hold.owner if hold is not None else "duckling release"
+    with replica_access(replica, operation="release", owner=owner, wait=5.0):
         release_hold(replica, owner=None)
     if session.terminal.json:
         session.terminal.document({"success": True, "released": None if hold is None else str(hold)})

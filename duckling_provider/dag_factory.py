@@ -126,6 +126,7 @@ def restore_dag(database: Database) -> DAG:
             task_id="pause",
             database_id=database.id,
             target_path=target,
+            known_conf=list(_restore_params(database)),
             doc_md="Keeps away whoever writes the replica, until `resume`.",
         )
         restore = S3RestoreOperator(

@@ -95,10 +95,14 @@ def checked_key(prefix: str, key: str) -> str:
     return full
 
 
-def choose(backups: Sequence[ListedBackup], *, subject: str, before: datetime | None = None) -> ListedBackup:
+def choose(
+    backups: Sequence[ListedBackup], *, subject: str, where: str = "", skipped: int = 0, before: datetime | None = None
+) -> ListedBackup:
     """The newest backup, or the newest one made before `before`.
 
     :param backups: newest first, as `assemble` returns them.
+    :param where: what was searched, for the message.
+    :param skipped: how many backups there are besides, which have no ``.mac`` although the mode demands one.
     :raises NotFoundError: when there is none.
     """
     for backup in backups:
@@ -111,7 +115,14 @@ def choose(backups: Sequence[ListedBackup], *, subject: str, before: datetime | 
             subject=subject,
             hint=f"The oldest is of {oldest.isoformat(timespec='seconds')}.",
         )
-    raise NotFoundError("there is no backup", subject=subject, hint=f"Make one: duckling backup {subject}")
+    cause = f"there is no backup in {where}" if where else "there is no backup"
+    if skipped:
+        raise NotFoundError(
+            f"{cause} that s3.encryption client-aes256 allows; {skipped} without a .mac are skipped",
+            subject=subject,
+            hint="They were interrupted, or made without encryption: to restore such a one, set s3.encryption to none.",
+        )
+    raise NotFoundError(cause, subject=subject, hint="Check bucket and prefix, and that backups are made at all.")
 
 
 def parse_moment(text: str) -> datetime:

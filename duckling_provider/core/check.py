@@ -10,8 +10,10 @@ from pathlib import Path
 
 from duckling_provider.core.config import Database
 from duckling_provider.core.errors import DucklingError, human_bytes
-from duckling_provider.core.locks import read_hold
+from duckling_provider.core.locks import read_hold, state_path
+from duckling_provider.core.replace import JOURNAL_SUFFIX
 from duckling_provider.core.replica import header_of, pending_wal, writer_of
+from duckling_provider.core.space import require_space
 from duckling_provider.core.store import Store
 
 
@@ -55,6 +57,12 @@ def _replica(replica: Path) -> str:
 
 
 def _hold(replica: Path) -> str:
+    if state_path(replica, JOURNAL_SUFFIX).exists():
+        raise DucklingError(
+            "a restore was interrupted; until it is undone or completed, no program should open the replica",
+            subject=str(replica),
+            hint="The next backup or restore does it, and so does: duckling release, with the database's id.",
+        )
     hold = read_hold(replica)
     if hold is None:
         return "none"
@@ -68,4 +76,8 @@ def _folder(database: Database) -> str:
         existing = existing.parent
     if not os.access(existing, os.W_OK):
         raise DucklingError("not writable for this user", subject=str(existing))
+    needed = database.replica.stat().st_size if database.replica.exists() else 0
+    for place, purpose in ((existing, "the next local backup"), (database.replica.parent, "a restore")):
+        if place.exists():
+            require_space(place, needed, subject=database.id, purpose=purpose)
     return f"{folder}, {human_bytes(shutil.disk_usage(existing).free)} free"

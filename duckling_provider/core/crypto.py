@@ -164,7 +164,7 @@ def parse_mac(text: bytes | str) -> str:
         cause = f"the .mac is not {MAC_HEX} hex characters: character {foreign.start() + 1} is not one"
     else:
         return code.lower()
-    raise IntegrityError(cause, hint="The .mac object was damaged or belongs to something else; use another backup")
+    raise IntegrityError(cause, hint="The .mac object was damaged or belongs to something else; use another backup.")
 
 
 def _checked_iv(iv: BytesLike) -> BytesLike:

@@ -121,8 +121,10 @@ class FileLock:
             raise ReplicaError(
                 f"cannot open the lock file: {error.strerror}",
                 subject=str(self.path),
-                hint="The folder must exist and be writable for this user.",
+                hint="The folder must exist and be writable for this user, and the file, if there is one, its own: "
+                "run everything as the user that Airflow runs as.",
             ) from error
+        give_to_owner_of(self.path.parent, fd)
         deadline = time.monotonic() + self._wait
         while True:
             try:
@@ -308,7 +310,8 @@ def unheld_lock(
                 f"held for {hold}",
                 holder=str(hold),
                 subject=str(replica),
-                hint="It ends by itself; if its owner is gone for good: duckling release ID.",
+                hint=f"It ends by itself, at {hold.expires.isoformat(timespec='seconds')} at the latest; "
+                "if its owner is gone for good: duckling release, with the database's id.",
             )
         control.wait_for(f"{replica} is held for {hold}", _POLL)
 
@@ -325,6 +328,7 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)
+    give_to_owner_of(path.parent, fd)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
@@ -335,6 +339,14 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def give_to_owner_of(folder: Path, file: int | Path) -> None:
+    """What root makes in somebody's folder is theirs: a command run by root must not lock Airflow's user out."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        if owner.st_uid != 0:
+            os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def clear_torn(folder: Path, name: str) -> None:

@@ -23,7 +23,7 @@ from duckling_provider.core.catalog import LATEST, stamp_of
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
-from duckling_provider.core.locks import place_hold, read_hold, release_hold, sync_folder
+from duckling_provider.core.locks import give_to_owner_of, place_hold, read_hold, release_hold, sync_folder
 from duckling_provider.core.passes import DurableWriter
 from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
 from duckling_provider.core.replica import ReadLock, open_check, wal_files
@@ -223,6 +223,7 @@ def _inherit_permissions(replica: Path, new: Path) -> None:
     try:
         old = replica.stat()
     except FileNotFoundError:
+        give_to_owner_of(new.parent, new)
         return
     os.chmod(new, old.st_mode & 0o7777)
     with contextlib.suppress(PermissionError):

@@ -28,6 +28,10 @@ from duckling_provider.core.stored import CLIENT, list_backups
 ABANDONED_AFTER = timedelta(days=3)
 
 
+#: Bytes that no backup has: less than one header page of a DuckDB file.
+_EMPTY = 4096
+
+
 @dataclass(frozen=True)
 class RetentionPlan:
     """What goes and what stays, each newest first."""
@@ -42,12 +46,15 @@ def plan_retention(
     """Decide by age.
 
     :param now: aware; a backup goes when it was made more than `keep_days` days before.
-    :param needs_mac: a backup without its ``.mac`` is not complete, so it is not the one that always stays.
+    :param needs_mac: a backup without its ``.mac`` is not complete, so it is not the one that always stays. Where none
+        is complete (the mode was changed, say), the newest of all stays: it may be the only one there is.
     """
     ordered = sorted(backups, key=lambda b: (b.created, b.key), reverse=True)
-    newest = next((b for b in ordered if b.has_mac or not needs_mac), None)
+    complete = [b for b in ordered if b.has_mac or not needs_mac] or ordered
+    # An empty object is listed like a good one; then the newest that can be one stays beside it.
+    stay = [*complete[:1], *[b for b in complete if b.size > _EMPTY][:1]]
     limit = timedelta(days=keep_days)
-    delete = tuple(b for b in ordered if b is not newest and now - b.created > limit)
+    delete = tuple(b for b in ordered if b not in stay and now - b.created > limit)
     return RetentionPlan(delete, tuple(b for b in ordered if b not in delete))
 
 

@@ -107,12 +107,16 @@ class Translator:
         if code in _DENIED or status == 403:
             # S3 tells "not there" from "not allowed" only to those who may list.
             listing = " (and s3:ListBucket, or a missing object looks the same)" if action == "s3:GetObject" else ""
+            # The answer to a HEAD has no body, so it does not tell wrong credentials from a missing permission.
+            first = (
+                "Check s3.accessKeyId and s3.secretAccessKey; if they are right, allow" if code == "403" else "Allow"
+            )
             return AccessDeniedError(
-                f"{text}; {action} is not allowed",
+                f"{text}; {action} is not allowed" + (", or the keys are wrong" if code == "403" else ""),
                 action=action,
                 code=code,
                 subject=subject,
-                hint=f"Allow {action}{listing} to these credentials for this bucket and prefix.",
+                hint=f"{first} {action}{listing} to these credentials for this bucket and prefix.",
             )
         if code in _MISSING or code == "NoSuchUpload":
             return NotFoundError("no such object" if code != "NoSuchUpload" else "no such upload", subject=subject)

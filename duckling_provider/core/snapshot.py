@@ -35,7 +35,7 @@ from duckling_provider.core.control import Control
 from duckling_provider.core.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
 from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.locks import clear_torn, remove_unless_locked, sync_folder, write_durably
+from duckling_provider.core.locks import clear_torn, give_to_owner_of, remove_unless_locked, sync_folder, write_durably
 from duckling_provider.core.parts import MIB, PartPlan, plan_parts
 from duckling_provider.core.passes import DurableWriter, Fanout, Stage
 from duckling_provider.core.replace import identity
@@ -169,7 +169,7 @@ def take_snapshot(
     moment = now or datetime.now(timezone.utc)
     folder = database.backup_dir
     with disk_errors(folder.parent, subject=database.id, needed=0):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(folder)
     clear_partials(folder)
     target = folder / backup_name(stamp_of(moment))
     if target.exists():
@@ -320,6 +320,14 @@ def clear_partials(folder: Path) -> None:
             sidecar.unlink(missing_ok=True)
 
 
+def _make_folder(folder: Path) -> None:
+    if not folder.parent.exists():
+        _make_folder(folder.parent)
+    if not folder.exists():
+        folder.mkdir(exist_ok=True, mode=0o700)
+        give_to_owner_of(folder.parent, folder)
+
+
 def _size_of(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -339,6 +347,7 @@ def _partial_file(path: Path) -> Iterator[int]:
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)
+    give_to_owner_of(path.parent, fd)
     try:
         yield fd
     finally:

@@ -247,9 +247,13 @@ def resolve(database: Database, store: Store, key: str = LATEST, *, before: date
     if key != LATEST:
         if before is not None:
             raise DucklingError("a key and a time were given", subject=key, hint="Give one of them.")
-        return checked_key(store.prefix, key)
-    complete = [found for found in list_backups(store) if found.has_mac or store.mode != CLIENT]
-    return choose(complete, subject=database.id, before=before).key
+        # As this program prints it, with the store in front, a key is right too.
+        return checked_key(store.prefix, key.removeprefix(store.url))
+    backups = list_backups(store)
+    complete = [found for found in backups if found.has_mac or store.mode != CLIENT]
+    skipped = len(backups) - len(complete)
+    where = store.url + store.prefix
+    return choose(complete, subject=database.id, where=where, skipped=skipped, before=before).key
 
 
 def identify(database: Database, store: Store, key: str, *, chosen: bool = False) -> StoredBackup:
@@ -334,7 +338,11 @@ def _encrypted(
             subject=subject,
             hint="The upload was interrupted or the .mac was deleted; use another backup.",
         )
-    code = parse_mac(mac)
+    try:
+        code = parse_mac(mac)
+    except IntegrityError as error:
+        error.subject = subject + MAC_SUFFIX
+        raise
     fingerprint = stored.metadata.get("duckling-key-fingerprint")
     if fingerprint is not None and fingerprint != key.fingerprint:
         raise WrongKeyError(

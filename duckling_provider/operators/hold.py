@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.core.errors import BusyError
+from duckling_provider.core.errors import BusyError, DucklingError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.task_run import CoreTask, run_owner
 
@@ -22,6 +23,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param target_path: when a restore goes elsewhere, the live replica is not touched and nobody is paused. (templated)
+    :param known_conf: the fields that the run's conf may have; any when omitted.
     :param hold_seconds: after this long the hold ends by itself, should nobody release it.
     :param wait_seconds: how long to wait for the one who writes just now.
     """
@@ -34,6 +36,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         *,
         database_id: str,
         target_path: str | None = None,
+        known_conf: Collection[str] | None = None,
         hold_seconds: float = _DAY,
         wait_seconds: float = 300.0,
         **kwargs: Any,
@@ -41,6 +44,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         super().__init__(**kwargs)
         self.database_id = database_id
         self.target_path = target_path
+        self.known_conf = known_conf
         self.hold_seconds = hold_seconds
         self.wait_seconds = wait_seconds
 
@@ -48,6 +52,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         with self.core_call() as control:
             from duckling_provider.core.locks import HOLD_SUFFIX, place_hold, state_path
 
+            self._refuse_unknown_conf(context["dag_run"].conf or {})
             replica = DucklingHook(self.database_id).database.replica
             if self.target_path:
                 self.log.info("%s is not touched: no need to pause anybody", replica)
@@ -65,6 +70,17 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             self.log.info(
                 "%s is held for this run, until %s at the latest", replica, hold.expires.isoformat(timespec="seconds")
             )
+
+    def _refuse_unknown_conf(self, conf: Mapping[str, Any]) -> None:
+        """Airflow lets any field of a conf pass: a mistyped `target_path` would replace the live replica."""
+        for name in conf:
+            if self.known_conf is not None and name not in self.known_conf:
+                near = difflib.get_close_matches(name, self.known_conf, n=1)
+                known = ", ".join(self.known_conf)
+                hint = f"Did you mean {near[0]}?" if near else f"There are: {known}."
+                raise DucklingError(
+                    f"conf: unknown field {name!r}; nothing was done", subject=self.database_id, hint=hint
+                )
 
 
 class DucklingReleaseOperator(CoreTask, BaseOperator):

@@ -227,3 +227,14 @@ def test_credentials_come_from_an_airflow_connection(shop, run_dag, installation
 def test_every_backup_run_makes_one_more_backup(shop, run_dag):
     keys = [run_dag(shop.backup).xcom("upload")["key"] for _ in range(2)]
     assert shop.objects() == sorted(keys + [f"{key}.mac" for key in keys])
+
+
+@pytest.mark.parametrize("typo", ["target", "befor", "ky"])
+def test_a_mistyped_conf_field_is_refused_before_anything_happens(shop, run_dag, installation, typo):
+    run_dag(shop.backup)
+    shop.change(seed=1)
+    was = digest(shop.replica)
+    run = run_dag(shop.restore, {typo: "latest"})
+    assert (run.state, run.tasks["pause"], run.tasks["restore"]) == ("failed", "failed", "upstream_failed")
+    assert digest(shop.replica) == was
+    assert state_files(installation) == []

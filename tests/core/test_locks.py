@@ -368,3 +368,14 @@ def test_a_process_in_another_container_is_never_proven_dead():
 
     assert gone.is_gone()
     assert not dataclasses.replace(gone, namespace="pid:[1]").is_gone()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_beside_a_replica_belongs_to_the_owner_of_the_folder(tmp_path):
+    os.chown(tmp_path, 65534, 65534)
+    replica = tmp_path / "replica.db"
+    place_hold(replica, owner="run", reason="restore", seconds=60)
+
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(65534, 65534)}

@@ -297,3 +297,14 @@ def test_a_cancelled_cleanup_deletes_nothing_more(tmp_path: Path):
     with pytest.raises(CancelledError):
         clean_up(database, None, now=NOW, control=control)
     assert set(os.listdir(database.backup_dir)) == before
+
+
+def test_where_the_mode_leaves_no_backup_complete_the_newest_of_all_stays():
+    plain = [ListedBackup(f"backup-{n}", NOW - timedelta(days=n), 10**6) for n in (10, 20, 30)]
+    assert plan_retention(plain, now=NOW, keep_days=1, needs_mac=True).keep == (plain[0],)
+
+
+def test_an_empty_object_does_not_take_the_place_of_the_newest_good_one():
+    empty = ListedBackup("backup-empty", NOW - timedelta(days=10), 16, has_mac=True)
+    good = ListedBackup("backup-good", NOW - timedelta(days=20), 10**6, has_mac=True)
+    assert plan_retention([good, empty], now=NOW, keep_days=1, needs_mac=True).delete == ()

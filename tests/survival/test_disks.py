@@ -98,7 +98,7 @@ sys.exit(cli.run(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("what", ["backup", "restore"])
+@pytest.mark.parametrize("what", [pytest.param("backup", marks=full_only), "restore"])
 def test_a_limit_of_file_sizes_is_told_and_leaves_nothing(make_site, s3_server, contents, what):
     site = make_site(s3_server)
     site.replica.write_bytes(contents.new)
@@ -115,7 +115,7 @@ def test_a_limit_of_file_sizes_is_told_and_leaves_nothing(make_site, s3_server, 
     site.assert_tidy()
 
 
-@pytest.mark.parametrize("what", ["backup", "restore"])
+@pytest.mark.parametrize("what", [pytest.param("backup", marks=full_only), "restore"])
 def test_a_read_only_folder_of_the_replica_is_told_and_left(make_site, s3_server, contents, mount, what):
     site = make_site(s3_server)
     mount(site.installation.data_path, "size=80m")

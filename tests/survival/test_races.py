@@ -15,6 +15,8 @@ import pytest
 
 from duckling_provider.core.locks import place_hold
 
+full_only = pytest.mark.survival_full
+_COMMANDS = ["backup", pytest.param("restore", marks=full_only)]
 _SINCE = r"since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d"
 
 _SYNC = """
@@ -71,7 +73,7 @@ def downloading(site, stop_at, contents):
     return lambda: stop_at("restore", "production", at="write:4")
 
 
-@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_who_meets_a_backup_in_its_copy_waits_and_then_names_it(site, copying, contents, command):
     first = copying()
     refused = site.duckling(command, "production", "--wait", "0.5")
@@ -108,7 +110,7 @@ def test_a_clean_up_leaves_the_upload_of_a_living_backup_alone(site, stop_at):
     site.assert_tidy()
 
 
-@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_who_meets_a_restore_waits_and_then_names_it(site, downloading, contents, command):
     first = downloading()
     before = site.replica.read_bytes()
@@ -125,6 +127,7 @@ def test_who_meets_a_restore_waits_and_then_names_it(site, downloading, contents
     site.assert_tidy()
 
 
+@full_only
 def test_who_waits_for_a_restore_gets_on_when_it_ends(site, downloading, start, contents):
     first = downloading()
     second = start("backup", "production", "--wait", "60")
@@ -137,7 +140,7 @@ def test_who_waits_for_a_restore_gets_on_when_it_ends(site, downloading, start, 
     site.assert_tidy()
 
 
-@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_a_sync_s_hold_is_respected_and_ends_with_its_process(site, contents, command):
     assert site.duckling("backup", "production").code == 0
     site.replica.write_bytes(contents.old)
