@@ -23,11 +23,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the replica (default 1024)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--only", choices=_GROUPS, action="append", help="only this group; may be repeated")
-    parser.add_argument("--output", type=Path, help="the JSON file (default benchmarks/results/…)")
+    where = "the JSON file (default benchmarks/results/bench.json; quick: .bench/quick.json)"
+    parser.add_argument("--output", type=Path, help=where)
     options = parser.parse_args()
     if options.quick:
         options.size, options.runs = 64, 1
-    output = options.output or RESULTS / ("quick.json" if options.quick else "bench.json")
+    output = options.output or (WORK / "quick.json" if options.quick else RESULTS / "bench.json")
     console = Console()
     WORK.mkdir(exist_ok=True)
     with (WORK / "lock").open("w") as lock:

@@ -54,7 +54,7 @@ def test_a_killed_task_cleans_up_although_the_store_is_silent(
         assert process.stdout.readline() == "ready\n"
         assert proxy.stalled.wait(60)
         process.send_signal(signal.SIGTERM)
-        # Airflow sends SIGKILL after five seconds. The rest is for busy machines: the HTTP client would wait for a minute.
+        # The HTTP client would wait for a minute, and try again then.
         said, _ = process.communicate(timeout=15)
     finally:
         process.kill()
