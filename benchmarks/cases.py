@@ -249,7 +249,8 @@ def _place_object(path: Path, folder: Path) -> None:
         raise RuntimeError("the snapshot is not sealed")
     folder.mkdir(parents=True)
     key, iv = database.s3.encryption_key, bytes.fromhex(snapshot.iv)
-    with SnapshotBody(path, snapshot.plan, digests=snapshot.part_digests, key=key, iv=iv) as body:
+    checksums, checksum_key = snapshot.part_checksums, bytes.fromhex(snapshot.checksum_key)
+    with SnapshotBody(path, snapshot.plan, checksums=checksums, checksum_key=checksum_key, key=key, iv=iv) as body:
         with (folder / path.name).open("wb") as file:
             for part in range(body.count):
                 shutil.copyfileobj(body.open(part), file, MIB)

@@ -70,7 +70,7 @@ def restore(key: str, target: str) -> Work:
 
 
 def snapshot() -> Work:
-    """A whole snapshot: locks, copy, SHA-256, part digests, block checksums, HMAC of the ciphertext, fsync."""
+    """A whole snapshot: locks, copy, SHA-256, part checksums, block checksums, HMAC of the ciphertext, fsync."""
     from duckling_provider.core.snapshot import take_snapshot
 
     database, _ = _database()

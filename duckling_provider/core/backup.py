@@ -80,7 +80,8 @@ def upload_snapshot(
             with SnapshotBody(
                 snapshot.path,
                 snapshot.plan,
-                digests=snapshot.part_digests,
+                checksums=snapshot.part_checksums,
+                checksum_key=bytes.fromhex(snapshot.checksum_key),
                 key=encryption_key,
                 iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
                 control=control,

@@ -1,6 +1,6 @@
 """The bytes of the object to be, at random access, made on the fly from a snapshot file.
 
-Part *i* of the object is read from the snapshot at its own offset, checked against the digest that the snapshot
+Part *i* of the object is read from the snapshot at its own offset, checked against the checksum that the snapshot
 recorded, and encrypted with the counter that belongs to that offset. So parts can be sent in any order, by any thread,
 again after a failure or by a later process, and are the same bytes each time. The check comes before the first
 encrypted byte leaves: an IV never serves other bytes than those it was drawn for, even if somebody changed the
@@ -13,13 +13,13 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream
+from duckling_provider.core.crypto import IV_BYTES, BytesLike, Checksum, CtrCipher, CtrStream
 from duckling_provider.core.errors import DamagedError
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.parts import PartPlan
@@ -27,8 +27,9 @@ from duckling_provider.core.parts import PartPlan
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: Bytes made at once: few enough to stay in the processor's cache from the file to the socket.
-_READ = 1 << 19
+#: Bytes made at once: few enough to stay in the processor's cache from the file to the socket, enough for threads to
+#: meet at Python's lock rarely.
+_READ = 1 << 20
 
 
 def lead_bytes(*, encrypted: bool) -> int:
@@ -36,17 +37,18 @@ def lead_bytes(*, encrypted: bool) -> int:
     return IV_BYTES if encrypted else 0
 
 
-class PartDigests:
-    """SHA-256 of the file's bytes in each part, fed in order with chunks of any length.
+class PartChecksums:
+    """`Checksum` of the file's bytes in each part, fed in order with chunks of any length.
 
     :param plan: the cut of the *object*.
     :param lead: bytes of the object before the file's first one.
+    :param key: of the checksums, whose numbers are those of the parts.
     """
 
-    def __init__(self, plan: PartPlan, *, lead: int) -> None:
-        self._plan, self._lead = plan, lead
-        self._digests: list[str] = []
-        self._hash = hashlib.sha256()
+    def __init__(self, plan: PartPlan, *, lead: int, key: bytes) -> None:
+        self._plan, self._lead, self._key = plan, lead, key
+        self._codes: list[str] = []
+        self._checksum = Checksum(key, 0)
         self._left = self._capacity(0)
 
     def _capacity(self, index: int) -> int:
@@ -55,22 +57,22 @@ class PartDigests:
     def update(self, chunk: BytesLike) -> None:
         view = memoryview(chunk)
         while len(view) >= self._left:
-            self._hash.update(view[: self._left])
+            self._checksum.update(view[: self._left])
             view = view[self._left :]
             self._next()
-        self._hash.update(view)
+        self._checksum.update(view)
         self._left -= len(view)
 
     def _next(self) -> None:
-        self._digests.append(self._hash.hexdigest())
-        self._hash = hashlib.sha256()
-        self._left = self._capacity(len(self._digests))
+        self._codes.append(self._checksum.hexdigest())
+        self._checksum = Checksum(self._key, len(self._codes))
+        self._left = self._capacity(len(self._codes))
 
     def finish(self) -> tuple[str, ...]:
-        """64 hex characters per part of the plan."""
-        if len(self._digests) < self._plan.count:
+        """32 hex characters per part of the plan."""
+        if len(self._codes) < self._plan.count:
             self._next()
-        return tuple(self._digests[: self._plan.count])
+        return tuple(self._codes[: self._plan.count])
 
 
 class SnapshotBody:
@@ -78,9 +80,9 @@ class SnapshotBody:
 
     While it is open it holds a shared `flock` on the snapshot, which keeps retention from deleting it.
 
-    Memory: two buffers of half a MiB for each part that is open, whatever the part size.
+    Memory: one MiB for each part that is open, whatever the part size.
 
-    :param digests: one SHA-256 per part, from `PartDigests`.
+    :param checksums: one per part, from `PartChecksums`, made with `checksum_key`.
     :param key, iv: both given for client-aes256, both None for the other modes.
     """
 
@@ -89,13 +91,14 @@ class SnapshotBody:
         path: Path,
         plan: PartPlan,
         *,
-        digests: Sequence[str],
+        checksums: Sequence[str],
+        checksum_key: bytes,
         key: EncryptionKey | None = None,
         iv: bytes | None = None,
         control: Control | None = None,
     ) -> None:
         self.path, self.plan = path, plan
-        self._digests = digests
+        self._checksums, self._checksum_key = checksums, checksum_key
         self._prefix = iv or b""
         self._cipher = CtrCipher(key, iv) if key is not None and iv is not None else None
         self._control = control or Control()
@@ -126,37 +129,38 @@ class SnapshotBody:
     def open(self, index: int) -> PartReader:
         """Part `index` (from 0) as a binary file.
 
-        :raises DamagedError: when the snapshot's bytes are no longer those that its digest was made of.
+        :raises DamagedError: when the snapshot's bytes are no longer those that its checksum was made of.
         """
         start, stop = self.plan.bounds(index)
         lead = len(self._prefix)
         first, last = max(0, start - lead), stop - lead
         prefix = self._prefix if index == 0 else b""
-        sha256 = self._checked(index, first, last, prefix)
-        return PartReader(os.dup(self._fd), first, last, prefix, self._cipher, sha256=sha256, control=self._control)
-
-    def _checked(self, index: int, first: int, last: int, prefix: bytes) -> str:
-        """Compare the snapshot's bytes with the record; returns the digest of the part that they make."""
-        plain, part = hashlib.sha256(), hashlib.sha256(prefix)
-        stream = self._cipher.stream(first) if self._cipher is not None else None
         block = memoryview(bytearray(_READ))
-        for position in range(first, last, _READ):
+        sha256 = self._checked(index, first, last, prefix, block)
+        return PartReader(
+            os.dup(self._fd), first, last, prefix, self._cipher, sha256=sha256, block=block, control=self._control
+        )
+
+    def _checked(self, index: int, first: int, last: int, prefix: bytes, block: memoryview) -> str:
+        """Compare the snapshot's bytes with the record; returns the SHA-256 of the part that they make."""
+        checksum, sha256 = Checksum(self._checksum_key, index), hashlib.sha256(prefix)
+        stream = self._cipher.stream(first) if self._cipher is not None else None
+        for position in range(first, last, len(block)):
             self._control.check()
             piece = block[: last - position]
             piece = piece[: os.preadv(self._fd, [piece], position)]
-            plain.update(piece)
+            checksum.update(piece)
+            # While it is in the processor's cache: the signature would have to make and hash it once more.
             if stream is not None:
-                # While it is in the processor's cache: the signature would have to make and hash it once more.
                 stream.update_into(piece, piece)
-                part.update(piece)
-        digest = plain.hexdigest()
-        if digest != self._digests[index]:
+            sha256.update(piece)
+        if checksum.hexdigest() != self._checksums[index]:
             raise DamagedError(
                 f"the snapshot's bytes {first}-{last} changed since it was made",
                 subject=str(self.path),
                 hint="The disk or another program altered it. It is not uploaded; make a new backup.",
             )
-        return digest if stream is None else part.hexdigest()
+        return sha256.hexdigest()
 
 
 class PartReader(io.RawIOBase):
@@ -166,6 +170,7 @@ class PartReader(io.RawIOBase):
     file that got the number.
 
     :param sha256: of the part's bytes in hex; a signature needs it.
+    :param block: writable memory that the bytes are made in.
     """
 
     def __init__(
@@ -177,6 +182,7 @@ class PartReader(io.RawIOBase):
         cipher: CtrCipher | None,
         *,
         sha256: str,
+        block: memoryview,
         control: Control,
     ) -> None:
         super().__init__()
@@ -185,7 +191,7 @@ class PartReader(io.RawIOBase):
         self._prefix, self._cipher, self._control = prefix, cipher, control
         self._length = len(prefix) + last - first
         # Fresh memory for every piece would be mapped, cleared and given back each time.
-        self._block = memoryview(bytearray(_READ))
+        self._block = block
         self._seek_to(0)
 
     def __len__(self) -> int:
@@ -228,6 +234,17 @@ class PartReader(io.RawIOBase):
             self._stream.update_into(block, block)
         self._buffer = block[self._skip :]
         self._skip = 0
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The rest of the part without copying; each block is good until the next one is taken."""
+        while True:
+            if not self._buffer:
+                self._fill()
+            block, self._buffer = self._buffer, memoryview(b"")
+            if not block:
+                return
+            self._position += len(block)
+            yield block
 
     def read(self, size: int | None = -1) -> bytes:
         wanted = self._length - self._position

@@ -16,7 +16,7 @@ from duckling_provider.core.workers import Workers
 #: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
 RANGE = 4 * MIB
 #: Bytes handed on at once.
-PIECE = MIB
+PIECE = MIB // 2
 THREADS = 4
 ATTEMPTS = 5
 _READ = MIB // 4

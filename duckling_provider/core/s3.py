@@ -31,7 +31,7 @@ from duckling_provider.core.errors import (
     StoreError,
 )
 from duckling_provider.core.s3_errors import Translator
-from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload, sign_known_payloads
+from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload, send_whole_blocks, sign_known_payloads
 from duckling_provider.core.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
 from duckling_provider.core.workers import interruptible
 
@@ -112,6 +112,7 @@ class S3Store:
             ),
         )
         sign_known_payloads(self._client)
+        send_whole_blocks(self._client)
 
     @property
     def url(self) -> str:

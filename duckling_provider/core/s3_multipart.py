@@ -51,6 +51,30 @@ def sign_known_payloads(client: S3Client) -> None:
         )
 
 
+class _Blocks:
+    """A part for the connection, which sends a file in pieces of 16 KiB, but whatever it iterates over as it comes."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self.seek, self.tell = reader.seek, reader.tell
+
+    def __iter__(self) -> Iterator[memoryview]:
+        blocks: Iterator[memoryview] = self._reader.blocks()
+        return blocks
+
+
+def send_whole_blocks(client: S3Client) -> None:
+    """Let `client` send a body by its method ``blocks``, where it has one: 64,000 small writes per GiB take a third of
+    the transfer's CPU time.
+    """
+
+    def choose(request: Any, **_: Any) -> None:
+        if hasattr(request.body, "blocks"):
+            request.body = _Blocks(request.body)
+
+    client.meta.events.register("before-send.s3.UploadPart", choose)
+
+
 def abort_upload(client: S3Client, translator: Translator, *, bucket: str, key: str, upload_id: str) -> None:
     """Give up an unfinished upload; one that is already gone is fine."""
     with contextlib.suppress(NotFoundError), translator.errors("s3:AbortMultipartUpload", key):

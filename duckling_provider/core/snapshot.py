@@ -4,7 +4,7 @@ The copy is consistent because nobody writes meanwhile: the replica's lock keeps
 file lock keeps out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared
 after. What cannot be proven consistent is no snapshot.
 
-The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, the digest
+The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, a checksum
 of each part of the object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the
 ciphertext to be, under a fresh IV.
 
@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from duckling_provider.core.access import replica_access
 from duckling_provider.core.blocks import BlockReport, BlockVerifier
-from duckling_provider.core.body import PartDigests, lead_bytes
+from duckling_provider.core.body import PartChecksums, lead_bytes
 from duckling_provider.core.catalog import backup_name, parse_name, stamp_of
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
@@ -37,7 +38,7 @@ from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaEr
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.locks import clear_torn, give_to_owner_of, remove_unless_locked, sync_folder, write_durably
 from duckling_provider.core.parts import MIB, PartPlan, plan_parts
-from duckling_provider.core.passes import DurableWriter, Fanout, Stage
+from duckling_provider.core.passes import DurableWriter, Fanout, Stage, in_turn
 from duckling_provider.core.replace import identity
 from duckling_provider.core.replica import ReadLock, checkpoint, full_scan, header_of, pending_wal
 from duckling_provider.core.space import disk_errors, require_space
@@ -49,7 +50,7 @@ LOCK_SUFFIX = ".lock"
 
 #: Bytes read at once. A pass keeps `Fanout.DEPTH` + 2 of these in memory, and one of ciphertext. Small enough for what
 #: one stage has read to be in the processor's cache for the next.
-CHUNK = MIB // 2
+CHUNK = MIB
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHECKPOINT_TRIES = 3
@@ -61,9 +62,10 @@ log = logging.getLogger(__name__)
 class Snapshot:
     """A complete local backup, as its sidecar records it.
 
-    `size` in bytes, `sha256` of the file in hex; `part_size` and `part_digests` (SHA-256 in hex of the file's bytes in
-    each part) describe the cut of the object; `iv`, `mac` and `key_fingerprint` (hex) are set when it was sealed for
-    client-aes256; `storage` is DuckDB's storage version, e.g. ``"v1.5"``.
+    `size` in bytes, `sha256` of the file in hex; `part_size` and `part_checksums` (of the file's bytes in each part, see
+    `body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
+    `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
+    ``"v1.5"``.
     """
 
     path: Path
@@ -73,13 +75,14 @@ class Snapshot:
     size: int
     sha256: str
     part_size: int
-    part_digests: tuple[str, ...]
+    part_checksums: tuple[str, ...]
+    checksum_key: str
     iv: str | None
     mac: str | None
     key_fingerprint: str | None
     storage: str | None
     duration_ms: int
-    format: int = 1
+    format: int = 2
 
     @property
     def filename(self) -> str:
@@ -112,7 +115,7 @@ class Snapshot:
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
-            snapshot = cls(path=path, **known | {"part_digests": tuple(data["part_digests"])})
+            snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
         except FileNotFoundError:
             raise NotFoundError("no such local backup", subject=str(path)) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -200,13 +203,13 @@ def take_snapshot(
         )
         verifier = BlockVerifier()
         control.begin("snapshot", size)
-        stages: list[Stage] = [*seal.stages, verifier.update]
         if cloned:
-            _one_pass(out, size, stages, control)
+            _one_pass(out, size, [in_turn(seal.hash, verifier.update), seal.encrypt], control)
             os.fsync(out)
         else:
             with DurableWriter(out) as writer:
-                _one_pass(source, size, [*stages, writer.write], control)
+                stages = [in_turn(seal.hash, verifier.update), seal.encrypt, writer.write]
+                _one_pass(source, size, stages, control)
                 _require_unchanged(database.replica, before)
                 quiet.close()
         with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
@@ -220,7 +223,8 @@ def take_snapshot(
             size=size,
             sha256=seal.sha256.hexdigest(),
             part_size=seal.plan.part_size,
-            part_digests=seal.digests.finish(),
+            part_checksums=seal.checksums.finish(),
+            checksum_key=seal.checksum_key.hex(),
             iv=seal.iv.hex() if seal.iv else None,
             mac=seal.mac.hexdigest() if seal.mac else None,
             key_fingerprint=key.fingerprint if key else None,
@@ -262,7 +266,7 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
     control.begin("seal", snapshot.size)
     fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _one_pass(fd, snapshot.size, seal.stages, control)
+        _one_pass(fd, snapshot.size, [seal.hash, seal.encrypt], control)
     finally:
         os.close(fd)
     if seal.sha256.hexdigest() != snapshot.sha256:
@@ -274,7 +278,8 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
     sealed = replace(
         snapshot,
         part_size=seal.plan.part_size,
-        part_digests=seal.digests.finish(),
+        part_checksums=seal.checksums.finish(),
+        checksum_key=seal.checksum_key.hex(),
         iv=seal.iv.hex() if seal.iv else None,
         mac=seal.mac.hexdigest() if seal.mac else None,
         key_fingerprint=key.fingerprint if key else None,
@@ -284,26 +289,29 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
 
 
 class _Seal:
-    """The stages of a pass that prepare a file for upload."""
+    """The two stages of a pass that prepare a file for upload; they take about the same time."""
 
     def __init__(self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int) -> None:
         lead = lead_bytes(encrypted=key is not None)
         self.plan = plan_parts(size + lead, part_size=part_size, max_parts=max_parts)
         self.sha256 = hashlib.sha256()
-        self.digests = PartDigests(self.plan, lead=lead)
-        self.stages: list[Stage] = [self._hash]
+        self.checksum_key = secrets.token_bytes(32)
+        self.checksums = PartChecksums(self.plan, lead=lead, key=self.checksum_key)
         self.iv: bytes | None = None
         self.mac: Mac | None = None
         if key is not None:
             self.iv = new_iv()
-            mac = self.mac = Mac(key, self.iv)
-            stream, ciphertext = CtrCipher(key, self.iv).stream(), memoryview(bytearray(CHUNK))
-            self.stages.append(lambda chunk: mac.update(ciphertext[: stream.update_into(chunk, ciphertext)]))
+            self.mac = Mac(key, self.iv)
+            self._stream = CtrCipher(key, self.iv).stream()
+            self._ciphertext = memoryview(bytearray(CHUNK))
 
-    def _hash(self, chunk: BytesLike) -> None:
-        # One after the other on the same core: two threads would bring each chunk into two caches.
+    def hash(self, chunk: BytesLike) -> None:
         self.sha256.update(chunk)
-        self.digests.update(chunk)
+        self.checksums.update(chunk)
+
+    def encrypt(self, chunk: BytesLike) -> None:
+        if self.mac is not None:
+            self.mac.update(self._ciphertext[: self._stream.update_into(chunk, self._ciphertext)])
 
 
 def clear_partials(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -103,18 +104,18 @@ class StoredBackup:
         control = control or Control()
         control.begin(step, self.object_size)
         blocks = _Blocks()
-        stages: list[Stage] = [blocks.update]
-        if sink is not None:
-            stages.append(sink)
+        sinks = [sink] if sink is not None else []
         chunks = fetch(store, self.key, size=self.object_size, etag=self.etag, control=control)
         with contextlib.closing(chunks):
             if self.encryption_key is not None:
-                self._read_encrypted(chunks, stages, control, subject=store.url + self.key)
+                self._read_encrypted(chunks, blocks, sinks, control, subject=store.url + self.key)
             else:
                 digest = hashlib.sha256()
-                with Fanout(digest.update, *stages) as plain:
+                with Fanout(*sinks) as plain:
                     for chunk in chunks:
                         plain.put(chunk)
+                        digest.update(chunk)
+                        blocks.update(chunk)
                         control.advance(len(chunk))
                 if self.sha256 is not None and digest.hexdigest() != self.sha256:
                     raise IntegrityError(
@@ -142,26 +143,27 @@ class StoredBackup:
         return report
 
     def _read_encrypted(
-        self, chunks: Iterator[memoryview], stages: list[Stage], control: Control, *, subject: str
+        self, chunks: Iterator[memoryview], blocks: _Blocks, sinks: list[Stage], control: Control, *, subject: str
     ) -> None:
         key = self.encryption_key
         if key is None or self.mac is None:
             raise ModeError("not an encrypted backup", subject=subject)
         first = next(chunks)
-        iv, first = first[:IV_BYTES], first[IV_BYTES:]
+        iv = bytes(first[:IV_BYTES])
+        pieces = itertools.chain([first[IV_BYTES:]], chunks)
+        del first  # or the first range would stay in memory
         mac = Mac(key, iv)
         stream = CtrCipher(key, iv).stream()
         control.advance(IV_BYTES)
-        with Fanout(mac.update) as ciphertext, Fanout(*stages) as plain:
-            while True:
-                ciphertext.put(first)
+        # One core's work, on bytes in its cache; the other cores receive and write.
+        with Fanout(*sinks) as plain:
+            for chunk in pieces:
+                mac.update(chunk)
                 decrypted = plain.spare(PIECE)
-                plain.put(decrypted[: stream.update_into(first, decrypted)])
-                control.advance(len(first))
-                following = next(chunks, None)
-                if following is None:
-                    break
-                first = following
+                decrypted = decrypted[: stream.update_into(chunk, decrypted)]
+                plain.put(decrypted)
+                blocks.update(decrypted)
+                control.advance(len(chunk))
         if not mac.matches(self.mac):
             raise IntegrityError(
                 "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "

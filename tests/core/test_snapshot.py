@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from duckling_provider.core.backup import upload_snapshot
 from duckling_provider.core.blocks import read_header
@@ -333,10 +334,15 @@ def seal_of(snapshot, key):
     return stored, hmac.new(raw, stored, hashlib.sha256).hexdigest()
 
 
-def digests_of(data, part_size, *, lead):
-    """SHA-256 of the file's bytes in each part of an object that begins with `lead` other bytes."""
-    cuts = [0, *range(part_size - lead, len(data), part_size), len(data)]
-    return [hashlib.sha256(data[a:b]).hexdigest() for a, b in itertools.pairwise(cuts)]
+def checksums_of(data, sidecar, *, lead):
+    """GMAC of the file's bytes in each part of an object that begins with `lead` other bytes."""
+    cuts = [0, *range(sidecar["part_size"] - lead, len(data), sidecar["part_size"]), len(data)]
+    # GCM encrypts nothing here, so all that it returns is the tag.
+    gcm = AESGCM(bytes.fromhex(sidecar["checksum_key"]))
+    return [
+        gcm.encrypt(number.to_bytes(12, "big"), b"", data[a:b]).hex()
+        for number, (a, b) in enumerate(itertools.pairwise(cuts))
+    ]
 
 
 @pytest.mark.parametrize("mode", ["none", "client-aes256"])
@@ -351,7 +357,7 @@ def test_the_sidecar_records_what_another_implementation_computes(installation, 
     assert sidecar["sha256"] == hashlib.sha256(data).hexdigest()
     assert sidecar["part_size"] == PART
     lead = 16 if mode == "client-aes256" else 0
-    assert sidecar["part_digests"] == digests_of(data, PART, lead=lead)
+    assert sidecar["part_checksums"] == checksums_of(data, sidecar, lead=lead)
     assert sidecar["database"] == "production"
     assert snapshot.filename == f"backup-{sidecar['stamp']}.db"
     if mode == "client-aes256":
@@ -765,10 +771,10 @@ def test_a_changed_configuration_seals_the_same_bytes_anew(installation, s3_sett
         assert stored == expected
         assert store.objects[f"production/{taken.filename}.mac"][1] == mac.encode()
     assert sealed.part_size == (9 << 20 if len(after) > 2 else PART)
-    assert list(sealed.part_digests) == digests_of(
-        replica.read_bytes(), sealed.part_size, lead=16 if after[0] == "client-aes256" else 0
+    assert list(sealed.part_checksums) == checksums_of(
+        replica.read_bytes(), dataclasses.asdict(sealed), lead=16 if after[0] == "client-aes256" else 0
     )
-    unchanged = {"iv", "mac", "key_fingerprint", "part_size", "part_digests"}
+    unchanged = {"iv", "mac", "key_fingerprint", "part_size", "part_checksums", "checksum_key"}
     fields = [field.name for field in dataclasses.fields(sealed) if field.name not in unchanged]
     assert [getattr(sealed, name) for name in fields] == [getattr(taken, name) for name in fields]
 
