@@ -11,10 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import RESULTS, WORK
-from benchmarks.cases import Case, dags, memory, plan, transfers
+from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.report import save, show
 
 _GROUPS = ("transfers", "memory", "plan", "dags")
+#: Measured for a decision once; only when asked for.
+_EXTRA = ("clients",)
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 MiB and one run: that it works, not how fast")
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the replica (default 1024)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
-    parser.add_argument("--only", choices=_GROUPS, action="append", help="only this group; may be repeated")
+    parser.add_argument("--only", choices=_GROUPS + _EXTRA, action="append", help="only this group; may be repeated")
     where = "the JSON file (default benchmarks/results/bench.json; quick: .bench/quick.json)"
     parser.add_argument("--output", type=Path, help=where)
     options = parser.parse_args()
@@ -45,6 +47,8 @@ def main() -> None:
 def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iterator[Case]:
     if "transfers" in groups:
         yield from transfers(mib, runs=runs)
+    if "clients" in groups:
+        yield from clients(mib, runs=runs)
     if "memory" in groups:
         yield memory([64], large_parts=None) if quick else memory([64, 256, 1024, 8192], large_parts=(1024, 64))
     if "plan" in groups:

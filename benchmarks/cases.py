@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -178,6 +179,43 @@ def _downloads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Cas
         others.missing,
         (_server_cpu(used, runs, snapshot.stat().st_size),),
     )
+
+
+def clients(mib: int, *, runs: int) -> Iterator[Case]:
+    """What was tried for the upload, see docs/decisions/0002: boto3's own client, AWS's in C, threads, processes."""
+    source = replica(mib)
+    with site(source) as place, double(place.folder / "objects") as server:
+        place.configure(server)
+        snapshot = _take_snapshot(place)
+
+        def plain(job: str, **options: Any) -> Callable[[], Run]:
+            return lambda: run_job(job, endpoint=server.endpoint, path=str(snapshot), key="peer", **options)
+
+        def processes(count: int) -> Callable[[], Run]:
+            return lambda: run_job(
+                "upload_by_processes", filename=snapshot.name, endpoint=server.endpoint, key="peer", count=count
+            )
+
+        contestants = {
+            _BOTO3: plain("boto3_upload"),
+            "boto3, payload not signed": plain("boto3_upload", signed=False),
+            f"{_OURS}, 4 threads": lambda: run_job("upload", filename=snapshot.name),
+            "client-aes256, 2 processes of 2 threads": processes(2),
+            "client-aes256, 4 processes": processes(4),
+        }
+        missing: tuple[str, ...] = ()
+        if importlib.util.find_spec("awscrt"):
+            contestants["boto3 with awscrt"] = plain("crt_upload")
+        else:
+            missing = ("boto3 with awscrt",)
+        used: dict[str, float] = {}
+        rows = interleaved(
+            snapshot.stat().st_size,
+            {name: _emptied(server, run, used, name) for name, run in contestants.items()},
+            runs=runs,
+            reference=_BOTO3,
+        )
+    yield Case(f"Transfer clients; store: {_label(server)}", rows, missing=missing)
 
 
 def memory(sizes: list[int], *, large_parts: tuple[int, int] | None) -> Case:

@@ -148,6 +148,86 @@ def boto3_download(endpoint: str, key: str, target: str) -> Work:
     return work
 
 
+def crt_upload(endpoint: str, path: str, key: str) -> Work:
+    """AWS's client in C, from the package awscrt. Put together by hand: boto3 lets it talk to AWS only."""
+    import botocore.session
+    from botocore.config import Config
+    from botocore.credentials import Credentials
+    from s3transfer import crt
+
+    session = botocore.session.Session()
+    session.set_credentials(ACCESS_KEY, SECRET_KEY)
+    options = {"region_name": REGION, "endpoint_url": endpoint, "config": Config(s3={"addressing_style": "path"})}
+    provider = crt.BotocoreCRTCredentialsWrapper(Credentials(ACCESS_KEY, SECRET_KEY)).to_crt_credentials_provider()
+    client = crt.create_s3_crt_client(
+        REGION, crt_credentials_provider=provider, use_ssl=False, part_size=PART, num_threads=2
+    )
+
+    def work() -> None:
+        with crt.CRTTransferManager(client, crt.BotocoreCRTRequestSerializer(session, options)) as transfers:
+            transfers.upload(path, BUCKET, key).result()
+
+    return work
+
+
+def upload_by_processes(filename: str, endpoint: str, key: str, count: int) -> Work:
+    """The parts of a finished snapshot, encrypted and sent by `count` processes of ``CONCURRENCY / count`` threads."""
+    import multiprocessing
+
+    client, _ = _boto3(endpoint)
+    context = multiprocessing.get_context("fork")
+
+    def work() -> None:
+        upload_id = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        with context.Pool(count) as pool:
+            share = [(filename, endpoint, key, upload_id, number, count) for number in range(count)]
+            parts = sorted(itertools.chain(*pool.starmap(_send_share, share)), key=lambda part: part["PartNumber"])
+        client.complete_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+
+    return work
+
+
+def _send_share(
+    filename: str, endpoint: str, key: str, upload_id: str, number: int, count: int
+) -> list[dict[str, Any]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from duckling_provider.core.body import SnapshotBody
+    from duckling_provider.core.s3_multipart import send_whole_blocks, sign_known_payloads
+    from duckling_provider.core.snapshot import find_snapshot
+
+    database, _ = _database()
+    snapshot = find_snapshot(database, filename)
+    client, _ = _boto3(endpoint)
+    sign_known_payloads(client)
+    send_whole_blocks(client)
+    with (
+        SnapshotBody(
+            snapshot.path,
+            snapshot.plan,
+            checksums=snapshot.part_checksums,
+            checksum_key=bytes.fromhex(snapshot.checksum_key),
+            key=database.s3.encryption_key,
+            iv=bytes.fromhex(snapshot.iv or ""),
+        ) as body,
+        ThreadPoolExecutor(CONCURRENCY // count) as pool,
+    ):
+
+        def send(part: int) -> dict[str, Any]:
+            with body.open(part) as reader:
+                answer = client.upload_part(
+                    Bucket=BUCKET,
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=part + 1,
+                    ContentLength=len(reader),
+                    Body=reader,
+                )
+            return {"PartNumber": part + 1, "ETag": answer["ETag"]}
+
+        return list(pool.map(send, range(number, body.count, count)))
+
+
 # -- ceilings -------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +297,8 @@ JOBS: dict[str, Callable[..., Work]] = {
         snapshot,
         boto3_upload,
         boto3_download,
+        crt_upload,
+        upload_by_processes,
         copy,
         write,
         aes,

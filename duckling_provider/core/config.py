@@ -25,12 +25,29 @@ from duckling_provider.core.masking import mask, mask_urls, spellings
 
 Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
 Verify = Literal["full", "head"]
-__all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "Verify", "load"]
+Writer = Literal["duckling", "duckling-server"]
+OnPositionLost = Literal["resync", "fail"]
+__all__ = [
+    "MIB",
+    "Database",
+    "Encryption",
+    "Installation",
+    "OnPositionLost",
+    "S3Settings",
+    "Settings",
+    "Verify",
+    "Writer",
+    "load",
+]
 
 MIB = 1024 * 1024
 
 _MODES: tuple[Encryption, ...] = get_args(Encryption)
 _VERIFY: tuple[Verify, ...] = get_args(Verify)
+_WRITERS: tuple[Writer, ...] = get_args(Writer)
+_ON_POSITION_LOST: tuple[OnPositionLost, ...] = get_args(OnPositionLost)
+
+_WRITER_CONNECTION = "duckling_default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +93,17 @@ class Database:
     interval_hours: float = 24.0  #: the effective one
     local_retention_days: float = 7.0
     auto_backup: bool = True
+    writer: Writer = "duckling"  #: who keeps the replica up to date: our own sync, or the Node.js server
+    writer_conn_id: str = _WRITER_CONNECTION  #: the Airflow connection to that server
+    include_tables: tuple[str, ...] = ()  #: empty = all
+    exclude_tables: tuple[str, ...] = ()  #: with those of EXCLUDED_TABLES
+    on_position_lost: OnPositionLost = "fail"
+    storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
     entry: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)  #: as found, WITH its secrets
+
+    def mirrors(self, table: str) -> bool:
+        """Whether the MySQL table belongs into the replica; what is excluded is so even when it is included too."""
+        return table not in self.exclude_tables and (not self.include_tables or table in self.include_tables)
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret string in the entry, in each spelling that may turn up in a log; the longest first."""
@@ -228,9 +255,14 @@ def _database(
             report.error("mysqlConnectionString", mysql_fault)
         elif not mysql:
             report.warn("mysqlConnectionString", "missing: backups and restores work, replication from MySQL cannot")
+    writer = lost = None
+    if given is not None:
+        writer = fields.one_of(_WRITERS, given.writer, "writer", report)
+        lost = fields.one_of(_ON_POSITION_LOST, given.on_position_lost, "onPositionLost", report)
+        _check_replication(given, writer, report)
     report.errors += s3_report.errors
     report.warnings += s3_report.warnings
-    if given is None or not given.id or not given.duckdb_path:
+    if given is None or writer is None or lost is None or not given.id or not given.duckdb_path:
         return None
     backup_dir = settings.backup_path / given.id
     replica = _replica(given.duckdb_path, backup_dir, settings, report)
@@ -250,8 +282,28 @@ def _database(
         interval_hours=(s3.backup_interval_hours if s3 else 0.0) or settings.backup_interval_hours,
         local_retention_days=settings.backup_retention_days,
         auto_backup=settings.auto_backup,
+        writer=writer,
+        writer_conn_id=given.writer_conn_id or _WRITER_CONNECTION,
+        include_tables=tuple(given.include_tables),
+        exclude_tables=tuple(dict.fromkeys((*given.exclude_tables, *settings.excluded_tables))),
+        on_position_lost=lost,
+        storage_version=given.storage_version,
         entry=raw,
     )
+
+
+def _check_replication(given: EntryShape, writer: Writer | None, report: Report) -> None:
+    if given.writer_conn_id and writer == "duckling":
+        report.warn("writerConnId", 'not used: writer is "duckling", not "duckling-server"')
+    for name, tables in (("includeTables", given.include_tables), ("excludeTables", given.exclude_tables)):
+        for number, table in enumerate(tables):
+            if fault := fields.table_fault(table):
+                report.error(f"{name}.{number}", fault)
+    for table in given.include_tables:
+        if table in given.exclude_tables:
+            report.warn("excludeTables", f'"{printable(table)}" is in includeTables too, and is left out')
+    if fault := fields.storage_version_fault(given.storage_version):
+        report.error("storageVersion", fault)
 
 
 def _replica(text: str, backup_dir: Path, settings: Settings, report: Report) -> Path:

@@ -28,6 +28,10 @@ class Settings:
     backup_interval_hours: float = 24.0
     backup_retention_days: float = 7.0
     api_key: SecretStr | None = None
+    sync_interval_minutes: float = 15.0
+    cdc_enabled: bool = False
+    auto_start_sync: bool = False
+    excluded_tables: tuple[str, ...] = ()
 
     @property
     def databases_file(self) -> Path:
@@ -35,7 +39,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the variables of the contract; an empty one counts as unset.
+        """Read the variables of the contract and those of the sync; an empty one counts as unset.
 
         :raises ConfigError: naming the variable, with ``entry="environment"``.
         """
@@ -47,6 +51,12 @@ class Settings:
             backup_interval_hours=_env_number(environ, "BACKUP_INTERVAL_HOURS", 24.0, least=MIN_HOURS, most=MAX_HOURS),
             backup_retention_days=_env_number(environ, "BACKUP_RETENTION_DAYS", 7.0, least=0.0, most=MAX_DAYS),
             api_key=SecretStr(environ["DUCKLING_API_KEY"]) if environ.get("DUCKLING_API_KEY") else None,
+            sync_interval_minutes=_env_number(
+                environ, "SYNC_INTERVAL_MINUTES", 15.0, least=MIN_HOURS * 60, most=MAX_HOURS * 60
+            ),
+            cdc_enabled=_env_bool(environ, "CDC_ENABLED", default="false"),
+            auto_start_sync=_env_bool(environ, "AUTO_START_SYNC", default="false"),
+            excluded_tables=_env_list(environ, "EXCLUDED_TABLES"),
         )
 
 
@@ -69,6 +79,12 @@ def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:
         cause = f'expected true or false (or 1/0, yes/no, on/off), got "{printable(text)}"'
         raise ConfigError(cause, entry="environment", field=name)
     return words[text.strip().lower()]
+
+
+def _env_list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text, without blanks around them; empty ones don't count."""
+    parts = (part.strip() for part in environ.get(name, "").split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def _env_number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:

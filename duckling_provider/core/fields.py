@@ -50,6 +50,12 @@ class EntryShape(_Shape):
     created_at: str = ""
     updated_at: str = ""
     queue: str = ""
+    writer: str = "duckling"
+    writer_conn_id: str = ""
+    include_tables: list[str] = Field(default_factory=list)
+    exclude_tables: list[str] = Field(default_factory=list)
+    on_position_lost: str = "fail"
+    storage_version: str = "v1.5.0"
     s3: dict[str, Any] | None = None
 
 
@@ -135,6 +141,7 @@ def _cause(shape: type[_Shape], type_: str, name: str | int, value: Any) -> str:
         "float_type": "a number",
         "int_type": "a whole number",
         "dict_type": "an object",
+        "list_type": "a list",
     }.get(type_)
     if wanted and kind(value) == "a number" and "number" in wanted:
         return f"expected {wanted}, got one {'with a fraction' if isinstance(value, float) else 'that is too large'}"
@@ -213,6 +220,18 @@ def mysql_fault(text: str) -> str | None:
     if not host:
         return "names no host; expected mysql://user:password@host:port/database"
     return "expected a port from 1 to 65535" if port == 0 else None
+
+
+def table_fault(name: str) -> str | None:
+    """A MySQL table's name may hold nearly everything; a wrong one would silently match no table."""
+    if not name:
+        return "is empty"
+    return "white space at its ends" if name != name.strip() else None
+
+
+def storage_version_fault(text: str) -> str | None:
+    """What DuckDB's ``ATTACH … (STORAGE_VERSION …)`` takes; whether this DuckDB can write it shows when it is used."""
+    return None if re.fullmatch(r"v\d+\.\d+\.\d+", text, re.ASCII) else "expected a DuckDB version such as v1.5.0"
 
 
 def bucket_fault(text: str) -> str | None:

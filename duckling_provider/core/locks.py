@@ -1,7 +1,7 @@
 """Who may touch a replica: the lock for the moment, the hold for longer.
 
-Two files beside the replica (beside its target, where it is a symbolic link) make up the protocol. Whoever writes the
-replica must honour both:
+Three files beside the replica (beside its target, where it is a symbolic link) make up the protocol. Whoever writes
+the replica must honour the first two:
 
 ``<replica>.duckling-lock``
     An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one
@@ -13,6 +13,10 @@ replica must honour both:
     owner may take the lock for work meanwhile. A hold names its owner and its end, and the process where it belongs to
     one: when that process is gone (other boot, or no process of that PID and start time on this host), or its time has
     passed, it no longer counts.
+
+``<replica>.duckling-wanted``
+    Who waits for the lock keeps a shared `flock` on it meanwhile. A sync, which would take the lock again at once for
+    its next micro-batch, looks there in between and makes way.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
 
 LOCK_SUFFIX = ".duckling-lock"
 HOLD_SUFFIX = ".duckling-hold"
+WANTED_SUFFIX = ".duckling-wanted"
 
 #: How names of `write_durably`'s temporary files end.
 _TORN_SUFFIX = ".tmp"
@@ -103,13 +108,22 @@ class FileLock:
     :param operation: what the lock is taken for, shown to those who wait, e.g. ``"snapshot"``.
     :param owner: the run or command it belongs to; may be empty.
     :param wait: seconds to wait for another holder.
+    :param wanted: the file on which to show that somebody waits.
     :raises BusyError: naming the holder, after `wait` seconds.
     """
 
     def __init__(
-        self, path: Path, *, operation: str, owner: str = "", wait: float = 60.0, control: Control | None = None
+        self,
+        path: Path,
+        *,
+        operation: str,
+        owner: str = "",
+        wait: float = 60.0,
+        control: Control | None = None,
+        wanted: Path | None = None,
     ) -> None:
         self.path = path
+        self._wanted = wanted
         self._operation, self._owner, self._wait = operation, owner, wait
         self._control = control or Control()
         self._fd = -1
@@ -125,27 +139,12 @@ class FileLock:
                 "run everything as the user that Airflow runs as.",
             ) from error
         give_to_owner_of(self.path.parent, fd)
-        deadline = time.monotonic() + self._wait
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = _describe_tag(os.pread(fd, 4096, 0))
-                    os.close(fd)
-                    raise BusyError(
-                        f"held by {holder}",
-                        holder=holder,
-                        subject=str(self.path.name.removesuffix(LOCK_SUFFIX)),
-                        hint=f"Waited {round(self._wait, 1):g} s for it to finish; try again later.",
-                    ) from None
-            try:
-                replica = self.path.name.removesuffix(LOCK_SUFFIX)
-                self._control.wait_for(f"{replica} is held by {_describe_tag(os.pread(fd, 4096, 0))}", _POLL)
-            except BaseException:
-                os.close(fd)
-                raise
+        try:
+            with _Wish(self._wanted) as wish:
+                self._take(fd, wish)
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd = fd
         tag = {
             "operation": self._operation,
@@ -159,10 +158,70 @@ class FileLock:
             os.pwrite(fd, json.dumps(tag).encode(), 0)
         return self
 
+    def _take(self, fd: int, wish: _Wish) -> None:
+        deadline = time.monotonic() + self._wait
+        replica = self.path.name.removesuffix(LOCK_SUFFIX)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _describe_tag(os.pread(fd, 4096, 0))
+            else:
+                return
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"held by {holder}",
+                    holder=holder,
+                    subject=replica,
+                    hint=f"Waited {round(self._wait, 1):g} s for it to finish; try again later.",
+                )
+            wish.show()
+            self._control.wait_for(f"{replica} is held by {holder}", _POLL)
+
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, -1
         os.ftruncate(fd, 0)
         os.close(fd)
+
+
+class _Wish:
+    """Shows on the file `path` that somebody waits, from `show` to the end of the block; None shows nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._fd = path, -1
+
+    def show(self) -> None:
+        # It is a courtesy: where the file can't be made, the wait is as it was without it.
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                give_to_owner_of(self._path.parent, self._fd)
+            # Fails in the moment in which `is_wanted` looks; the next poll shows it.
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __enter__(self) -> _Wish:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def is_wanted(replica: Path) -> bool:
+    """Whether somebody waits for the lock of `replica`; for its holder, who may give it up for a while."""
+    try:
+        fd = os.open(state_path(replica, WANTED_SUFFIX), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _describe_tag(raw: bytes) -> str:
@@ -178,7 +237,14 @@ def replica_lock(
     replica: Path, *, operation: str, owner: str = "", wait: float = 60.0, control: Control | None = None
 ) -> FileLock:
     """The lock of `replica` itself. `access.replica_access` is what most callers want: it honours the hold as well."""
-    return FileLock(state_path(replica, LOCK_SUFFIX), operation=operation, owner=owner, wait=wait, control=control)
+    return FileLock(
+        state_path(replica, LOCK_SUFFIX),
+        operation=operation,
+        owner=owner,
+        wait=wait,
+        control=control,
+        wanted=state_path(replica, WANTED_SUFFIX),
+    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,12 @@ from duckling_provider.core.stored import StoredBackup, identify, resolve
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
 
+_STOP_WRITER = "A restore would pull the file from under it. Stop that process, then restore."
+_STOP_SERVER = (
+    'The Duckling server writes it ("writer": "duckling-server") and keeps it open as long as its process runs, even '
+    "when its sync is stopped: shut that process down, restore, and start it again."
+)
+
 
 @dataclass(frozen=True)
 class RestoreResult:
@@ -86,14 +92,14 @@ def restore_backup(
         with replica_access(replica, operation="restore", owner=holder, wait=wait, control=control):
             # Not to copy hundreds of gigabytes first and then find somebody at work; also undoes an interrupted
             # restore.
-            with _writers_kept_out(replica, wait=wait, control=control):
+            with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
         backup = identify(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
         with _download(database, store, backup, replica, control) as new:
             with (
                 replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
-                _writers_kept_out(replica, wait=wait, control=control),
-                _writers_kept_out(new, wait=0, control=control),
+                _writers_kept_out(replica, database, wait=wait, control=control),
+                _writers_kept_out(new, database, wait=0, control=control),
                 disk_errors(replica.parent, subject=database.id, needed=backup.size),
             ):
                 control.check()
@@ -149,7 +155,7 @@ def _held(replica: Path, owner: str, *, wait: float, control: Control) -> Iterat
 
 
 @contextlib.contextmanager
-def _writers_kept_out(path: Path, *, wait: float, control: Control) -> Iterator[None]:
+def _writers_kept_out(path: Path, database: Database, *, wait: float, control: Control) -> Iterator[None]:
     """DuckDB's own lock on `path` against writers who know nothing of ours; readers may stay, they keep the old
     file.
     """
@@ -170,7 +176,7 @@ def _writers_kept_out(path: Path, *, wait: float, control: Control) -> Iterator[
             error.cause,
             holder=error.holder,
             subject=str(path),
-            hint="A restore would pull the file from under it. Stop that process, then restore.",
+            hint=_STOP_SERVER if database.writer == "duckling-server" else _STOP_WRITER,
         ) from error
     try:
         yield

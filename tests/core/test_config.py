@@ -37,6 +37,10 @@ ENTRY: dict[str, Any] = {
 }
 
 
+MASKED_URL = "mysql://duck:***@db.internal:3306/shop?ssl=true"
+WRITERS = "writer: expected duckling or duckling-server"
+
+
 class Site:
     """An installation in a temporary folder, whose databases.json is written by the test."""
 
@@ -83,6 +87,9 @@ def test_a_minimal_entry_gets_every_default_of_the_contract(site: Site) -> None:
     assert database.backup_dir == site.data / "backups" / "production"
     assert (database.interval_hours, database.local_retention_days, database.auto_backup) == (24.0, 7.0, True)
     assert (database.queue, database.created_at, database.updated_at) == (None, None, None)
+    assert (database.writer, database.writer_conn_id) == ("duckling", "duckling_default")
+    assert (database.include_tables, database.exclude_tables) == ((), ())
+    assert (database.on_position_lost, database.storage_version) == ("fail", "v1.5.0")
     s3 = database.s3
     assert s3 is not None
     assert (s3.endpoint, s3.force_path_style, s3.path_prefix) == (None, False, "production/")
@@ -132,6 +139,74 @@ def test_every_field_of_the_file_arrives(site: Site) -> None:
     assert (got.backup_retention_days, got.storage_class, got.verify) == (30.5, "STANDARD_IA", "head")
     assert dict(got.tags) == {"team": "data platform"}
     assert (got.part_size, got.max_parts, got.max_concurrency) == (64 * 1024 * 1024, 1000, 2)
+
+
+def test_the_fields_of_the_replication_arrive(site: Site) -> None:
+    given = {
+        "writer": "duckling-server",
+        "writerConnId": "the_server",
+        "includeTables": ["orders", "Kunden 2"],
+        "excludeTables": ["sessions"],
+        "onPositionLost": "resync",
+        "storageVersion": "v1.4.0",
+    }
+    installation = site.load([{**ENTRY, **given}])
+    assert (installation.problems, installation.warnings) == ((), ())
+    database = installation.databases[0]
+    assert (database.writer, database.writer_conn_id) == ("duckling-server", "the_server")
+    assert (database.include_tables, database.exclude_tables) == (("orders", "Kunden 2"), ("sessions",))
+    assert (database.on_position_lost, database.storage_version) == ("resync", "v1.4.0")
+    nulls = site.load([{**ENTRY, **dict.fromkeys(given)}])
+    assert nulls.databases[0].masked() == {**ENTRY, "mysqlConnectionString": MASKED_URL, **dict.fromkeys(given)}
+    assert nulls.databases[0].writer == "duckling"
+
+
+@pytest.mark.parametrize(
+    ("given", "mirrored"),
+    [
+        ({}, ["a", "b", "c"]),
+        ({"includeTables": ["a", "b"]}, ["a"]),
+        ({"excludeTables": ["a"]}, ["c"]),
+        ({"includeTables": ["a", "c"], "excludeTables": ["a"]}, ["c"]),
+        ({"includeTables": [], "excludeTables": []}, ["a", "c"]),
+    ],
+)
+def test_tables_are_chosen_by_both_lists_and_the_environment(
+    site: Site, given: dict[str, Any], mirrored: list[str]
+) -> None:
+    excluded = "b" if given else ""
+    database = site.load([{**ENTRY, **given}], EXCLUDED_TABLES=excluded).databases[0]
+    assert [table for table in "abc" if database.mirrors(table)] == mirrored
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"writer": "duckling_server"}, WRITERS + ', got "duckling_server". Did you mean duckling-server?'),
+        ({"writer": PASSWORD}, WRITERS + ", got a string of 13 characters"),
+        ({"writer": True}, "writer: expected a string, got true or false"),
+        ({"writerConnId": " x"}, "writerConnId: white space at its ends"),
+        ({"includeTables": "a,b"}, "includeTables: expected a list, got a string"),
+        ({"excludeTables": {"a": 1}}, "excludeTables: expected a list, got an object"),
+        ({"includeTables": ["a", 7]}, "includeTables.1: expected a string, got a number"),
+        ({"includeTables": ["a", ""]}, "includeTables.1: is empty"),
+        ({"excludeTables": ["a "]}, "excludeTables.0: white space at its ends"),
+        ({"onPositionLost": "ask"}, "onPositionLost: expected resync or fail, got a string of 3 characters"),
+        ({"storageVersion": "1.5.0"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
+        ({"storageVersion": "v1.5.0'"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
+        ({"storageVersion": ""}, "storageVersion: expected a DuckDB version such as v1.5.0"),
+    ],
+)
+def test_a_wrong_field_of_the_replication_is_named(site: Site, given: dict[str, Any], message: str) -> None:
+    assert site.problems([{**ENTRY, **given}]) == [f"production: {message}"]
+
+
+def test_what_contradicts_itself_in_the_replication_is_worth_a_warning(site: Site) -> None:
+    given = {"writerConnId": "the_server", "includeTables": ["a", "b"], "excludeTables": ["b"]}
+    assert site.load([{**ENTRY, **given}]).warnings == (
+        'production: writerConnId: not used: writer is "duckling", not "duckling-server"',
+        'production: excludeTables: "b" is in includeTables too, and is left out',
+    )
 
 
 def test_null_means_absent_in_every_optional_field(site: Site) -> None:
@@ -729,6 +804,8 @@ def test_without_any_variable_the_defaults_of_the_contract_apply(
         assert got.backup_path == tmp_path / "data" / "backups"
         assert (got.auto_backup, got.backup_interval_hours, got.backup_retention_days) == (True, 24.0, 7.0)
         assert got.api_key is None
+        assert (got.sync_interval_minutes, got.cdc_enabled, got.auto_start_sync) == (15.0, False, False)
+        assert got.excluded_tables == ()
 
 
 def test_load_reads_the_environment_of_the_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,7 +823,13 @@ def test_every_variable_arrives(site: Site, tmp_path: Path) -> None:
         BACKUP_INTERVAL_HOURS="1.5",
         BACKUP_RETENTION_DAYS="30",
         DUCKLING_API_KEY="api-token-4711",
+        SYNC_INTERVAL_MINUTES="0.5",
+        CDC_ENABLED="true",
+        AUTO_START_SYNC="yes",
+        EXCLUDED_TABLES=" sessions,, Log 2 ,sessions,",
     )
+    assert (got.settings.sync_interval_minutes, got.settings.excluded_tables) == (0.5, ("sessions", "Log 2"))
+    assert (got.settings.cdc_enabled, got.settings.auto_start_sync) == (True, True)
     assert got.settings.api_key is not None
     assert got.settings.api_key.get_secret_value() == "api-token-4711"
     assert "api-token-4711" not in repr(got)
@@ -787,6 +870,10 @@ def test_auto_backup_takes_the_usual_words(site: Site, text: str, *, value: bool
         ("BACKUP_RETENTION_DAYS", "-1", 'expected a number from 0 to 36500, got "-1"'),
         ("BACKUP_RETENTION_DAYS", "7 days", 'expected a number from 0 to 36500, got "7 days"'),
         ("BACKUP_PATH", "a\x00b", "holds a null character"),
+        ("SYNC_INTERVAL_MINUTES", "0", 'expected a number above 0 and up to 52560000, got "0"'),
+        ("SYNC_INTERVAL_MINUTES", "often", 'expected a number above 0 and up to 52560000, got "often"'),
+        ("CDC_ENABLED", "2", 'expected true or false (or 1/0, yes/no, on/off), got "2"'),
+        ("AUTO_START_SYNC", "ja", 'expected true or false (or 1/0, yes/no, on/off), got "ja"'),
     ],
 )
 def test_a_wrong_variable_is_named(site: Site, name: str, text: str, cause: str) -> None:
@@ -900,6 +987,7 @@ def test_the_guide_has_every_field_and_variable() -> None:
     described = set(re.findall(r"`(\w+)`", GUIDE.read_text()))
     assert field_names(EntryShape) | field_names(S3Shape) <= described
     assert {"DATA_PATH", "BACKUP_PATH", "AUTO_BACKUP", "BACKUP_INTERVAL_HOURS", "BACKUP_RETENTION_DAYS"} <= described
+    assert {"SYNC_INTERVAL_MINUTES", "CDC_ENABLED", "AUTO_START_SYNC", "EXCLUDED_TABLES"} <= described
 
 
 # ---- properties ---------------------------------------------------------------------------------------------------

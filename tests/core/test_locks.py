@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -25,6 +26,7 @@ from duckling_provider.core.locks import (
     FileLock,
     Hold,
     ProcessId,
+    is_wanted,
     place_hold,
     read_hold,
     release_hold,
@@ -379,3 +381,35 @@ def test_what_root_makes_beside_a_replica_belongs_to_the_owner_of_the_folder(tmp
     files = list(tmp_path.iterdir())
     assert len(files) == 2
     assert {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(65534, 65534)}
+
+
+def test_a_holder_learns_that_somebody_waits_and_that_nobody_does_any_more(replica: Path):
+    assert not is_wanted(replica)
+    with replica_lock(replica, operation="sync", wait=0):
+        assert not is_wanted(replica)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", _LOCKER.replace("wait=0", "wait=60"), str(replica)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 30
+        while not is_wanted(replica) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_wanted(replica)
+    # The one that waited has it now and wants nothing more.
+    assert waiting.stdout.readline() == "locked\n"
+    assert not is_wanted(replica)
+    waiting.communicate("\n", timeout=30)
+
+
+def test_a_dead_waiter_wants_nothing(replica: Path):
+    with replica_lock(replica, operation="sync", wait=0):
+        waiting = subprocess.Popen([sys.executable, "-c", _LOCKER.replace("wait=0", "wait=60"), str(replica)])
+        deadline = time.monotonic() + 30
+        while not is_wanted(replica) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_wanted(replica)
+        waiting.kill()
+        waiting.wait()
+        assert not is_wanted(replica)
