@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from duckling_provider import __version__
+from duckling_provider import __version__, replication_cli
 from duckling_provider.core.catalog import LATEST, parse_moment, parse_name
 from duckling_provider.core.errors import CancelledError, ConfigError, DucklingError, human_bytes
 from duckling_provider.progress_log import human_seconds
@@ -343,6 +343,9 @@ def keygen(context: typer.Context, as_json: Json = False) -> None:
         return
     print(key.hex())
     session.terminal.note("Put it into s3.encryptionKey and keep a copy elsewhere: without it no backup can be read.")
+
+
+replication_cli.register(app)
 
 
 # ---- the edge ----------------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from duckling_provider.operators.backup import (
 )
 from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
 from duckling_provider.operators.restore import S3RestoreOperator
+from duckling_provider.operators.sync import DucklingSyncOperator
 from duckling_provider.sensors.verify import HmacVerifySensor
 
 if TYPE_CHECKING:
-    from duckling_provider.core.config import Database, Installation
+    from duckling_provider.core.config import Database, Installation, Settings
 
 #: Any fixed moment in the past: without catchup, a delta schedule starts when Airflow first sees the DAG.
 _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
@@ -31,15 +32,22 @@ _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 _BACKUP_RETRY_DELAY = timedelta(minutes=5)
 # Whoever restores is waiting.
 _RESTORE_RETRY_DELAY = timedelta(minutes=1)
+# Of continuous runs: long enough for their start not to matter, short enough for a log that one can read.
+_CDC_RUN = timedelta(minutes=10)
 
 
 def build_dags(installation: Installation) -> dict[str, DAG]:
-    """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>`` and ``duckling_restore__<id>``."""
+    """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>``, ``duckling_restore__<id>`` and, where the
+    replica is ours to write, ``duckling_sync__<id>``.
+    """
     dags: dict[str, DAG] = {}
     for database in installation.databases:
         # Each DAG in a call of its own: with everything in one loop, late-bound names give one DAG the other's assets.
         warnings = tuple(w for w in installation.warnings if w.startswith(f"{database.id}: "))
         for dag in (backup_dag(database, warnings=warnings), restore_dag(database)):
+            dags[dag.dag_id] = dag
+        if database.writer == "duckling" and database.mysql_connection_string.get_secret_value():
+            dag = sync_dag(database, installation.settings)
             dags[dag.dag_id] = dag
     return dags
 
@@ -147,6 +155,33 @@ def restore_dag(database: Database) -> DAG:
     return dag
 
 
+def sync_dag(database: Database, settings: Settings) -> DAG:
+    """One task that brings the replica up to date: every few minutes, or with ``CDC_ENABLED`` one run after the other.
+
+    It begins paused, because it writes the replica, unless the environment says that it may.
+    """
+    every = timedelta(minutes=settings.sync_interval_minutes)
+    with DAG(
+        f"duckling_sync__{database.id}",
+        description=f"Keeps the replica of {database.name} up to date",
+        schedule="@continuous" if settings.cdc_enabled else every,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=not (settings.auto_start_sync or settings.cdc_enabled),
+        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
+        tags=["duckling", "sync"],
+        doc_md=_sync_doc(database, settings),
+    ) as dag:
+        DucklingSyncOperator(
+            task_id="sync",
+            database_id=database.id,
+            follow_seconds=_CDC_RUN.total_seconds() if settings.cdc_enabled else None,
+            doc_md="Applies MySQL's binlog; skipped when a backup or a restore needs the replica.",
+        )
+    return dag
+
+
 def _asset(dag_id: str, database: Database) -> Asset:
     kind = dag_id.removeprefix("duckling_").partition("__")[0]
     return Asset(name=dag_id, uri=f"x-duckling://{kind}/{database.id}", group="duckling")
@@ -229,6 +264,23 @@ def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
     return text
 
 
+def _sync_doc(database: Database, settings: Settings) -> str:
+    when = "all the time" if settings.cdc_enabled else f"every {settings.sync_interval_minutes:g} minutes"
+    rows = [("Replica", f"`{database.replica}`"), ("Runs", when)]
+    if database.include_tables:
+        rows.append(("Only", ", ".join(f"`{_plain(table)}`" for table in database.include_tables)))
+    if database.exclude_tables:
+        rows.append(("Without", ", ".join(f"`{_plain(table)}`" for table in database.exclude_tables)))
+    return (
+        f"## Sync of {_plain(database.name)}\n\n{_table(rows)}"
+        f"""
+Applies the changes in MySQL's binlog to the replica; the first run copies all tables. It makes way for backups and
+restores: such a run is *skipped*, and the next one goes on. To prove that both sides are equal:
+`duckling validate {database.id}`.
+"""
+    )
+
+
 def _restore_doc(database: Database) -> str:
     source = _target(database) if database.s3 is not None else f"`{database.backup_dir}`"
     return (
@@ -244,7 +296,16 @@ Trigger it as it is to go back to the newest backup, or choose a key or a time.
 
 Free disk space needed: the size of the backup. Without Airflow: `duckling restore {database.id}`.
 """
+        + (_SERVER_DOC if database.writer == "duckling-server" else "")
     )
+
+
+_SERVER_DOC = """
+The Duckling server writes this replica. **pause** stops its sync and CDC, **resume** starts what ran. It never closes
+the replica's file, so its process must be down while the file is replaced: shut it down once **pause** is done, start
+it when **restore** is done. Until it is down, **restore** waits and replaces nothing; until it is up, **resume** tries
+again.
+"""
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -12,6 +12,18 @@ from duckling_provider import __version__
 
 _INTEGRATION = "Duckling"
 
+#: How the form of a `duckling` connection looks.
+CONNECTION_FORM: dict[str, Any] = {
+    "hidden-fields": ["login", "extra"],
+    "relabeling": {"schema": "Schema (http or https)", "password": "API key"},
+    "placeholders": {
+        "host": "duckling.internal",
+        "port": "3001",
+        "schema": "http",
+        "password": "the server's DUCKLING_API_KEY",
+    },
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe the provider.
@@ -24,7 +36,15 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Disaster recovery for DuckDB replicas: verified S3 backups and transactional restores.\n",
         "versions": [__version__],
         "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
-        "hooks": [_modules("hooks.duckling")],
+        "hooks": [_modules("hooks.duckling", "hooks.duckling_server")],
+        "connection-types": [
+            {
+                "connection-type": "duckling",
+                "hook-name": "Duckling server",
+                "hook-class-name": "duckling_provider.hooks.duckling_server.DucklingServerHook",
+                "ui-field-behaviour": CONNECTION_FORM,
+            }
+        ],
         "operators": [_modules("operators.backup", "operators.restore", "operators.hold")],
         "sensors": [_modules("sensors.verify")],
         "triggers": [_modules("triggers.verify")],

@@ -24,6 +24,16 @@ from typing import Any
 import pytest
 
 START_SECONDS = 60.0
+_OTHER_SETTINGS = frozenset(
+    {
+        "AUTO_BACKUP",
+        "AUTO_START_SYNC",
+        "CDC_ENABLED",
+        "DUCKLING_API_KEY",
+        "EXCLUDED_TABLES",
+        "SYNC_INTERVAL_MINUTES",
+    }
+)
 
 # ---- S3 servers --------------------------------------------------------------------------------------------
 
@@ -314,7 +324,7 @@ class InstallationFolder:
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstallationFolder:
     """An installation without entries; ``installation.write(installation.entry(...))`` adds some."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "BACKUP_")) or name in {"AUTO_BACKUP", "DUCKLING_API_KEY"}:
+        if name.startswith(("AWS_", "BACKUP_")) or name in _OTHER_SETTINGS:
             monkeypatch.delenv(name)
     folder = InstallationFolder(tmp_path / "data", tmp_path / "data" / "backups")
     folder.data_path.mkdir()

@@ -1,19 +1,26 @@
-"""Pause and resume whatever writes a replica, by the hold file beside it (see `core.locks`)."""
+"""Pause and resume whatever writes a replica, by the hold file beside it (see `core.locks`), and the Node.js server,
+which knows nothing of holds, over HTTP (see `replication.server`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.core.errors import BusyError, DucklingError
+from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.hooks.duckling_server import DucklingServerHook
 from duckling_provider.task_run import CoreTask, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from duckling_provider.core.config import Database
+    from duckling_provider.core.control import Control
 
 _DAY = 24 * 3600.0
 
@@ -21,11 +28,14 @@ _DAY = 24 * 3600.0
 class DucklingHoldOperator(CoreTask, BaseOperator):
     """Reserve a replica for this DAG run: once the task succeeds, nobody who honours the hold writes any more.
 
+    Where the Node.js server writes it (``"writer": "duckling-server"``), that one's sync and CDC are stopped as well. A
+    task that fails leaves neither a hold nor a stopped server: without a success of this one, no release follows.
+
     :param database_id: the entry of databases.json. (templated)
     :param target_path: when a restore goes elsewhere, the live replica is not touched and nobody is paused. (templated)
     :param known_conf: the fields that the run's conf may have; any when omitted.
     :param hold_seconds: after this long the hold ends by itself, should nobody release it.
-    :param wait_seconds: how long to wait for the one who writes just now.
+    :param wait_seconds: how long to wait for the one who writes just now, and then for the server to become idle.
     """
 
     template_fields: Sequence[str] = ("database_id", "target_path")
@@ -50,18 +60,20 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call() as control:
-            from duckling_provider.core.locks import HOLD_SUFFIX, place_hold, state_path
+            from duckling_provider.core.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
 
             self._refuse_unknown_conf(context["dag_run"].conf or {})
-            replica = DucklingHook(self.database_id).database.replica
+            database = DucklingHook(self.database_id).database
+            replica = database.replica
             if self.target_path:
                 self.log.info("%s is not touched: no need to pause anybody", replica)
                 return
             # After the loss of a machine there may be no folder yet.
             state_path(replica, HOLD_SUFFIX).parent.mkdir(parents=True, exist_ok=True)
+            owner = run_owner(context)
             hold = place_hold(
                 replica,
-                owner=run_owner(context),
+                owner=owner,
                 reason="restore",
                 seconds=self.hold_seconds,
                 wait=self.wait_seconds,
@@ -70,6 +82,26 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             self.log.info(
                 "%s is held for this run, until %s at the latest", replica, hold.expires.isoformat(timespec="seconds")
             )
+            if database.writer == "duckling-server":
+                try:
+                    self._pause_server(database, owner, control)
+                except BaseException:
+                    release_hold(replica, owner=owner)
+                    raise
+
+    def _pause_server(self, database: Database, owner: str, control: Control) -> None:
+        from duckling_provider.core.replica import writer_of
+        from duckling_provider.replication.server import pause
+
+        server = DucklingServerHook(database.writer_conn_id, database_id=database.id).server()
+        stopped = pause(server, database, owner=owner, wait=self.wait_seconds, control=control)
+        self.log.info("%s is idle; to be started again: %s", server, ", ".join(stopped) or "nothing")
+        holder = None
+        with contextlib.suppress(ReplicaError):  # there is none yet, or it is no file: the restore will say so
+            holder = writer_of(database.replica)
+        if holder is not None:
+            self.log.warning("%s is still open in %s: the server never closes it", database.replica, holder)
+            self.log.warning("What to do: shut the process of the Duckling server down; the restore waits for that.")
 
     def _refuse_unknown_conf(self, conf: Mapping[str, Any]) -> None:
         """Airflow lets any field of a conf pass: a mistyped `target_path` would replace the live replica."""
@@ -84,7 +116,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
 
 class DucklingReleaseOperator(CoreTask, BaseOperator):
-    """End the hold of this DAG run; without one there is nothing to do.
+    """End the hold of this DAG run, and start again what it stopped of a Node.js server; else there is nothing to do.
 
     :param database_id: the entry of databases.json. (templated)
     """
@@ -98,13 +130,34 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call():
-            from duckling_provider.core.locks import release_hold
-
-            replica = DucklingHook(self.database_id).database.replica
+            database = DucklingHook(self.database_id).database
+            owner = run_owner(context)
             try:
-                released = release_hold(replica, owner=run_owner(context))
-            except BusyError as error:
-                # Ours has ended by its time, or there was none; somebody else's is not ours to end.
-                self.log.info("%s", error)
-                return
-            self.log.info("%s is free again" if released else "%s was not held by this run", replica)
+                self._resume_server(database, owner)
+            finally:
+                # A server that can't be started keeps nobody else away.
+                self._release(database, owner)
+
+    def _resume_server(self, database: Database, owner: str) -> None:
+        from duckling_provider.replication.server import read_note, resume
+
+        # By what was noted when it was stopped, not by the entry, which may have been edited since.
+        note = read_note(database.replica)
+        if note is None or note.owner != owner:
+            if database.writer == "duckling-server":
+                self.log.info("nothing of the Duckling server was stopped by this run; if it is down, start it now")
+            return
+        server = DucklingServerHook(database.writer_conn_id, database_id=database.id).server()
+        started = resume(server, database, owner=owner)
+        self.log.info("%s: started again: %s", server, ", ".join(started) or "nothing, all of it ran already")
+
+    def _release(self, database: Database, owner: str) -> None:
+        from duckling_provider.core.locks import release_hold
+
+        try:
+            released = release_hold(database.replica, owner=owner)
+        except BusyError as error:
+            # Ours has ended by its time, or there was none; somebody else's is not ours to end.
+            self.log.info("%s", error)
+            return
+        self.log.info("%s is free again" if released else "%s was not held by this run", database.replica)

@@ -33,13 +33,15 @@ def edges(dag):
     return {(task.task_id, down) for task in dag.tasks for down in task.downstream_task_ids}
 
 
-def test_every_entry_gets_a_backup_and_a_restore_dag(installation, parse_dags):
+def test_every_entry_gets_a_backup_a_restore_and_a_sync_dag(installation, parse_dags):
     installation.write(installation.entry("a", s3=S3), installation.entry("b-2.x"))
     assert set(good_dags(parse_dags)) == {
         "duckling_backup__a",
         "duckling_restore__a",
+        "duckling_sync__a",
         "duckling_backup__b-2.x",
         "duckling_restore__b-2.x",
+        "duckling_sync__b-2.x",
     }
 
 
@@ -187,7 +189,7 @@ def test_bad_entries_show_among_the_import_errors_while_the_good_ones_go_on(inst
         installation.entry("other", s3={"enabled": True}),
     )
     bag = parse_dags()
-    assert set(bag.dags) == {"duckling_backup__good", "duckling_restore__good"}
+    assert set(bag.dags) == {"duckling_backup__good", "duckling_restore__good", "duckling_sync__good"}
     ((file, error),) = bag.import_errors.items()
     assert Path(file).name == "duckling_bad_entries.py"
     assert "production: s3.encryptionKey: expected 64 hex characters, got 63" in error

@@ -1,0 +1,181 @@
+# ruff: noqa: S608 - the statements are its own
+"""How fast changes from the binlog get into a replica: ``python -m benchmarks.applying [row events]``.
+
+A private MariaDB writes them first, then one process reads and applies them, with the server on the same cores. Needs
+mariadb-server; it is started by the fixture of the tests. Several mixes, each a run of its own; the figures are row
+events per second from the start of the stream to the last commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import importlib.util
+import json
+import pstats
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.measure import Run, measured
+
+#: Row events per second that are wanted of the mixed load.
+WANTED = 15_000
+
+_TABLE = (
+    "CREATE TABLE orders (id BIGINT UNSIGNED AUTO_INCREMENT PRIMARY KEY, customer INT NOT NULL, state "
+    "ENUM('new','paid'), name VARCHAR(60), note TEXT, price DECIMAL(12,2), weight DOUBLE, day DATE, made DATETIME(6), "
+    "changed TIMESTAMP NULL)"
+)
+_ROW = (
+    "{id}, seq % 5000, IF(seq % 2, 'new', 'paid'), concat('customer ', seq), repeat('n', seq % 80), seq / 7, seq / 3, "
+    "'2024-02-29' + INTERVAL seq % 900 DAY, '2024-02-29 12:00:00.123456' + INTERVAL seq SECOND, now()"
+)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """`write` makes about `events` row events by a function that runs statements."""
+
+    name: str
+    write: Callable[[Callable[..., None], int], None]
+
+
+def _fill(run: Callable[..., None], rows: int) -> None:
+    for first in range(1, rows, 1000):
+        run(f"INSERT INTO orders SELECT {_ROW.format(id='NULL')} FROM seq_{first}_to_{first + 999}")
+
+
+def _inserts(run: Callable[..., None], events: int) -> None:
+    _fill(run, events)
+
+
+def _mixed(run: Callable[..., None], events: int) -> None:
+    """Transactions of 100 row events: half inserts, 2 in 5 updates, 1 in 10 deletions."""
+    for number in range(events // 100):
+        first = number * 100 + 1
+        run(
+            "START TRANSACTION",
+            f"INSERT INTO orders SELECT {_ROW.format(id='NULL')} FROM seq_{first}_to_{first + 49}",
+            f"UPDATE orders SET price = price + 1, state = 'paid' WHERE id > {number * 45} LIMIT 40",
+            f"DELETE FROM orders WHERE id > {number * 45} LIMIT 10",
+            "COMMIT",
+        )
+
+
+def _single(run: Callable[..., None], events: int) -> None:
+    """Transactions of one row event each, as applications in autocommit write them."""
+    _fill(run, 1000)
+    for number in range(events):
+        run(f"UPDATE orders SET weight = weight + 1 WHERE id = {number % 1000 + 1}")
+
+
+MIXES = (
+    Mix("inserts, 1000 a transaction", _inserts),
+    Mix("mixed, 100 a transaction", _mixed),
+    Mix("updates, 1 a transaction", _single),
+)
+
+
+def _server() -> Any:
+    """The tests' private server; tests are no package, so by path."""
+    spec = importlib.util.spec_from_file_location("replication_fixtures", ROOT / "tests/replication/conftest.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError("tests/replication/conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module._private_server()  # noqa: SLF001 - the fixture is made of it
+
+
+def apply_all(url: str, start: Any, path: str) -> Any:
+    """Read and apply everything after `start`."""
+    import duckdb
+
+    from duckling_provider.replication.apply import Applier
+    from duckling_provider.replication.ledger import Ledger
+    from duckling_provider.replication.source import Source
+    from duckling_provider.replication.stream import BinlogStream
+
+    source = Source.parse(url, subject="benchmark")
+    with duckdb.connect(path) as connection:
+        ledger = Ledger.create(connection)
+        ledger.save_position(start)
+        applier = Applier(connection, ledger, database=source.database)
+        with BinlogStream(source, start) as stream:
+            take = applier.take
+            for event in stream.read():
+                take(event)
+        applier.flush()
+        return applier.applied
+
+
+def _prepared(mariadb: Any, mix: Mix, events: int) -> tuple[str, Any]:
+    """(url of a database with the changes written, position before them)."""
+    from duckling_provider.replication.source import Source, connect, current_position
+
+    database = mariadb.create_database()
+    url = mariadb.url(database)
+    start = current_position(connect(Source.parse(url, subject="benchmark")))
+    with mariadb.connect(database) as connection, connection.cursor() as cursor:
+
+        def run(*statements: str) -> None:
+            for statement in statements:
+                cursor.execute(statement)
+
+        run(_TABLE)
+        mix.write(run, events)
+    return url, start
+
+
+def measure(events: int, *, runs: int) -> Iterator[dict[str, Any]]:
+    with _server() as mariadb, tempfile.TemporaryDirectory() as folder:
+        for mix in MIXES:
+            url, start = _prepared(mariadb, mix, events)
+            seen: list[tuple[int, Run]] = []
+            for number in range(runs):
+                done: list[Any] = []
+                path = str(Path(folder) / f"{mix.name}-{number}.db")
+                run = measured(lambda: done.append(apply_all(url, start, path)))  # noqa: B023 - called at once
+                seen.append((done[0].changes, run))
+            yield {
+                "name": mix.name,
+                "row_events": seen[0][0],
+                "row_events_per_s": round(statistics.median(count / run.wall for count, run in seen)),
+                "cpu_us_per_event": round(statistics.median(run.cpu / count * 1e6 for count, run in seen), 1),
+                "peak_growth_mib": round(max(run.growth for _, run in seen) / 2**20),
+            }
+
+
+def profile(events: int, mix: Mix) -> None:
+    with _server() as mariadb, tempfile.TemporaryDirectory() as folder:
+        url, start = _prepared(mariadb, mix, events)
+        profiler = cProfile.Profile()
+        profiler.runcall(apply_all, url, start, str(Path(folder) / "profiled.db"))
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("events", type=int, nargs="?", default=100_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--profile", type=int, metavar="MIX", help="profile one mix by its number instead")
+    given = parser.parse_args()
+    if given.profile is not None:
+        profile(given.events, MIXES[given.profile])
+        return 0
+    slow = 0
+    for row in measure(given.events, runs=given.runs):
+        print(json.dumps(row), flush=True)
+        slow += row["row_events_per_s"] < WANTED and "mixed" in row["name"]
+    print(f"wanted: at least {WANTED} row events/s of the mixed load: {'missed' if slow else 'holds'}")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Keep a replica up to date, and prove that it is equal to its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from duckling_provider.airflow_exceptions import AirflowFailException, AirflowSkipException
+from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.task_run import CoreTask, run_owner
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DucklingSyncOperator(CoreTask, BaseOperator):
+    """Bring a replica up to date from MySQL's binlog; the first time, copy everything.
+
+    Skipped, with the reason, when somebody else needs the replica: a snapshot, a restore. The next run goes on.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
+    :param wait_seconds: how long to wait for somebody who uses the replica just now.
+    :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason).
+    """
+
+    template_fields: Sequence[str] = ("database_id",)
+    ui_color = "#e3f1e4"
+
+    def __init__(
+        self, *, database_id: str, follow_seconds: float | None = None, wait_seconds: float = 5.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self.follow_seconds = follow_seconds
+        self.wait_seconds = wait_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.replication.sync import sync
+
+            done = sync(
+                DucklingHook(self.database_id).database,
+                control=control,
+                owner=run_owner(context),
+                seconds=self.follow_seconds,
+                wait=self.wait_seconds,
+            )
+        for table, reason in done.recopy.items():
+            self.log.warning("%s will be copied again by the next run: %s", table, reason)
+        self.log.info("%d changes in %d batches, now at %s", done.changes, done.batches, done.position)
+        if done.outcome == "made way":
+            raise AirflowSkipException(f"made way after {done.changes} changes: {done.reason}")
+        return self.publish(
+            context,
+            {
+                "changes": done.changes,
+                "copied": list(done.copied),
+                "position": None if done.position is None else str(done.position),
+                "lag": round(done.lag, 1),
+                "recopy": done.recopy,
+            },
+        )
+
+
+class DucklingValidateOperator(CoreTask, BaseOperator):
+    """Compare a replica with MySQL, table by table, at one position. Fails when they differ.
+
+    :param database_id: the entry of databases.json. (templated)
+    :param max_differences: rows that are named of each table at most.
+    :param wait_seconds: how long to wait for somebody who uses the replica just now.
+    :return: the report, see `replication.report.Report.as_json`.
+    """
+
+    template_fields: Sequence[str] = ("database_id",)
+    ui_color = "#e3f1e4"
+
+    def __init__(
+        self, *, database_id: str, max_differences: int = 20, wait_seconds: float = 300.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.database_id = database_id
+        self.max_differences = max_differences
+        self.wait_seconds = wait_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.core_call() as control:
+            from duckling_provider.replication.sync import validate_replica
+
+            report = validate_replica(
+                DucklingHook(self.database_id).database,
+                control=control,
+                owner=run_owner(context),
+                wait=self.wait_seconds,
+                max_differences=self.max_differences,
+            )
+        for table in report.tables:
+            self.log.info("%s", table)
+        if not report.equal:
+            differing = ", ".join(table.name for table in report.tables if not table.equal)
+            raise AirflowFailException(f"{self.database_id}: the replica differs from MySQL: {differing}")
+        return report.as_json()

@@ -1,0 +1,174 @@
+"""A checksum of a table that MySQL and DuckDB compute alike, each where its rows are.
+
+Each value becomes a text that both can write (`mysql_text`, `replica_text`), a row's texts make one text, and of its
+MD5 some digits say in which bucket the row is counted, and 60 bits are added up per bucket, so that the order of rows
+doesn't matter. A row with a primary key falls into the bucket of its key, so it stays there whatever else of it
+differs.
+
+The texts keep different values apart; that is all they must do. Where both sides write the same value in two ways (a
+DOUBLE of 1e15 is such a case), the bucket differs without cause, and whoever then looks at its rows finds them equal.
+So an equal checksum proves equality, and an unequal one proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.names import quote_mysql
+from duckling_provider.replication.source import query
+from duckling_provider.replication.types import select_expression
+
+#: Rows of one bucket that are aimed at: as many must be read to find a single one that differs.
+_BUCKET_ROWS = 4096
+#: Hex digits of a bucket's name at most: each side keeps a sum for each of 65,536 buckets.
+_MOST_DIGITS = 4
+
+_SHORT_TEXTS = frozenset({"char", "varchar", "enum", "set"})
+_INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "integer", "bigint", "year"})
+_BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"})
+_SPATIAL = frozenset(
+    {
+        "geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon",
+        "geometrycollection", "geomcollection",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Number of rows and sum of their hashes."""
+
+    rows: int
+    total: int
+
+
+class Checksum:
+    """The checksum of one table.
+
+    :param rows: about how many there are; decides the number of buckets.
+    """
+
+    def __init__(self, table: Table, rows: int) -> None:
+        self._table = table
+        self._digits = next((n for n in range(_MOST_DIGITS) if _BUCKET_ROWS * 16**n >= rows), _MOST_DIGITS)
+
+    def of_mysql(self, connection: Any) -> dict[str | None, Bucket]:
+        """The buckets as the server computes them; None is the bucket of rows that were too long for it."""
+        bucket, row = self._mysql_bucket, f"CONCAT_WS('|', {', '.join(map(mysql_text, self._table.columns))})"
+        rows = query(
+            connection,
+            f"SELECT b, COUNT(*), SUM(CAST(CONV(LEFT(h, 15), 16, 10) AS UNSIGNED)) FROM ("
+            f"SELECT {bucket} AS b, MD5({row}) AS h FROM {quote_mysql(self._table.name)}) AS r GROUP BY b",
+        )
+        return {_text(name): Bucket(int(count), int(total or 0)) for name, count, total in rows}
+
+    def replica_query(self, relation: str) -> str:
+        """DuckDB's query for (bucket, rows, sum).
+
+        :param relation: SQL of a table whose columns ``c0``, ``c1``, … are the columns in their DuckDB types.
+        """
+        texts = (replica_text(column, f"c{n}") for n, column in enumerate(self._table.columns))
+        return (
+            "SELECT b, count(*), sum(CAST('0x' || left(h, 15) AS BIGINT)) FROM ("
+            f"SELECT {self.replica_bucket} AS b, md5(concat_ws('|', {', '.join(texts)})) AS h FROM {relation}) "
+            "GROUP BY b"
+        )
+
+    def mysql_where(self, buckets: Collection[str | None]) -> str:
+        """MySQL's condition for the rows of `buckets`; empty where that is all of them."""
+        return self._where(self._mysql_bucket, buckets)
+
+    def replica_where(self, buckets: Collection[str | None]) -> str:
+        """DuckDB's condition for the same rows."""
+        return self._where(self.replica_bucket, buckets)
+
+    @property
+    def _mysql_bucket(self) -> str:
+        texts = ", ".join(mysql_text(column) for _, column in self._bucket_columns)
+        return f"LEFT(MD5(CONCAT_WS('|', {texts})), {self._digits})"
+
+    @property
+    def replica_bucket(self) -> str:
+        texts = ", ".join(replica_text(column, f"c{n}") for n, column in self._bucket_columns)
+        return f"left(md5(concat_ws('|', {texts})), {self._digits})"
+
+    @property
+    def _bucket_columns(self) -> list[tuple[int, Column]]:
+        key = set(self._table.primary_key)
+        numbered = list(enumerate(self._table.columns))
+        return [(n, column) for n, column in numbered if column.name in key] or numbered
+
+    def _where(self, bucket: str, buckets: Collection[str | None]) -> str:
+        # Half of the buckets in a list save no more than what looking them up costs.
+        if None in buckets or 2 * len(buckets) > 16**self._digits:
+            return ""
+        names = ", ".join(f"'{name}'" for name in sorted(filter(None, buckets)))
+        return f"{bucket} IN ({names})"
+
+
+def mysql_text(column: Column) -> str:
+    """SQL of MySQL for a text of the column's value; no NULL, and no ``|`` that could be taken for the next value's.
+
+    Beside `types.select_expression`, which is what the copy reads: dates that no calendar has are NULL here, as there.
+    """
+    name, selected, kind = quote_mysql(column.name), select_expression(column), column.data_type
+    if kind in _INTEGERS:
+        text = f"{name} + 0"  # without the zeros of ZEROFILL
+    elif kind == "timestamp":
+        text = f"NULLIF({selected}, 0)"
+    elif kind in {"date", "datetime"}:
+        # The markers of `types` for what no calendar has; a date beyond them there is none.
+        text = f"NULLIF({selected}, {-(1 << 31) if kind == 'date' else -(1 << 62)})"
+    elif kind == "time":
+        # Of a negative TIME each of these parts is positive.
+        text = f"CONCAT({name} < 0, ':', HOUR({name}) * 3600 + MINUTE({name}) * 60 + SECOND({name}), '.', "
+        text += f"MICROSECOND({name}))"
+    elif kind in _SHORT_TEXTS and column.charset != "binary":
+        utf8 = f"CAST(CONVERT({selected} USING utf8mb4) AS BINARY)"
+        text = f"CONCAT(LENGTH({utf8}), ':', {utf8})"
+    elif kind in _BYTES:
+        text = f"MD5({name})"
+    elif kind in _SPATIAL:
+        text = f"MD5(SUBSTRING(HEX({name}), 9))"  # without the SRID
+    elif kind in {"decimal", "float", "double", "real", "bit"}:
+        text = selected
+    else:
+        text = f"MD5(CONVERT({selected} USING utf8mb4))"
+    return f"IFNULL({text}, 'n')"
+
+
+def replica_text(column: Column, name: str) -> str:
+    """SQL of DuckDB for the same text, of a column `name` that is of `types.duck_type`."""
+    kind = column.data_type
+    if kind in {"timestamp", "datetime"}:
+        text = f"CAST(epoch_us({name}) AS VARCHAR)"
+    elif kind == "date":
+        text = f"CAST(date_diff('day', DATE '1970-01-01', {name}) AS VARCHAR)"
+    elif kind == "time":
+        microseconds = f"abs(epoch_us({name}))"
+        text = (
+            f"CAST(epoch_us({name}) < 0 AS INTEGER) || ':' || {microseconds} // 1000000 || '.' || "
+            f"{microseconds} % 1000000"
+        )
+    elif kind in _SHORT_TEXTS and column.charset != "binary":
+        text = f"strlen({name}) || ':' || {name}"
+    elif kind in {"float", "double", "real"}:
+        # 12.0 and 1e-05 are 12 and 1e-5 there.
+        text = rf"regexp_replace(CAST(CAST({name} AS DOUBLE) AS VARCHAR), 'e\+?(-?)0*', 'e\1')"
+        text = rf"regexp_replace({text}, '\.0(e|$)', '\1')"
+    elif kind == "decimal":
+        text = rf"regexp_replace(CAST({name} AS VARCHAR), '^(-?)\.', '\10.')"
+    elif kind in _INTEGERS or kind == "bit":
+        text = f"CAST({name} AS VARCHAR)"
+    elif kind in _SPATIAL:
+        text = f"md5(hex({name}))"
+    else:
+        text = f"md5({name})"
+    return f"coalesce({text}, 'n')"
+
+
+def _text(value: Any) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,407 @@
+"""The full copy: every table of a MySQL database into a new DuckDB file, while the database is being written.
+
+No table is copied at one moment, nor are two tables copied at the same. What makes the file right in the end is the
+binlog: each table is recorded with its *start*, an exact position from before its first row was read, and whoever
+applies the binlog from the copy's position (the earliest start) skips what a table has already:
+
+- A table with a primary key is read in key ranges by several connections. A row may be newer than the start, and then
+  its change is applied once more: deleted by key and inserted again, which ends in the same row. A row that changed its
+  key meanwhile may be there twice or be missing; its change puts that right as well.
+- A table without a key has nothing by which a change could be applied twice. It is read in one snapshot, whose position
+  is its start. Where the engine knows no snapshots, writers of that table wait.
+
+The start has to be exact in one direction: every transaction up to it must be visible to what is read afterwards.
+``SHOW MASTER STATUS`` alone does not guarantee that, `consistent_snapshot` does.
+
+Each table is one DuckDB transaction, which also writes the ledger's line, so after a kill the file has whole tables
+only and the next run goes on with the others. The rows go to the file as they come and only once: at the commit the
+log refers to them.
+
+Tables get no PRIMARY KEY and no other constraint. An index (ART) is made in memory, so a copy's memory would grow with
+the table; and it refuses the insertion of a key that the same transaction has deleted, which is how changes are
+applied. NOT NULL would contradict zero dates, which are NULL here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.core.workers import Workers, interruptible
+from duckling_provider.replication.consistent import LOCK_WAIT, consistent_snapshot, without_snapshot
+from duckling_provider.replication.ledger import Ledger, TableState
+from duckling_provider.replication.model import Position, Table
+from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
+from duckling_provider.replication.ranges import KeyRange, Pace, Statistics, is_rangeable, key_ranges
+from duckling_provider.replication.schema import read_tables
+from duckling_provider.replication.source import Source, connect, is_available, query, source_error, translated
+from duckling_provider.replication.transport import Transport
+from duckling_provider.replication.types import duck_type, from_transport, zero_date
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+#: How often a table is begun again because its columns changed while it was being copied.
+TRIES = 5
+#: Seconds before it is.
+_PAUSE = 1.0
+
+#: What the ledger's counter of dates that became NULL is called.
+ZERO_DATES = "zero dates"
+
+_REPLICA = "replica"
+_BATCH = "duckling_batch"
+#: A DuckDB file that is shorter has not been created to the end: its three headers take as much.
+_HEADERS = 3 * 4096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A finished copy.
+
+    :param position: apply the binlog from here; what a table has already, its own start says.
+    :param end: the latest start: when the binlog was applied up to here, the file is consistent.
+    :param tables: all that are in the file.
+    :param copied: names of those that this run copied; the others were there from a run that was interrupted.
+    :param vanished: were asked for and do not exist any more.
+    """
+
+    position: Position
+    end: Position
+    tables: dict[str, TableState]
+    copied: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+
+
+def copy_tables(
+    source: Source,
+    target: Path,
+    tables: Iterable[str],
+    *,
+    position: Position,
+    control: Control,
+    workers: int = 4,
+    storage_version: str = "v1.5.0",
+    database_id: str = "",
+    memory_limit: str = "512MiB",
+) -> Copy:
+    """Fill the new DuckDB file `target`; one that an interrupted run left is completed.
+
+    :param tables: names of base tables; a mapping by name will do.
+    :param position: where the source stood before anybody looked which tables it has: a table that is created later
+        comes from the binlog.
+    :param workers: ranges that are read at once, each over a connection of its own.
+    :param database_id: for the file's ledger.
+    :param memory_limit: DuckDB's, while it writes.
+    :raises SourceError: MySQL can't be read.
+    :raises BusyError: another process has `target` open.
+    :raises ReplicaError: a table can't be copied or `target` not be written.
+    :raises CancelledError: `control` was cancelled; what is complete stays for the next run.
+    """
+    names = sorted(set(tables))
+    for group in collisions(names):
+        raise ReplicaError(
+            f"a DuckDB file can't hold both {' and '.join(group)}: it does not tell upper from lower case",
+            operation="copy",
+            hint="Exclude all but one of them.",
+        )
+    with _opened(target, storage_version, memory_limit) as replica:
+        ledger = Ledger.create(replica, database=database_id, catalog=_REPLICA)
+        with contextlib.closing(connect(source)) as connection, translated(source, "copy"):
+            present = _keep_usable(replica, ledger, connection, source, names)
+        vanished: list[str] = []
+        copied: list[str] = []
+        with Workers(workers, name="duckling-copy", control=control) as pool:
+            with contextlib.closing(_Job(source, replica, ledger, pool, control, workers)) as job:
+                for name in names:
+                    if name not in present:
+                        (copied if job.copy(name) else vanished).append(name)
+        replica.execute(f"CHECKPOINT {_REPLICA}")
+        states = ledger.tables()
+    starts = [position, *(state.start for state in states.values() if state.start is not None)]
+    return Copy(
+        min(starts, key=lambda start: start.order),
+        max(starts, key=lambda start: start.order),
+        states,
+        tuple(copied),
+        tuple(vanished),
+    )
+
+
+class _Job:
+    """What the copies of all tables share: one writer, one connection for questions, many that read."""
+
+    def __init__(
+        self,
+        source: Source,
+        replica: DuckDBPyConnection,
+        ledger: Ledger,
+        pool: Workers,
+        control: Control,
+        workers: int,
+    ) -> None:
+        self._source, self._replica, self._ledger = source, replica, ledger
+        self._pool, self._control, self._workers = pool, control, workers
+        self._connection = connect(source)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def copy(self, name: str) -> bool:
+        """Copy one table, in one transaction; False when there is no such table any more."""
+        fast = True
+        for attempt in range(TRIES):
+            if attempt:
+                self._control.sleep(_PAUSE)
+            before = self._table(name)
+            if before is None:
+                return False
+            started = time.monotonic()
+            self._replica.begin()
+            try:
+                start, rows = self._fill(before, fast=fast)
+                if self._table(name) == before:
+                    self._ledger.save_table(TableState(before, start=start, rows=rows))
+                    self._replica.commit()
+                    seconds = time.monotonic() - started
+                    log.info("%s: copied, %d rows in %.1f s, start %s", name, rows, seconds, start)
+                    return True
+            except Exception as error:
+                self._undo()
+                # Whatever a change of its columns does to a table that is being read, the change is what counts.
+                if self._table(name) == before:
+                    if not fast or not self._is_conversion(error):
+                        explained = self._explained(name, error)
+                        if explained is error:
+                            raise
+                        raise explained from error
+                    log.warning("%s: read again by pymysql: %s", name, str(error).splitlines()[0])
+                    fast = False
+                    continue
+            except BaseException:
+                self._undo()
+                raise
+            else:
+                self._undo()
+            log.warning("%s: its columns changed while it was copied; it is begun again", name)
+        raise ReplicaError(
+            f"its columns changed during each of {TRIES} attempts to copy it",
+            subject=name,
+            operation="copy",
+            hint="Run it again when the migration is over, or exclude the table.",
+        )
+
+    def _fill(self, table: Table, *, fast: bool) -> tuple[Position, int]:
+        columns = ", ".join(f"{quote(column.name)} {duck_type(column)}" for column in table.columns)
+        self._replica.execute(f"CREATE TABLE {_name(table.name)} ({columns})")
+        statistics = Statistics.read(self._connection, table.name)
+        pace = Pace(statistics.row_bytes)
+        transport = Transport(self._source, table, pace, fast=fast)
+        writer = _Writer(self._replica, self._ledger, table)
+        total = max(1, statistics.rows)
+        self._control.begin(f"copy {table.name}", total)
+        with self._reading(table) as (start, connection):
+            if connection is not None:
+                pieces = self._one_ahead(transport.stream(connection))
+            else:
+                pieces = self._ranges(transport, key_ranges(self._connection, table, statistics, pace))
+            for piece in pieces:
+                writer.write(piece)
+                self._control.advance(min(piece.num_rows, max(0, total - writer.rows)))
+        writer.finish()
+        return start, writer.rows
+
+    @contextlib.contextmanager
+    def _reading(self, table: Table) -> Iterator[tuple[Position, Any]]:
+        """The table's start, and a connection to read it in one piece unless it can be read by ranges."""
+        if table.primary_key:
+            with consistent_snapshot(self._source, [table.name]) as (_, start):
+                pass
+            if is_rangeable(table):
+                yield start, None
+                return
+            with contextlib.closing(connect(self._source, cursor="stream")) as connection:
+                yield start, connection
+            return
+        with contextlib.ExitStack() as stack:
+            if table.name in without_snapshot(self._connection):
+                lock = stack.enter_context(contextlib.closing(connect(self._source)))
+                with lock.cursor() as cursor:
+                    cursor.execute(f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
+                    cursor.execute(f"LOCK TABLES {quote_mysql(table.name)} READ")
+            snapshot = consistent_snapshot(self._source, [table.name], cursor="stream")
+            connection, start = stack.enter_context(snapshot)
+            yield start, connection
+
+    def _ranges(self, transport: Transport, ranges: Iterator[KeyRange]) -> Iterator[pa.Table]:
+        """The ranges' rows in key order, which later lets DuckDB skip row groups when it looks for a key."""
+        pending: deque[Future[pa.Table]] = deque()
+        rest: KeyRange | None = None
+        more = True
+        while True:
+            while more and len(pending) <= self._workers:
+                found = interruptible(lambda: next(ranges, None), self._control)
+                if found is None or not found.bounded:
+                    rest, more = found, False
+                else:
+                    pending.append(self._pool.submit(transport.read, found))
+            if not pending:
+                break
+            yield self._pool.result(pending.popleft())
+        if rest is not None:
+            with contextlib.closing(connect(self._source, cursor="stream")) as connection:
+                yield from self._one_ahead(transport.stream(connection, rest.where))
+
+    def _one_ahead(self, pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """`pieces`, the next of which is read while the last is being written."""
+        coming = self._pool.submit(next, pieces, None)
+        while (piece := self._pool.result(coming)) is not None:
+            coming = self._pool.submit(next, pieces, None)
+            yield piece
+
+    def _table(self, name: str) -> Table | None:
+        import pymysql.err
+
+        try:
+            query(self._connection, "SELECT 1")
+        except pymysql.err.Error:
+            # Nobody may have asked it anything for the hours that the last table took.
+            self._connection.close()
+            self._connection = connect(self._source)
+        with translated(self._source, f"copy {name}"):
+            return read_tables(self._connection, self._source.database).get(name)
+
+    def _undo(self) -> None:
+        import duckdb
+
+        # After an error of its own DuckDB may have ended the transaction already.
+        with contextlib.suppress(duckdb.TransactionException):
+            self._replica.rollback()
+
+    @staticmethod
+    def _is_conversion(error: Exception) -> bool:
+        import duckdb
+
+        return isinstance(error, (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException))
+
+    def _explained(self, name: str, error: Exception) -> Exception:
+        import duckdb
+        import pymysql.err
+
+        if isinstance(error, duckdb.Error):
+            message = str(error).splitlines()[0]
+            return ReplicaError(f"DuckDB refused its rows: {message}", subject=name, operation="copy")
+        if isinstance(error, pymysql.err.Error):
+            return source_error(error, self._source, f"copy {name}")
+        if isinstance(error, DucklingError):
+            error.operation = error.operation or f"copy {name}"
+        return error
+
+
+class _Writer:
+    """Inserts a table's pieces and counts its rows."""
+
+    def __init__(self, replica: DuckDBPyConnection, ledger: Ledger, table: Table) -> None:
+        self._replica, self._ledger, self._table = replica, ledger, table
+        self.rows = 0
+        values = ", ".join(from_transport(column, f"c{n}") for n, column in enumerate(table.columns))
+        self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"  # noqa: S608 - names are quoted
+        zeros = [zero for n, column in enumerate(table.columns) if (zero := zero_date(column, f"c{n}"))]
+        counts = " + ".join(f"count_if({zero})" for zero in zeros)
+        self._count = f"SELECT {counts} FROM {_BATCH}" if zeros else None  # noqa: S608 - same
+        self._zeros = 0
+
+    def write(self, piece: pa.Table) -> None:
+        if not piece.num_rows:
+            return
+        self._replica.register(_BATCH, piece)
+        try:
+            self._replica.execute(self._insert)
+            if self._count is not None:
+                self._zeros += self._replica.execute(self._count).fetchall()[0][0]
+        finally:
+            self._replica.unregister(_BATCH)
+        self.rows += piece.num_rows
+
+    def finish(self) -> None:
+        """Tell the ledger how many dates became NULL."""
+        if self._zeros:
+            self._ledger.count({(self._table.name, ZERO_DATES): int(self._zeros)})
+
+
+def _keep_usable(
+    replica: DuckDBPyConnection, ledger: Ledger, connection: Any, source: Source, names: list[str]
+) -> set[str]:
+    """What an interrupted run has finished, less what the binlog no longer leads on from or nobody wants any more."""
+    current = read_tables(connection, source.database)
+    kept = set()
+    for name, state in ledger.tables().items():
+        if (
+            name in names
+            and state.state == "ok"
+            and state.table == current.get(name)
+            and state.start is not None
+            and is_available(connection, state.start)
+        ):
+            kept.add(name)
+            continue
+        replica.begin()
+        replica.execute(f"DROP TABLE IF EXISTS {_name(name)}")
+        ledger.forget_table(name)
+        replica.commit()
+    if kept:
+        log.info("going on with an interrupted copy: %d tables are there already", len(kept))
+    return kept
+
+
+@contextlib.contextmanager
+def _opened(target: Path, storage_version: str, memory_limit: str) -> Iterator[DuckDBPyConnection]:
+    """A connection with `target` attached, which is created with `storage_version` where it is missing."""
+    import duckdb
+
+    with contextlib.suppress(FileNotFoundError):
+        if target.stat().st_size < _HEADERS:
+            log.warning("%s: begun again, its creation was interrupted", target)
+            for suffix in ("", ".wal"):
+                target.with_name(target.name + suffix).unlink(missing_ok=True)
+    # A file keeps the version it was created with: naming one for a file that exists would upgrade it for good.
+    options = "" if os.path.lexists(target) else f" (STORAGE_VERSION '{storage_version}')"
+    path = literal(str(target))
+    with duckdb.connect(config={"memory_limit": memory_limit, "autoinstall_known_extensions": "false"}) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        try:
+            connection.execute(f"ATTACH {path} AS {_REPLICA}{options}")
+        except duckdb.Error as error:
+            raise _unusable(target, error) from error
+        yield connection
+        connection.execute(f"DETACH {_REPLICA}")
+
+
+def _unusable(target: Path, error: Exception) -> DucklingError:
+    message = str(error).splitlines()[0]
+    if "Could not set lock" in message:
+        holder = message.partition("held in ")[2] or "another process"
+        return BusyError("another process has it open", holder=holder, subject=str(target))
+    return ReplicaError(
+        f"the unfinished copy can't be opened: {message}",
+        subject=str(target),
+        operation="copy",
+        hint="Delete that file; the copy then begins from the start.",
+    )
+
+
+def _name(table: str) -> str:
+    return f"{_REPLICA}.main.{quote(table)}"

@@ -1,0 +1,216 @@
+"""The wire of replication: asking a server for its binlog from a position on, and cutting what comes into events.
+
+mysql-replication's reader parses every event with everything that hangs on it before it says whose it is; here the
+header and the filter come first. Its GTID sets are used. Protocol: MySQL's ``sql/rpl_binlog_sender.cc``, MariaDB's
+knowledge base, "Replica registration" and "COM_BINLOG_DUMP".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.replication.model import Position
+from duckling_provider.replication.source import Server, Source, connect, query, server_of, translated
+
+QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38
+INCIDENT, GTID, TRANSACTION_PAYLOAD, GTID_TAGGED = 26, 33, 40, 42
+MARIADB_GTID, MARIADB_GTID_LIST, QUERY_COMPRESSED = 162, 163, 165
+
+_COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
+_NON_BLOCKING, _THROUGH_GTID = 1, 4
+_HEADER = struct.Struct("<IBIIIH")
+_FATAL_ERROR_READING_BINLOG = 1236
+
+#: Seconds between two signs of life of a server that has nothing to tell.
+HEARTBEAT_SECONDS = 0.5
+
+
+class PositionLostError(DucklingError):
+    """The server no longer has the changes after the replica's position, or never had that position.
+
+    :param kept: what it still has: its binlog files, oldest first.
+    """
+
+    def __init__(self, cause: str, *, position: Position, kept: list[str], subject: str) -> None:
+        has = f"the server has {kept[0]} to {kept[-1]}" if kept else "the server lists no binlog files"
+        super().__init__(
+            f"the binlog after {position} is gone: {cause}; {has}",
+            subject=subject,
+            operation="read the binlog",
+            hint="Only a full copy brings the replica up to date again: onPositionLost = resync allows the sync to "
+            "make one. Let the server keep its binlog for longer than the replica may be down.",
+        )
+        self.position = position
+        self.kept = kept
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """One event: `end` is where the next one begins in its file, 0 for what is in no file; `body` has no checksum."""
+
+    timestamp: int
+    kind: int
+    server_id: int
+    end: int
+    body: bytes
+
+
+class BinlogDump:
+    """A connection that a server sends its binlog through.
+
+    By GTID where the position has one and the server understands it, else from file and offset.
+
+    :param follow: go on at the end and wait for more; with `HEARTBEAT` events meanwhile.
+    :raises SourceError: when the server can't be reached.
+    """
+
+    def __init__(self, source: Source, position: Position, *, follow: bool) -> None:
+        self._source, self._position, self._follow = source, position, follow
+        self._connection = connect(source, read_timeout=60.0)
+        try:
+            with translated(source, "read the binlog"):
+                self.server = server_of(self._connection)
+                self.charsets = _charsets(self._connection)
+                #: By GTID; offsets of the position given don't count then.
+                self.by_gtid = bool(position.gtid) and self.server.has_gtid and not _tagged(position.gtid)
+                self._refuse_other_server()
+                self.gtid = self._gtid_at_start()
+                self._checksums = self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        # No farewell: the server is in the middle of a command that never ends.
+        with contextlib.suppress(Exception):
+            self._connection._force_close()  # noqa: SLF001
+
+    def events(self) -> Iterator[RawEvent]:
+        """Until the end of the binlog, or for ever.
+
+        :raises PositionLostError: when the server can't go on from the position.
+        :raises SourceError: when the connection breaks.
+        """
+        import pymysql.err
+
+        connection, checksums = self._connection, self._checksums
+        try:
+            with translated(self._source, "read the binlog"):
+                self._request()
+                while True:
+                    packet = connection._read_packet()  # noqa: SLF001
+                    # An event may begin like an end-of-file packet only behind the byte 0.
+                    if packet.is_eof_packet():
+                        return
+                    data = packet.get_all_data()
+                    timestamp, kind, server_id, _, end, _ = _HEADER.unpack_from(data, 1)
+                    if kind == FORMAT_DESCRIPTION:
+                        # Its last but four bytes say how the rest of the file is checked; it always has a checksum.
+                        checksums = data[-5] not in {0, 255}
+                    body = data[20:-4] if checksums or kind == FORMAT_DESCRIPTION else data[20:]
+                    yield RawEvent(timestamp, kind, server_id, end, body)
+        except DucklingError as error:
+            cause = error.__cause__
+            if isinstance(cause, pymysql.err.Error) and cause.args[:1] == (_FATAL_ERROR_READING_BINLOG,):
+                raise self._lost(str(cause.args[1])) from error
+            raise
+
+    def _refuse_other_server(self) -> None:
+        known = self._position.server
+        if known and known != self.server.identity and not self.by_gtid:
+            raise self._lost(f"it is of the server {known}, and this is {self.server.identity}")
+
+    def _lost(self, cause: str) -> PositionLostError:
+        kept: list[str] = []
+        with contextlib.suppress(Exception):
+            other = connect(self._source)
+            with contextlib.closing(other):
+                kept = [str(row[0]) for row in query(other, "SHOW BINARY LOGS")]
+        return PositionLostError(cause, position=self._position, kept=kept, subject=self._source.subject)
+
+    def _gtid_at_start(self) -> str | None:
+        """The transactions up to the position; None where that can't be known, so that none is invented."""
+        if self._position.gtid:
+            return self._position.gtid if self.by_gtid else None
+        if self.server.kind == "mariadb":
+            place = query(
+                self._connection, "SELECT BINLOG_GTID_POS(%s, %s)", self._position.file, self._position.offset
+            )
+            return None if place[0][0] is None else str(place[0][0])
+        return None
+
+    def _prepare(self) -> bool:
+        """Session settings of a replica; whether events carry checksums until a file says otherwise."""
+        period = int(HEARTBEAT_SECONDS * 1e9)
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                "SET @master_binlog_checksum = @@global.binlog_checksum, "
+                "@source_binlog_checksum = @@global.binlog_checksum, "
+                f"@master_heartbeat_period = {period}, @source_heartbeat_period = {period}, "
+                # GTID events as they are; with less, MariaDB's stand-ins for them are malformed.
+                "@mariadb_slave_capability = 4"
+            )
+            if self.by_gtid and self.server.kind == "mariadb":
+                cursor.execute(
+                    "SET @slave_connect_state = %s, @slave_gtid_strict_mode = 0, @slave_gtid_ignore_duplicates = 0",
+                    (self._position.gtid,),
+                )
+        return str(query(self._connection, "SELECT @@global.binlog_checksum")[0][0]).upper() != "NONE"
+
+    def _request(self) -> None:
+        flags = 0 if self._follow else _NON_BLOCKING
+        # High, so that it meets no server's own: two replicas of one id throw each other out.
+        replica = 0xC0000000 | secrets.randbits(30)
+        file, offset = self._position.file.encode(), self._position.offset
+        if self.by_gtid and self.server.kind == "mysql":
+            from pymysqlreplication.gtid import GtidSet
+
+            known = GtidSet(self._position.gtid).encoded()
+            command = struct.pack("<BHIIQI", _COM_BINLOG_DUMP_GTID, flags | _THROUGH_GTID, replica, 0, 4, len(known))
+            command += known
+        else:
+            if self.by_gtid:
+                file, offset = b"", 4
+            command = struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, flags, replica) + file
+        connection = self._connection
+        connection._write_bytes(struct.pack("<I", len(command)) + command)  # noqa: SLF001
+        connection._next_seq_id = 1  # noqa: SLF001
+
+
+def uncompress(data: bytes, at: int) -> bytes:
+    """What MariaDB's ``log_bin_compress`` made of the rest of an event from `at` on.
+
+    A byte with the algorithm (zlib is 0) and the size of the length that follows, then the stream.
+    """
+    if data[at] >> 4 & 7:
+        raise DucklingError(f"the binlog is compressed by the unknown algorithm {data[at] >> 4 & 7}")
+    return zlib.decompress(data[at + 1 + (data[at] & 7) :])
+
+
+def _tagged(gtid: str) -> bool:
+    # uuid:tag:1-5 of MySQL 8.3 and later; MariaDB's have no colon at all.
+    return any(not part[:1].isdigit() for text in gtid.split(",") for part in text.split(":")[1:])
+
+
+def _charsets(connection: Any) -> dict[int, str]:
+    """Id of a collation -> name of its character set."""
+    known = dict(query(connection, "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS"))
+    if server_of(connection).kind == "mariadb":
+        with contextlib.suppress(Exception):  # the column ID is there since 10.10, with collations that have no own
+            known |= dict(
+                query(
+                    connection,
+                    "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY",
+                )
+            )
+    return {int(number): str(name).lower() for number, name in known.items() if number is not None and name}
+
+
+__all__ = ["BinlogDump", "PositionLostError", "RawEvent", "Server", "uncompress"]

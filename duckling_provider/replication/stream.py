@@ -1,0 +1,385 @@
+"""What the binlog says about one database: row changes, DDL statements and the ends of transactions, in order."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.replication import dump
+from duckling_provider.replication.dump import BinlogDump, PositionLostError, RawEvent
+from duckling_provider.replication.model import BinlogEvent, Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.rows import TableMap, UndecodableError, parse_table_map, read_rows, table_name
+from duckling_provider.replication.source import Source
+
+__all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]
+
+_INSERTS, _UPDATES, _DELETES = {23, 30, 166, 169}, {24, 31, 167, 170}, {25, 32, 168, 171}
+_ROWS = _INSERTS | _UPDATES | _DELETES
+_ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
+_PARTIAL_UPDATE = 39
+
+_STANDALONE = 1  # MariaDB's GTID event: no COMMIT follows
+_COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
+_WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
+_DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH"})
+_DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
+
+#: Events between two looks at the caller while nothing of them is for him.
+_SKIPS_BETWEEN_PAUSES = 5000
+
+
+@dataclass(frozen=True)
+class ForeignSchemaChange(SchemaChange):
+    """A DDL statement given while `schema` was the current database: names without one mean that."""
+
+    schema: str = ""
+
+
+@dataclass(frozen=True)
+class Unfollowed:
+    """What happened to `tables` can't be told from the binlog; they need a new copy.
+
+    :param tables: None for every table whose name occurs in `statement`.
+    """
+
+    note: str
+    tables: tuple[str, ...] | None = None
+    statement: str = ""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The changes that follow are of a transaction that begins before `position` and ends after it."""
+
+    position: Position
+
+
+StreamEvent: TypeAlias = BinlogEvent | Begin | Unfollowed
+
+
+class BinlogStream:
+    """The changes of `source`'s database after `position`.
+
+    A context manager, as it holds a connection; the generators that it hands out end with it.
+
+    :param wanted: whether a table of this name is mirrored.
+    :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
+        nothing happens, and now and then among events that are not for the caller, so that he can look around.
+    :raises SourceError: when the server can't be reached.
+    """
+
+    def __init__(
+        self, source: Source, position: Position, *, wanted: Callable[[str], bool] | None = None, follow: bool = False
+    ) -> None:
+        self._dump = BinlogDump(source, position, follow=follow)
+        self._database = source.database
+        self._wanted = wanted or (lambda _: True)
+        self._mariadb = self._dump.server.kind == "mariadb"
+        self._gtids = _GtidState(self._dump.gtid, mariadb=self._mariadb)
+        self._file, self._offset = position.file, position.offset
+        #: The end of the last transaction that was handed out.
+        self.position = position
+        self._descriptions: dict[bytes, TableMap | Unfollowed] = {}
+        self._by_id: dict[int, TableMap | None] = {}
+        self._touched: set[str] = set()
+        self._open = False
+        #: Whether the current transaction's `Begin` has been handed out.
+        self._told = False
+
+    def __enter__(self) -> BinlogStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._dump.close()
+
+    def read_until(self, end: Position) -> Iterator[StreamEvent | None]:
+        """All events of transactions up to `end`, a position of the same server."""
+        if self.position.order < end.order:
+            yield from self.read(until=end)
+
+    def read(self, *, until: Position | None = None) -> Iterator[StreamEvent | None]:
+        """All events up to the end of the binlog, or for ever.
+
+        :raises PositionLostError: when the server no longer has what follows the position.
+        :raises SourceError: when the connection breaks.
+        """
+        skipped = 0
+        for raw in self._dump.events():
+            kind = raw.kind
+            if kind in _ROWS:
+                table = self._by_id.get(int.from_bytes(raw.body[:6], "little"))
+                if table is not None:
+                    if not self._told:
+                        yield self._begin()
+                    yield from self._changes(raw, table)
+                    continue
+            elif kind == dump.TABLE_MAP:
+                lost = self._describe(raw.body)
+                if lost is not None:
+                    yield self._begin()
+                    yield lost
+                continue
+            elif kind == dump.HEARTBEAT:
+                yield None
+                continue
+            elif kind == dump.ROTATE:
+                rotated = self._rotated(raw)
+                if rotated is not None:
+                    yield rotated
+                if self._is_past(until):
+                    return
+                continue
+            else:
+                yield from self._statement(raw)
+                self._offset = raw.end or self._offset
+                if self._is_past(until):
+                    return
+            skipped += 1
+            if skipped % _SKIPS_BETWEEN_PAUSES == 0:
+                yield None
+
+    def _is_past(self, end: Position | None) -> bool:
+        return end is not None and not self._open and Position(self._file, self._offset).order >= end.order
+
+    def _begin(self) -> Begin:
+        self._told = True
+        return Begin(Position(self._file, self._offset, server=self._dump.server.identity))
+
+    # ---- rows ----
+
+    def _describe(self, body: bytes) -> Unfollowed | None:
+        number, key = int.from_bytes(body[:6], "little"), body[8:]
+        known = self._descriptions.get(key)
+        if known is None:
+            schema, name = table_name(key)
+            if schema != self._database or not self._wanted(name):
+                self._by_id[number] = None
+                return None
+            try:
+                known = parse_table_map(key, self._dump.charsets, mariadb=self._mariadb)
+            except UndecodableError as error:
+                known = Unfollowed(str(error), (name,))
+            if len(self._descriptions) > 1000:
+                self._descriptions.clear()
+            self._descriptions[key] = known
+        if isinstance(known, Unfollowed):
+            self._by_id[number] = None
+            return known
+        self._by_id[number] = known
+        self._touched.add(known.name)
+        return None
+
+    def _changes(self, raw: RawEvent, table: TableMap) -> Iterator[RowChange | Unfollowed]:
+        body, at = raw.body, 8
+        if raw.kind in _ROWS_V2:
+            at += int.from_bytes(body[8:10], "little")
+        name, columns = table.name, table.columns
+        try:
+            if raw.kind in _ROWS_COMPRESSED:
+                # Number of columns and bitmaps stay in the clear.
+                count = len(columns)
+                head = (1 if count < 251 else 3) + (count + 7) // 8 * (2 if raw.kind in _UPDATES else 1)
+                body = body[: at + head] + dump.uncompress(body, at + head)
+            if raw.kind in _UPDATES:
+                for before, after in read_rows(body, at, table, images=2):
+                    yield RowChange("update", name, columns, before, after)
+            elif raw.kind in _INSERTS:
+                for (row,) in read_rows(body, at, table, images=1):
+                    yield RowChange("insert", name, columns, None, row)
+            else:
+                for (row,) in read_rows(body, at, table, images=1):
+                    yield RowChange("delete", name, columns, row, None)
+        except (UndecodableError, UnicodeDecodeError) as error:
+            yield Unfollowed(f"its changes can't be read: {error}", (name,))
+        except (IndexError, ValueError) as error:
+            yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
+
+    # ---- everything else ----
+
+    def _statement(self, raw: RawEvent) -> Iterator[StreamEvent]:
+        kind, body = raw.kind, raw.body
+        if kind == dump.MARIADB_GTID:
+            domain = int.from_bytes(body[8:12], "little")
+            self._gtids.begin(str(domain), f"{raw.server_id}-{int.from_bytes(body[:8], 'little')}")
+            self._open = not body[12] & _STANDALONE
+        elif kind == dump.GTID:
+            sid = body[1:17].hex()
+            text = "-".join((sid[:8], sid[8:12], sid[12:16], sid[16:20], sid[20:]))
+            self._gtids.begin(text, str(int.from_bytes(body[17:25], "little")))
+        elif kind == dump.MARIADB_GTID_LIST:
+            # At the head of each file. The file of the position may be purged, although nothing here is for us yet.
+            if (
+                raw.end
+                and self.position.file != self._file
+                and set(_gtid_list(body)) == set(self._gtids.text().split(","))
+            ):
+                yield self._commit(raw)
+        elif kind == dump.GTID_TAGGED:
+            self._gtids.give_up()
+        elif kind == dump.XID:
+            yield self._commit(raw)
+        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED}:
+            yield from self._query(raw)
+        elif kind == dump.XA_PREPARE:
+            if not body[0] and self._touched:
+                yield Unfollowed("an XA transaction in two phases changed it", tuple(sorted(self._touched)))
+            yield self._commit(raw)
+        elif kind == _PARTIAL_UPDATE:
+            table = self._by_id.get(int.from_bytes(body[:6], "little"))
+            if table is not None:
+                yield Unfollowed("its changes hold parts of JSON: binlog_row_value_options is set", (table.name,))
+        elif kind == dump.TRANSACTION_PAYLOAD:
+            raise self._refused("binlog_transaction_compression is on", "Set binlog_transaction_compression = OFF.")
+        elif kind == dump.INCIDENT:
+            raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy anew.")
+
+    def _query(self, raw: RawEvent) -> Iterator[StreamEvent]:
+        body = raw.body
+        start = 13 + int.from_bytes(body[11:13], "little")
+        schema = body[start : start + body[8]].decode(errors="replace")
+        start += body[8] + 1
+        text = dump.uncompress(body, start) if raw.kind == dump.QUERY_COMPRESSED else body[start:]
+        statement = text.decode(errors="backslashreplace")
+        word = _first_word(statement)
+        if word == "BEGIN":
+            self._open = True
+        elif word == "COMMIT":
+            yield self._commit(raw)
+        elif word == "ROLLBACK":
+            if self._touched:
+                yield Unfollowed("a transaction was rolled back in part", tuple(sorted(self._touched)))
+            if not re.search(r"\bTO\b", statement, re.IGNORECASE):
+                yield self._commit(raw)
+        elif word in {"SAVEPOINT", "RELEASE"} or (word == "XA" and self._open):
+            pass
+        else:
+            concerns = schema == self._database or self._database in statement
+            if word in _DML and concerns:
+                yield self._begin()
+                yield Unfollowed("changed by a statement: binlog_format was not ROW", None, statement)
+            elif word in _DDL and concerns:
+                # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
+                position = self.position if self._open else self._advance(raw)
+                if schema == self._database:
+                    yield SchemaChange(statement, position, raw.timestamp)
+                else:
+                    yield ForeignSchemaChange(statement, position, raw.timestamp, schema)
+                if not self._open:
+                    self._touched.clear()
+                return
+            if not self._open:
+                yield self._commit(raw)
+
+    def _commit(self, raw: RawEvent) -> Commit:
+        self._open = self._told = False
+        self._touched.clear()
+        return Commit(self._advance(raw), raw.timestamp)
+
+    def _advance(self, raw: RawEvent) -> Position:
+        self._offset = raw.end or self._offset
+        self.position = Position(self._file, self._offset, self._gtids.end(), self._dump.server.identity)
+        return self.position
+
+    def _rotated(self, raw: RawEvent) -> Commit | None:
+        offset, file = int.from_bytes(raw.body[:8], "little"), raw.body[8:].decode()
+        # Table ids are the server's own and begin again when it restarts, which begins a file.
+        self._by_id.clear()
+        moved = file != self._file
+        self._file, self._offset = file, offset
+        if not moved or self._open or not raw.timestamp:
+            return None
+        # The old file may be purged, although nothing in the new one is for us yet.
+        self.position = Position(file, offset, self._gtids.text(), self._dump.server.identity)
+        return Commit(self.position, raw.timestamp)
+
+    def _refused(self, cause: str, hint: str) -> DucklingError:
+        return DucklingError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
+
+
+class _GtidState:
+    """The set of transactions so far, as the server writes it.
+
+    MariaDB: the last one of each domain. MySQL: intervals of each server. Unknown when it was at the start.
+    """
+
+    def __init__(self, text: str | None, *, mariadb: bool) -> None:
+        self._known, self._mariadb = text is not None, mariadb
+        self._last: dict[str, str] = {}
+        self._sets: dict[str, list[list[int]]] = {}
+        self._pending: tuple[str, str] | None = None
+        for part in filter(None, re.split(r"[\s,]+", text or "")):
+            if mariadb:
+                domain, _, rest = part.partition("-")
+                self._last[domain] = rest
+            else:
+                sid, *ranges = part.split(":")
+                bounds = [interval.split("-") for interval in ranges]
+                self._sets[sid.lower()] = sorted([int(bound[0]), int(bound[-1])] for bound in bounds)
+
+    def begin(self, origin: str, number: str) -> None:
+        self._pending = origin, number
+
+    def end(self) -> str:
+        """Count the transaction in that began last; the set with it."""
+        if self._pending is not None:
+            origin, number = self._pending
+            self._pending = None
+            if self._mariadb:
+                self._last[origin] = number
+            else:
+                _add(self._sets.setdefault(origin, []), int(number))
+        return self.text()
+
+    def give_up(self) -> None:
+        self._known = False
+
+    def text(self) -> str:
+        if not self._known:
+            return ""
+        if self._mariadb:
+            return ",".join(f"{domain}-{rest}" for domain, rest in self._last.items())
+        return ",".join(
+            ":".join([sid, *(f"{low}-{high}" if low < high else str(low) for low, high in intervals)])
+            for sid, intervals in self._sets.items()
+        )
+
+
+def _gtid_list(body: bytes) -> list[str]:
+    count = int.from_bytes(body[:4], "little") & 0xFFFFFFF
+    entries = (struct.unpack_from("<IIQ", body, 4 + 16 * n) for n in range(count))
+    return [f"{domain}-{server}-{number}" for domain, server, number in entries] or [""]
+
+
+def _add(intervals: list[list[int]], number: int) -> None:
+    for interval in reversed(intervals):
+        if interval[0] <= number <= interval[1]:
+            return
+        if number == interval[1] + 1:
+            interval[1] = number
+            break
+    else:
+        intervals.append([number, number])
+    intervals.sort()
+    # Gaps may have closed.
+    merged: list[list[int]] = []
+    for interval in intervals:
+        if merged and interval[0] <= merged[-1][1] + 1:
+            merged[-1][1] = max(merged[-1][1], interval[1])
+        else:
+            merged.append(interval)
+    intervals[:] = merged
+
+
+def _first_word(statement: str) -> str:
+    at = 0
+    while comment := _COMMENT.match(statement, at):
+        at = comment.end()
+    word = _WORD.match(statement, at)
+    return word.group(1).upper() if word else ""

@@ -1,0 +1,483 @@
+"""One run of a sync: make the replica if there is none, then bring it up to date, and make way for whoever needs it.
+
+Nobody can read or write a DuckDB file while a process has it open for writing. So changes are gathered from the binlog
+while the file is closed, and the replica's lock and the file are taken for one stretch of writing only. In it, between
+two batches, a sync looks whether somebody waits for the lock (`locks.is_wanted`); a hold, from a restore's "pause" to
+its "resume", is found by the next attempt to take the lock. Either ends the run at the position that it has reached,
+and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from duckling_provider.core.access import replica_access
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import BusyError, ReplicaError
+from duckling_provider.core.locks import FileLock, is_wanted, state_path
+from duckling_provider.core.replace import replace_replica
+from duckling_provider.core.replica import wal_files
+from duckling_provider.core.space import disk_errors
+from duckling_provider.replication.apply import Applier
+from duckling_provider.replication.copy import Copy, copy_tables
+from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
+from duckling_provider.replication.model import Commit, Position, SchemaChange, Table
+from duckling_provider.replication.names import literal, quote
+from duckling_provider.replication.preflight import preflight
+from duckling_provider.replication.report import Report
+from duckling_provider.replication.schema import read_tables
+from duckling_provider.replication.source import Source, connect, current_position, is_available, server_of
+from duckling_provider.replication.stream import BinlogStream, PositionLostError, StreamEvent
+from duckling_provider.replication.validate import validate
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from duckling_provider.core.config import Database
+
+#: A full copy in the making, beside the replica; a run that is stopped leaves it for the next one.
+COPY_SUFFIX = ".duckling-copy"
+#: New copies of single tables, on their way into the replica.
+TABLES_SUFFIX = ".duckling-tables"
+COPY_LOCK_SUFFIX = ".duckling-copy-lock"
+
+#: Changes and seconds that are gathered before the file is opened.
+_GATHERED_CHANGES, _GATHERED_SECONDS = 10_000, 1.0
+#: Seconds after which the file is closed for a moment although more is at hand: others want to read it.
+_STRETCH_SECONDS = 10.0
+#: Events of one transaction between two looks at who waits.
+_LOOK_EVERY = 2000
+#: Seconds between two notes of the position while only other databases change.
+_IDLE_SAVE_SECONDS = 60.0
+#: DuckDB's, for applying changes.
+_MEMORY = "1GiB"
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["caught up", "out of time", "made way"]
+
+
+@dataclass
+class Synced:
+    """What a run has done.
+
+    :param outcome: "made way" when it ended before its time, for the `reason`.
+    :param copied: tables that were copied, by name; all of them in a full copy.
+    :param changes: row changes that were applied.
+    :param timestamp: of the last applied transaction on the server, seconds since 1970.
+    :param lag: seconds between that and the end of the run; 0.0 when nothing was left to apply.
+    :param recopy: tables that can't be followed and wait for a new copy, with the reason.
+    """
+
+    outcome: Outcome = "caught up"
+    reason: str = ""
+    copied: tuple[str, ...] = ()
+    changes: int = 0
+    batches: int = 0
+    position: Position | None = None
+    timestamp: float = 0.0
+    lag: float = 0.0
+    recopy: dict[str, str] = field(default_factory=dict)
+
+
+class _MakeWayError(Exception):
+    """It is somebody else's turn."""
+
+
+class _MovedError(Exception):
+    """The replica is not the one that the stream belongs to."""
+
+
+def sync(
+    database: Database,
+    *,
+    control: Control | None = None,
+    owner: str = "",
+    seconds: float | None = None,
+    wait: float = 5.0,
+) -> Synced:
+    """Bring the replica of `database` up to date; the first time, make it.
+
+    :param owner: the run it belongs to, for those who wait.
+    :param seconds: follow the binlog for so long; None ends at where the server stands at the beginning.
+    :param wait: seconds to wait for somebody who uses the replica, before making way.
+    :raises ConfigError: the entry names no MySQL server.
+    :raises SourceError: the server can't be reached or lacks what replication needs.
+    :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
+    :raises ReplicaError: the file at ``duckdbPath`` is not ours.
+    """
+    control = control or Control()
+    run = _Run(database, control, owner, wait)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    try:
+        run.prepare()
+        run.renew_tables()
+        run.follow(deadline)
+    except _MakeWayError as way:
+        run.done.outcome, run.done.reason = "made way", str(way)
+    except BusyError as error:
+        run.done.outcome, run.done.reason = "made way", str(error)
+    if run.done.outcome != "caught up" and run.done.timestamp:
+        run.done.lag = max(0.0, time.time() - run.done.timestamp)
+    return run.done
+
+
+def adopt_replica(
+    database: Database, *, owner: str = "duckling adopt", wait: float = 60.0, control: Control | None = None
+) -> list[TableState]:
+    """Take over the replica that the Node server has made, with its position.
+
+    :returns: all tables; those in state ``"recopy"`` differ from MySQL's and are copied by the next sync.
+    :raises ReplicaError: the file is not the Node server's.
+    """
+    source = Source.parse(database.mysql_connection_string, subject=database.id)
+    preflight(source, wanted=database.mirrors)
+    with contextlib.closing(connect(source)) as connection:
+        tables = _mirrored(database, read_tables(connection, source.database))
+        server = server_of(connection).identity
+    with replica_access(database.replica, operation="adopt", owner=owner, wait=wait, control=control):
+        return adopt(database.replica, database.id, tables, server=server)
+
+
+def validate_replica(
+    database: Database,
+    *,
+    control: Control | None = None,
+    owner: str = "duckling validate",
+    wait: float = 60.0,
+    max_differences: int = 20,
+) -> Report:
+    """Compare every mirrored table with MySQL at one position, to which the replica is brought first.
+
+    :raises BusyError: somebody else uses the replica for longer than `wait` seconds.
+    """
+    control = control or Control()
+    run = _Run(database, control, owner, wait)
+    run.require_ours()
+    with contextlib.closing(connect(run.source)) as connection:
+        names = _mirrored(database, read_tables(connection, run.source.database))
+    with replica_access(database.replica, operation="validate", owner=owner, wait=wait, control=control):
+        return validate(
+            run.source,
+            database.replica,
+            names,
+            control=control,
+            catch_up=lambda position: run.apply_until(database.replica, position),
+            max_differences=max_differences,
+        )
+
+
+def _mirrored(database: Database, tables: dict[str, Table]) -> dict[str, Table]:
+    return {name: table for name, table in tables.items() if database.mirrors(name)}
+
+
+class _Run:
+    def __init__(self, database: Database, control: Control, owner: str, wait: float) -> None:
+        self.database, self.control, self.owner, self.wait = database, control, owner, wait
+        self.source = Source.parse(database.mysql_connection_string, subject=database.id)
+        self.done = Synced()
+        self._position: Position | None = None
+
+    # ---- a file to write ----
+
+    def prepare(self) -> None:
+        """Make sure that there is a replica of ours whose position the server can go on from."""
+        for finding in preflight(self.source, wanted=self.database.mirrors):
+            log.warning("%s", finding)
+        if self._is_there():
+            with contextlib.closing(connect(self.source)) as connection:
+                if self._position is not None and is_available(connection, self._position):
+                    return
+            if self.database.on_position_lost == "fail":
+                raise PositionLostError(
+                    "the server has purged what follows it",
+                    position=self._position or Position("", 0),
+                    kept=[],
+                    subject=self.source.subject,
+                )
+            log.warning("the server has purged what follows %s: the replica is copied anew", self._position)
+        self._copy_all()
+
+    def require_ours(self) -> None:
+        if not self._is_there():
+            raise ReplicaError(
+                "there is no such file", subject=str(self.database.replica), hint=f"duckling sync {self.database.id}"
+            )
+
+    def _is_there(self) -> bool:
+        """Whether there is a replica of ours; takes down its position."""
+        replica = self.database.replica
+        with self._access("look"):
+            owner = owner_of(replica)
+            if owner == "absent":
+                return False
+            if owner != "ours":
+                whose = "by the Node server" if owner == "duckling-server" else "by somebody else"
+                raise ReplicaError(
+                    f"the file was made {whose}; nothing is written to it without consent",
+                    subject=str(replica),
+                    operation="sync",
+                    hint=f"duckling adopt {self.database.id} takes it over."
+                    if owner == "duckling-server"
+                    else "Move it away, or name another file in duckdbPath: a full copy then makes a new one.",
+                )
+            with _opened(replica, read_only=True) as connection:
+                self._position = Ledger.open(connection).position()
+        return True
+
+    def _access(self, operation: str) -> contextlib.AbstractContextManager[None]:
+        return replica_access(
+            self.database.replica, operation=operation, owner=self.owner, wait=self.wait, control=self.control
+        )
+
+    # ---- copies ----
+
+    def _copy_all(self) -> None:
+        replica = self.database.replica
+        target = state_path(replica, COPY_SUFFIX)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._copy_lock(), disk_errors(target.parent, subject=self.database.id, needed=0):
+            copy = self._copy(target)
+            with _opened(target) as connection:
+                # Each table knows what it has already; from here on nothing is missing in any.
+                Ledger.open(connection).save_position(copy.position)
+            self.apply_until(target, copy.end)
+            _sync_file(target)
+            with self._access("full copy"):
+                replace_replica(target, replica)
+        self.done.copied = tuple(copy.tables)
+        log.info("%s: %d tables copied", replica, len(copy.tables))
+        self._is_there()
+
+    def renew_tables(self) -> None:
+        """Copy the tables again that could not be followed, and those that came into sight by the configuration."""
+        replica = self.database.replica
+        with contextlib.closing(connect(self.source)) as connection:
+            existing = _mirrored(self.database, read_tables(connection, self.source.database))
+        with self._access("look"), _opened(replica, read_only=True) as connection:
+            known = Ledger.open(connection).tables()
+        stale = {name for name, state in known.items() if state.state != "ok"}
+        names = sorted(name for name in existing if name in stale or name not in known)
+        gone = sorted(stale - existing.keys())
+        if not names and not gone:
+            return
+        target = state_path(replica, TABLES_SUFFIX)
+        with self._copy_lock(), disk_errors(target.parent, subject=self.database.id, needed=0):
+            if names:
+                log.info("copying again: %s", ", ".join(names))
+                names = list(self._copy(target, names).tables)
+            with self._access("renew tables"), _opened(replica) as connection:
+                _exchange(connection, target, names, gone)
+            _remove(target)
+        self.done.copied += tuple(names)
+
+    def _copy_lock(self) -> FileLock:
+        path = state_path(self.database.replica, COPY_LOCK_SUFFIX)
+        return FileLock(path, operation="copy", owner=self.owner, wait=self.wait, control=self.control)
+
+    def _copy(self, target: Path, names: Collection[str] | None = None) -> Copy:
+        with contextlib.closing(connect(self.source)) as connection:
+            # Before anybody looks which tables there are: a later one comes from the binlog.
+            position = current_position(connection)
+            existing = _mirrored(self.database, read_tables(connection, self.source.database))
+        return copy_tables(
+            self.source,
+            target,
+            [name for name in existing if names is None or name in names],
+            position=position,
+            control=self.control,
+            storage_version=self.database.storage_version,
+            database_id=self.database.id,
+        )
+
+    # ---- changes ----
+
+    def apply_until(self, path: Path, end: Position) -> None:
+        """Apply the binlog to the file at `path`, from its own position to `end`; its lock is the caller's matter."""
+        with _opened(path) as connection:
+            ledger = Ledger.open(connection)
+            position = ledger.position()
+            if position is None:
+                raise ReplicaError("no full copy of it was ever finished", subject=str(path))
+            applier = self._applier(connection, ledger)
+            with self._stream(position, follow=False) as stream:
+                for event in stream.read_until(end):
+                    self.control.check()
+                    applier.take(event)
+            applier.flush()
+            self._count(applier)
+
+    def follow(self, deadline: float | None) -> None:
+        """Apply the binlog up to where the server stands now, or until `deadline` (of `time.monotonic`)."""
+        end = None
+        if deadline is None:
+            with contextlib.closing(connect(self.source)) as connection:
+                end = current_position(connection)
+        while True:
+            if self._position is None:
+                raise ReplicaError("no full copy of it was ever finished", subject=str(self.database.replica))
+            with self._stream(self._position, follow=end is None) as stream:
+                events = stream.read() if end is None else stream.read_until(end)
+                try:
+                    self._follow(events, deadline)
+                except _MovedError:
+                    # Restored, most likely: what was gathered belongs to another past.
+                    log.info("the replica was replaced meanwhile")
+                    self._is_there()
+                    continue
+            return
+
+    def _follow(self, events: Iterator[StreamEvent | None], deadline: float | None) -> None:
+        saved, last = time.monotonic(), None
+        while True:
+            gathered, is_end = self._gather(events, deadline)
+            if gathered and all(isinstance(event, Commit) for event in gathered):
+                # Other databases' transactions: to note the position once in a while is enough.
+                last = gathered[-1]
+                if not is_end and time.monotonic() - saved < _IDLE_SAVE_SECONDS:
+                    continue
+                gathered = [last]
+            elif is_end and not gathered and last is not None:
+                gathered = [last]
+            if gathered:
+                is_end = self._stretch(gathered, events, deadline) or is_end
+                saved, last = time.monotonic(), None
+            if is_end:
+                break
+        if deadline is not None:
+            self.done.outcome = "out of time"
+
+    def _gather(
+        self, events: Iterator[StreamEvent | None], deadline: float | None
+    ) -> tuple[list[StreamEvent | None], bool]:
+        """Events up to the end of a transaction, while the file is closed; and whether these were the last."""
+        gathered: list[StreamEvent | None] = []
+        started = time.monotonic()
+        for event in events:
+            self.control.check()
+            now = time.monotonic()
+            is_late = deadline is not None and now >= deadline
+            if event is None:
+                if gathered or is_late:
+                    return gathered, is_late
+                continue
+            gathered.append(event)
+            if len(gathered) >= _GATHERED_CHANGES:
+                return gathered, is_late
+            ends = isinstance(event, Commit | SchemaChange)
+            if ends and (is_late or now - started >= _GATHERED_SECONDS):
+                return gathered, is_late
+        return gathered, True
+
+    def _stretch(
+        self, gathered: list[StreamEvent | None], events: Iterator[StreamEvent | None], deadline: float | None
+    ) -> bool:
+        """Apply what was gathered, and what comes right behind it; whether `events` have ended."""
+        replica = self.database.replica
+        until = time.monotonic() + _STRETCH_SECONDS
+        if deadline is not None:
+            until = min(until, max(deadline, time.monotonic()))
+        with self._access("sync"), _opened(replica) as connection:
+            ledger = Ledger.open(connection)
+            if ledger.position() != self._position:
+                raise _MovedError
+            applier = self._applier(connection, ledger)
+            try:
+                for count, event in enumerate(itertools.chain(gathered, events), start=1):
+                    committed = applier.take(event)
+                    if not committed and event is not None and count % _LOOK_EVERY:
+                        continue
+                    self.control.check()
+                    if is_wanted(replica):
+                        if not applier.in_transaction:
+                            applier.flush()
+                        raise _MakeWayError(f"somebody waits for {replica}")
+                    enough = event is None or time.monotonic() >= until
+                    if enough and count >= len(gathered) and not applier.in_transaction:
+                        applier.flush()
+                        return False
+                applier.flush()
+                return True
+            finally:
+                self._count(applier)
+
+    def _applier(self, connection: DuckDBPyConnection, ledger: Ledger) -> Applier:
+        return Applier(connection, ledger, database=self.source.database, wanted=self.database.mirrors)
+
+    def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
+        return BinlogStream(self.source, position, wanted=self.database.mirrors, follow=follow)
+
+    def _count(self, applier: Applier) -> None:
+        applied, done = applier.applied, self.done
+        done.changes += applied.changes
+        done.batches += applied.batches
+        done.recopy |= applied.marked
+        if applied.position is not None:
+            done.position = self._position = applied.position
+            done.timestamp = applied.timestamp
+
+
+def _exchange(connection: DuckDBPyConnection, fresh: Path, names: Collection[str], gone: Collection[str]) -> None:
+    """Put the tables of the file `fresh` in the place of the replica's, in one transaction; `gone` are dropped."""
+    ledger = Ledger.open(connection)
+    states: dict[str, TableState] = {}
+    if names:
+        connection.execute(f"ATTACH {literal(str(fresh))} AS fresh (READ_ONLY)")
+        states = Ledger.open(connection, catalog="fresh").tables()
+    connection.begin()
+    for name in (*names, *gone):
+        connection.execute(f"DROP TABLE IF EXISTS main.{quote(name)}")
+        ledger.forget_table(name)
+    for name in names:
+        connection.execute(f"CREATE TABLE main.{quote(name)} AS FROM fresh.main.{quote(name)}")
+        ledger.save_table(states[name])
+        ledger.record("copied", name)
+    connection.commit()
+    if names:
+        connection.execute("DETACH fresh")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+    import duckdb
+
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": _MEMORY,
+        "autoinstall_known_extensions": "false",
+    }
+    try:
+        connection = duckdb.connect(str(path), read_only=read_only, config=config)
+    except duckdb.Error as error:
+        message = str(error).splitlines()[0]
+        if "Could not set lock" in message:
+            holder = message.partition("held in ")[2] or "another process"
+            raise BusyError(f"it is open in {holder}", holder=holder, subject=str(path)) from error
+        raise ReplicaError(f"DuckDB can't open it: {message}", subject=str(path), operation="sync") from error
+    with connection:
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+
+
+def _sync_file(path: Path) -> None:
+    """DuckDB has closed it, and its log is folded in; make that durable."""
+    left = wal_files(path)
+    if left:
+        raise ReplicaError("DuckDB left a log behind", subject=str(left[0]), operation="full copy")
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    for file in (path, *wal_files(path)):
+        file.unlink(missing_ok=True)

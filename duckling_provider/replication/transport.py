@@ -1,0 +1,163 @@
+"""Rows of a MySQL table as arrow tables, fast where possible and exact always.
+
+The fast way is connectorx, which speaks MySQL's binary protocol in Rust and leaves Python's lock alone meanwhile. It
+knows no TLS settings of ours and panics on what it did not expect, so every table can also be read by pymysql, several
+times slower. Both send the same SELECT: `types.select_expression` has the server cast whatever doesn't travel well, and
+`types.from_transport` makes the column's DuckDB type of it, from either.
+
+Columns travel as ``c0``, ``c1``, …: no name of a user's has to survive three sets of quoting rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote as percent
+
+from duckling_provider.replication.model import Table
+from duckling_provider.replication.names import quote_mysql
+from duckling_provider.replication.ranges import KeyRange, Pace
+from duckling_provider.replication.source import Source, connect
+from duckling_provider.replication.types import select_expression, transport_arrow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+#: As in `source.connect`: both ways must read the same.
+_SESSION = "SET time_zone = '+00:00', sql_mode = '', net_write_timeout = 600"
+
+
+class _UnfitError(Exception):
+    """connectorx could not read it; the text has no secrets."""
+
+
+class Transport:
+    """Reads one table. Thread-safe: each call has a connection of its own.
+
+    :param pace: learns what rows of this table weigh.
+    :param fast: whether to try connectorx at all.
+    """
+
+    def __init__(self, source: Source, table: Table, pace: Pace, *, fast: bool = True) -> None:
+        self._source, self._table, self._pace = source, table, pace
+        self._url = _connectorx_url(source) if fast else None
+
+    @property
+    def fast(self) -> bool:
+        """Whether connectorx is in use: not asked for, not possible or given up when False."""
+        return self._url is not None
+
+    def read(self, key_range: KeyRange) -> pa.Table:
+        """All rows of a range at once."""
+        import pyarrow as pa
+
+        sql = self._select(key_range.where)
+        if (url := self._url) is not None:
+            try:
+                found = _read_by_connectorx(url, self._source, sql, self._empty())
+            except _UnfitError as error:
+                log.warning("%s: read by pymysql, because connectorx says: %s", self._table.name, error)
+                self._url = None
+            else:
+                self._pace.learn(found.num_rows, found.nbytes)
+                return found
+        with contextlib.closing(connect(self._source, cursor="stream")) as connection:
+            return pa.concat_tables([self._empty(), *self._stream(connection, sql)])
+
+    def stream(self, connection: Any, where: str = "") -> Iterator[pa.Table]:
+        """All rows that `where` holds for, in pieces; reading them is up to whoever takes the pieces.
+
+        :param connection: with a streaming cursor; nobody else may use it meanwhile.
+        """
+        return self._stream(connection, self._select(where))
+
+    def _select(self, where: str) -> str:
+        columns = ", ".join(f"{select_expression(column)} AS c{n}" for n, column in enumerate(self._table.columns))
+        sql = f"SELECT {columns} FROM {quote_mysql(self._table.name)}"  # noqa: S608 - names are quoted
+        return f"{sql} WHERE {where}" if where else sql
+
+    def _stream(self, connection: Any, sql: str) -> Iterator[pa.Table]:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            while rows := cursor.fetchmany(self._pace.rows):
+                piece = self._as_arrow(rows)
+                self._pace.learn(piece.num_rows, piece.nbytes)
+                yield piece
+
+    def _as_arrow(self, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+        import pyarrow as pa
+
+        schema = self._schema()
+        columns = zip(*rows, strict=True)
+        return pa.table(
+            [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+        )
+
+    def _empty(self) -> pa.Table:
+        table: pa.Table = self._schema().empty_table()
+        return table
+
+    def _schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([(f"c{n}", transport_arrow(column)) for n, column in enumerate(self._table.columns)])
+
+
+def _connectorx_url(source: Source) -> str | None:
+    """None where the connection needs what connectorx can't be told."""
+    if source.unix_socket or source.tls.mode not in {"DISABLED", "PREFERRED"}:
+        return None
+    return source.url().get_secret_value()
+
+
+def _read_by_connectorx(url: str, source: Source, sql: str, empty: pa.Table) -> pa.Table:
+    import connectorx
+
+    try:
+        found: pa.Table = connectorx.read_sql(
+            url, sql, return_type="arrow", protocol="binary", pre_execution_query=[_SESSION]
+        )
+    except BaseException as error:
+        # A panic of the Rust code is no Exception, so that Python's own handlers let it pass. This one is expected.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _UnfitError(_without_secrets(str(error), url, source)) from None
+    return found if found.num_columns else empty
+
+
+def _without_secrets(text: str, url: str, source: Source) -> str:
+    password = source.password.get_secret_value()
+    for secret in (url, password, percent(password, safe=""), percent(password)):
+        if secret:
+            text = text.replace(secret, "***")
+    return text.splitlines()[0][:300] if text else "nothing"
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        # pymysql makes of some expressions what it likes: a Decimal of a sum, bytes of a text.
+        return pa.array([_fitting(value, kind) for value in values], type=kind)
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return value.decode() if isinstance(value, bytes) else str(value)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return value.encode() if isinstance(value, str) else bytes(value)
+    if pa.types.is_integer(kind):
+        return int(value)
+    if pa.types.is_floating(kind):
+        return float(value)
+    return value

@@ -1,0 +1,280 @@
+"""A sync makes the replica, keeps it equal to MySQL, and gets out of everybody's way."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import duckdb
+import pytest
+
+from duckling_provider.core.access import replica_access
+from duckling_provider.core.errors import DucklingError, ReplicaError
+from duckling_provider.core.locks import place_hold, release_hold
+from duckling_provider.core.snapshot import take_snapshot
+from duckling_provider.replication.ledger import Ledger
+from duckling_provider.replication.stream import PositionLostError
+from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
+
+pytestmark = pytest.mark.mysql
+
+_SYNC = """
+import sys
+from duckling_provider.core import config
+from duckling_provider.replication.sync import sync
+sync(config.load().database("production"), seconds=float(sys.argv[1]) if len(sys.argv) > 1 else None, wait=60)
+"""
+
+
+@pytest.fixture
+def site(installation, mariadb, database):
+    """An entry whose replica mirrors `database`; called with fields it is written anew."""
+
+    def write(**fields):
+        url = mariadb.url(database)
+        installation.write(installation.entry(mysqlConnectionString=url, **fields))
+        return installation.database()
+
+    write.installation = installation
+    write.run = lambda *statements: mariadb.execute(list(statements), database)
+    write()
+    return write
+
+
+def orders(site, count=1000):
+    site.run(
+        "CREATE TABLE orders (id INT PRIMARY KEY, customer VARCHAR(50), total DECIMAL(10,2), at DATETIME(6))",
+        "CREATE TABLE log (line TEXT)",
+        f"INSERT INTO orders SELECT seq, CONCAT('customer ', seq), seq / 7, NOW(6) FROM seq_1_to_{count}",  # noqa: S608
+        "INSERT INTO log VALUES ('one'), ('two'), ('two')",
+    )
+
+
+def rows(entry, query):
+    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def purge(server, name):
+    """Write something and have the server forget it; a log that a connection still reads from stays at first."""
+    server.execute(["INSERT INTO t VALUES (2)", "FLUSH BINARY LOGS"], name)
+    last = server.execute("SHOW BINARY LOGS")[-1][0]
+    deadline = time.monotonic() + 30
+    while server.execute("SHOW BINARY LOGS")[0][0] != last:
+        assert time.monotonic() < deadline
+        server.execute(f"PURGE BINARY LOGS TO '{last}'")
+        # The server notices that a reader is gone when it sends it something.
+        server.execute("UPDATE t SET id = id + 1 ORDER BY id DESC", name)
+        time.sleep(0.2)
+
+
+def is_equal(entry):
+    report = validate_replica(entry)
+    assert report.equal, report.as_json()
+    return report
+
+
+def test_the_first_run_copies_everything_and_the_next_ones_apply_changes(site):
+    orders(site)
+    entry = site()
+    first = sync(entry)
+    assert (first.outcome, sorted(first.copied)) == ("caught up", ["log", "orders"])
+    assert rows(entry, "SELECT count(*), sum(total) FROM orders")[0][0] == 1000
+    site.run(
+        "UPDATE orders SET total = -1 WHERE id <= 10",
+        "DELETE FROM orders WHERE id > 990",
+        "INSERT INTO orders VALUES (5000, NULL, NULL, NULL)",
+        "UPDATE orders SET id = 6000 WHERE id = 500",
+        "DELETE FROM log WHERE line = 'two' LIMIT 1",
+    )
+    second = sync(entry)
+    assert (second.outcome, second.changes, second.copied) == ("caught up", 23, ())
+    assert rows(entry, "SELECT count(*) FROM orders") == [(991,)]
+    assert rows(entry, "SELECT line FROM log ORDER BY line") == [("one",), ("two",)]
+    assert sync(entry).changes == 0
+    assert {table.name for table in is_equal(entry).tables} == {"log", "orders"}
+
+
+def test_changes_of_the_schema_are_followed_and_what_cannot_be_is_copied_again(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    site.run(
+        "ALTER TABLE orders ADD COLUMN note VARCHAR(20) DEFAULT 'none'",
+        "INSERT INTO orders VALUES (2000, 'x', 1, NOW(6), 'new')",
+        "CREATE TABLE more (id INT PRIMARY KEY, v INT)",
+        "INSERT INTO more VALUES (1, 1)",
+        "RENAME TABLE log TO journal",
+        "INSERT INTO journal VALUES ('three')",
+    )
+    sync(entry)
+    assert {table.name for table in is_equal(entry).tables} == {"journal", "more", "orders"}
+    site.run("ALTER TABLE orders MODIFY customer VARBINARY(50)", "UPDATE orders SET customer = 'c' WHERE id = 1")
+    sync(entry)
+    sync(entry)
+    is_equal(entry)
+
+
+def test_only_the_wanted_tables_are_mirrored_and_a_wanted_one_is_added_later(site):
+    orders(site)
+    entry = site(excludeTables=["log"])
+    sync(entry)
+    assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'") == [("orders",)]
+    entry = site()
+    assert sync(entry).copied == ("log",)
+    is_equal(entry)
+
+
+def test_a_hold_and_a_waiter_end_the_run_and_the_next_one_goes_on(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    site.run("UPDATE orders SET total = -2")
+    place_hold(entry.replica, owner="restore run", reason="restore", seconds=600, wait=0)
+    held = sync(entry, wait=0)
+    assert (held.outcome, held.changes) == ("made way", 0)
+    assert "restore run" in held.reason
+    release_hold(entry.replica, owner="restore run")
+    assert sync(entry).changes == 1000
+    is_equal(entry)
+
+
+def test_a_snapshot_gets_its_turn_while_a_sync_follows_busy_changes(site, mariadb, database):
+    orders(site)
+    entry = site()
+    sync(entry)
+    stop = threading.Event()
+
+    def write():
+        with mariadb.connect(database) as connection:
+            cursor = connection.cursor()
+            while not stop.is_set():
+                cursor.execute("UPDATE orders SET total = RAND() * 100 WHERE id = %s", (random.randint(1, 1000),))
+
+    writer = threading.Thread(target=write)
+    follower = subprocess.Popen([sys.executable, "-c", _SYNC, "120"])
+    writer.start()
+    try:
+        time.sleep(4)
+        snapshot = take_snapshot(entry, wait=30)
+        assert follower.wait(60) == 0  # it made way, long before its time
+    finally:
+        stop.set()
+        writer.join()
+        follower.kill()
+    with duckdb.connect(str(snapshot.path), read_only=True) as connection:
+        assert Ledger.open(connection).position() is not None
+    sync(entry)
+    is_equal(entry)
+
+
+@pytest.mark.parametrize("moments", [(0.7, 1.1, 1.6, 2.3)])
+def test_kills_lose_nothing_and_apply_nothing_twice(site, mariadb, database, moments):
+    orders(site, 20_000)
+    entry = site()
+    stop = threading.Event()
+
+    def write():
+        with mariadb.connect(database) as connection:
+            cursor = connection.cursor()
+            for number in range(10**6):
+                if stop.is_set():
+                    return
+                cursor.execute("INSERT INTO log VALUES (%s)", (f"line {number}",))
+                cursor.execute("UPDATE orders SET total = total + 1 WHERE id = %s", (random.randint(1, 20_000),))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for seconds in moments:
+            process = subprocess.Popen([sys.executable, "-c", _SYNC, "60"])
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    finally:
+        stop.set()
+        writer.join()
+    assert sync(entry, wait=30).outcome == "caught up"
+    is_equal(entry)
+
+
+def test_a_restored_backup_catches_up_from_where_it_stood(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    snapshot = take_snapshot(entry)
+    site.run("UPDATE orders SET total = -3", "INSERT INTO log VALUES ('late')")
+    sync(entry)
+    with replica_access(entry.replica, operation="restore", wait=0):
+        entry.replica.unlink()
+        entry.replica.write_bytes(snapshot.path.read_bytes())
+    assert sync(entry).changes == 1001
+    is_equal(entry)
+
+
+def test_a_purged_position_fails_or_copies_anew_as_the_entry_says(site, new_server):
+    with new_server() as server:
+        name = server.create_database()
+        server.execute(["CREATE TABLE t (id INT PRIMARY KEY)", "INSERT INTO t VALUES (1)"], name)
+        entry = _entry_for(site, server.url(name))
+        sync(entry)
+        purge(server, name)
+        with pytest.raises(PositionLostError) as caught:
+            sync(entry)
+        assert "onPositionLost" in str(caught.value)
+        entry = _entry_for(site, server.url(name), onPositionLost="resync")
+        assert sync(entry).copied == ("t",)
+        is_equal(entry)
+
+
+def test_somebody_elses_file_is_never_written(site):
+    orders(site)
+    entry = site()
+    with duckdb.connect(str(entry.replica)) as connection:
+        connection.execute("CREATE TABLE mine (a INT)")
+    before = entry.replica.read_bytes()
+    with pytest.raises(ReplicaError) as caught:
+        sync(entry)
+    assert "consent" in str(caught.value)
+    assert entry.replica.read_bytes() == before
+
+
+def test_a_replica_of_the_node_server_is_adopted_at_its_position(site, mariadb, database):
+    orders(site, 50)
+    entry = site()
+    file, offset = mariadb.execute("SHOW MASTER STATUS")[0][:2]
+    with duckdb.connect(str(entry.replica)) as connection:
+        connection.execute('CREATE TABLE orders (id INTEGER, customer VARCHAR, total DECIMAL(10,2), "at" TIMESTAMP)')
+        for row in mariadb.execute("SELECT * FROM orders", database):
+            connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?)", row)
+        connection.execute(
+            "CREATE TABLE cdc_binlog_position (database_id VARCHAR PRIMARY KEY, filename VARCHAR NOT NULL, "
+            "position BIGINT NOT NULL, updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
+        )
+        connection.execute("INSERT INTO cdc_binlog_position VALUES ('production', ?, ?, now())", [file, offset])
+    with pytest.raises(ReplicaError) as caught:
+        sync(entry)
+    assert "duckling adopt production" in str(caught.value)
+    states = {state.name: state.state for state in adopt_replica(entry)}
+    assert states == {"orders": "ok", "log": "recopy"}
+    site.run("UPDATE orders SET total = 9 WHERE id = 7")
+    assert sync(entry).changes >= 1
+    is_equal(entry)
+
+
+def test_the_password_is_in_no_error(site, mariadb, database):
+    url = mariadb.url(database).replace(f":{mariadb.port}/", ":1/")
+    entry = _entry_for(site, url)
+    with pytest.raises(DucklingError) as caught:
+        sync(entry)
+    assert mariadb.password not in repr(caught.value)
+    assert mariadb.password not in str(caught.value)
+
+
+def _entry_for(site, url, **fields):
+    site.installation.write(site.installation.entry(mysqlConnectionString=url, **fields))
+    return site.installation.database()
