@@ -153,6 +153,23 @@ def test_a_position_beyond_the_end_and_one_of_another_server_are_lost(source, po
         events(source, Position(now.file, now.offset, "", "another"))
 
 
+def test_a_binlog_that_began_anew_is_not_the_one_of_the_position(mariadb, database, source, position, start_from):
+    mariadb.execute(["CREATE TABLE t (id INT)", *[f"INSERT INTO t VALUES ({n})" for n in range(20)]], database)
+    start = start_from(position())
+    mariadb.execute("RESET MASTER")
+    with pytest.raises(PositionLostError):
+        events(source, start)
+    mariadb.execute("INSERT INTO t VALUES (99)", database)
+    with pytest.raises(PositionLostError):
+        events(source, start)
+
+
+def test_sequences_are_no_tables(mariadb, database, source, position):
+    start = position()
+    mariadb.execute(["CREATE SEQUENCE s", "SELECT NEXTVAL(s)", "CREATE TABLE t (id INT)"], database)
+    assert not only((RowChange, Unfollowed), events(source, start))
+
+
 def test_compressed_events_are_read(mariadb, database, source, position):
     start = position()
     mariadb.execute("SET GLOBAL log_bin_compress = ON, GLOBAL log_bin_compress_min_len = 10")

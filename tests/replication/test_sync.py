@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -169,36 +168,6 @@ def test_a_snapshot_gets_its_turn_while_a_sync_follows_busy_changes(site, mariad
     with duckdb.connect(str(snapshot.path), read_only=True) as connection:
         assert Ledger.open(connection).position() is not None
     sync(entry)
-    is_equal(entry)
-
-
-@pytest.mark.parametrize("moments", [(0.7, 1.1, 1.6, 2.3)])
-def test_kills_lose_nothing_and_apply_nothing_twice(site, mariadb, database, moments):
-    orders(site, 20_000)
-    entry = site()
-    stop = threading.Event()
-
-    def write():
-        with mariadb.connect(database) as connection:
-            cursor = connection.cursor()
-            for number in range(10**6):
-                if stop.is_set():
-                    return
-                cursor.execute("INSERT INTO log VALUES (%s)", (f"line {number}",))
-                cursor.execute("UPDATE orders SET total = total + 1 WHERE id = %s", (random.randint(1, 20_000),))
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for seconds in moments:
-            process = subprocess.Popen([sys.executable, "-c", _SYNC, "60"])
-            time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    finally:
-        stop.set()
-        writer.join()
-    assert sync(entry, wait=30).outcome == "caught up"
     is_equal(entry)
 
 
