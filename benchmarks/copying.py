@@ -40,8 +40,8 @@ _COLUMNS = """
     state TINYINT, name VARCHAR(40), note VARCHAR(80), ordered DATETIME, changed TIMESTAMP(6)
 """
 _VALUES = """
-    seq, seq % 9973, seq * 1000003 % 4294967291, seq % 100000 / 100, SQRT(seq), seq % 7, CONCAT('customer ', seq % 9973),
-    IF(seq % 10, MD5(seq), NULL), '2024-01-01' + INTERVAL seq SECOND, '2024-01-01' + INTERVAL seq * 7 MICROSECOND
+    seq, seq % 9973, seq * 1000003 % 4294967291, seq % 100000 / 100, SQRT(seq), seq % 7,
+    CONCAT('customer ', seq % 9973), IF(seq % 10, MD5(seq), NULL), '2024-01-01' + INTERVAL seq SECOND, '2024-01-01' + INTERVAL seq * 7 MICROSECOND
 """
 
 # -- the server -----------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def mariadb(rows: int) -> Iterator[tuple[str, int]]:
             try:
                 connection = _root(sock, server)
                 with contextlib.closing(connection), connection.cursor() as cursor:
-                    cursor.execute("CREATE USER bench@'127.0.0.1' IDENTIFIED BY %s", password)
+                    cursor.execute("CREATE USER bench@'127.0.0.1' IDENTIFIED BY %s", (password,))
                     cursor.execute("GRANT ALL ON *.* TO bench@'127.0.0.1'")
                     cursor.execute("CREATE DATABASE bench")
                     cursor.execute("USE bench")

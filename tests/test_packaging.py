@@ -238,7 +238,7 @@ def test_constraints_pin_the_whole_installed_tree():
 # --- What the core may import
 
 
-@pytest.mark.parametrize("name", ["duckling_provider.core", "duckling_provider.cli"])
+@pytest.mark.parametrize("name", ["duckling_provider.core", "duckling_provider.replication", "duckling_provider.cli"])
 def test_it_imports_no_airflow(name):
     """In a fresh process, since another test may have imported Airflow into this one."""
     program = """
@@ -276,3 +276,11 @@ def test_core_imports_point_to_the_same_or_earlier_layers(module):
         assert home == "core", f"core.{module} imports {name}, which is outside the core"
         other = rest.split(".")[0]
         assert layer(other) <= own, f"core.{module} imports core.{other}, which is in a later layer"
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (CORE.parent / "replication").glob("*.py")))
+def test_replication_stands_on_the_core_alone(module):
+    for name in imported((CORE.parent / "replication" / f"{module}.py").read_text()):
+        package, _, rest = name.partition(".")
+        if package == "duckling_provider":
+            assert rest.split(".")[0] in {"core", "replication"}, f"replication.{module} imports {name}"

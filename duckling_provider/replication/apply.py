@@ -262,6 +262,7 @@ class Applier:
             self.flush()
             return
         notes: dict[str, str] = {}
+        marked = {name for name, state in self._states.items() if state.state == "recopy"}
         while True:
             failed = self._try_steps(steps, change.position, notes)
             if failed is None:
@@ -270,7 +271,9 @@ class Applier:
                 raise DucklingError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
             notes[failed[0]] = failed[1]
         self.applied.schema_changes += bool(steps)
-        self.applied.marked |= notes
+        self.applied.marked |= {
+            name: state.note for name, state in self._states.items() if state.state == "recopy" and name not in marked
+        }
         self.applied.position, self.applied.timestamp = change.position, change.timestamp
 
     def _try_steps(self, steps: list[ddl.Step], position: Position, notes: dict[str, str]) -> tuple[str, str] | None:

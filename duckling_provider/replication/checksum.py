@@ -26,7 +26,10 @@ _BUCKET_ROWS = 4096
 #: Hex digits of a bucket's name at most: each side keeps a sum for each of 65,536 buckets.
 _MOST_DIGITS = 4
 
-_SHORT_TEXTS = frozenset({"char", "varchar", "enum", "set"})
+#: Texts of at most 64 KiB: they are part of the row's text as they are, of others only their MD5 is.
+_SHORT_TEXTS = frozenset({"char", "varchar", "enum", "set", "tinytext", "text"})
+#: Character sets whose bytes are UTF-8 already.
+_UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
 _INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "integer", "bigint", "year"})
 _BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"})
 _SPATIAL = frozenset(
@@ -127,7 +130,8 @@ def mysql_text(column: Column) -> str:
         text = f"CONCAT({name} < 0, ':', HOUR({name}) * 3600 + MINUTE({name}) * 60 + SECOND({name}), '.', "
         text += f"MICROSECOND({name}))"
     elif kind in _SHORT_TEXTS and column.charset != "binary":
-        utf8 = f"CAST(CONVERT({selected} USING utf8mb4) AS BINARY)"
+        utf8 = selected if column.charset in _UTF8 else f"CONVERT({selected} USING utf8mb4)"
+        utf8 = f"CAST({utf8} AS BINARY)"
         text = f"CONCAT(LENGTH({utf8}), ':', {utf8})"
     elif kind in _BYTES:
         text = f"MD5({name})"

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,7 @@ _PAUSE = 1.0
 ZERO_DATES = "zero dates"
 
 _REPLICA = "replica"
+#: The variable that holds what is being written.
 _BATCH = "duckling_batch"
 #: A DuckDB file that is shorter has not been created to the end: its three headers take as much.
 _HEADERS = 3 * 4096
@@ -96,7 +98,7 @@ def copy_tables(
     workers: int = 4,
     storage_version: str = "v1.5.0",
     database_id: str = "",
-    memory_limit: str = "512MiB",
+    memory_limit: str = "256MiB",
 ) -> Copy:
     """Fill the new DuckDB file `target`; one that an interrupted run left is completed.
 
@@ -318,23 +320,21 @@ class _Writer:
         self._replica, self._ledger, self._table = replica, ledger, table
         self.rows = 0
         values = ", ".join(from_transport(column, f"c{n}") for n, column in enumerate(table.columns))
-        self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"  # noqa: S608 - names are quoted
+        self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"
         zeros = [zero for n, column in enumerate(table.columns) if (zero := zero_date(column, f"c{n}"))]
         counts = " + ".join(f"count_if({zero})" for zero in zeros)
-        self._count = f"SELECT {counts} FROM {_BATCH}" if zeros else None  # noqa: S608 - same
+        self._count = f"SELECT {counts} FROM {_BATCH}" if zeros else None
         self._zeros = 0
 
-    def write(self, piece: pa.Table) -> None:
-        if not piece.num_rows:
+    def write(self, duckling_batch: pa.Table) -> None:
+        # DuckDB finds the table by the name of this variable. If it were registered, the transaction would hold on to
+        # it until its end, and with it to every row of the table.
+        if not duckling_batch.num_rows:
             return
-        self._replica.register(_BATCH, piece)
-        try:
-            self._replica.execute(self._insert)
-            if self._count is not None:
-                self._zeros += self._replica.execute(self._count).fetchall()[0][0]
-        finally:
-            self._replica.unregister(_BATCH)
-        self.rows += piece.num_rows
+        self._replica.execute(self._insert)
+        if self._count is not None:
+            self._zeros += self._replica.execute(self._count).fetchall()[0][0]
+        self.rows += duckling_batch.num_rows
 
     def finish(self) -> None:
         """Tell the ledger how many dates became NULL."""
@@ -386,6 +386,10 @@ def _opened(target: Path, storage_version: str, memory_limit: str) -> Iterator[D
             connection.execute(f"ATTACH {path} AS {_REPLICA}{options}")
         except duckdb.Error as error:
             raise _unusable(target, error) from error
+        # Beside the file, where there is room for it, and not in whatever folder this process was started in.
+        spill = target.with_name(target.name + ".tmp")
+        shutil.rmtree(spill, ignore_errors=True)
+        connection.execute(f"SET temp_directory = {literal(str(spill))}")
         yield connection
         connection.execute(f"DETACH {_REPLICA}")
 

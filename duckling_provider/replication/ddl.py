@@ -17,7 +17,7 @@ from duckling_provider.replication.model import Column, Table
 
 @dataclass(frozen=True)
 class Default:
-    """What existing rows get in a new column: `value` is text, bytes or None; an "expression" is the server's business."""
+    """What existing rows get in a new column: text, bytes or None; an "expression" is the server's business."""
 
     kind: Literal["none", "literal", "expression"] = "none"
     value: str | bytes | None = None

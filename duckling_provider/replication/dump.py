@@ -8,6 +8,7 @@ knowledge base, "Replica registration" and "COM_BINLOG_DUMP".
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import struct
 import zlib
@@ -27,6 +28,12 @@ _COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
 _NON_BLOCKING, _THROUGH_GTID = 1, 4
 _HEADER = struct.Struct("<IBIIIH")
 _FATAL_ERROR_READING_BINLOG = 1236
+#: What servers say under that number when the position is the trouble, rather than the network, a setting or a disk.
+_LOST = re.compile(
+    "could not find|purged|not in the master's binlog|file size|impossible position|has been? (missing|deleted)|"
+    "more (gtids|transactions) than|errant|different history",
+    re.IGNORECASE,
+)
 
 #: Seconds between two signs of life of a server that has nothing to tell.
 HEARTBEAT_SECONDS = 0.5
@@ -80,7 +87,7 @@ class BinlogDump:
                 self.charsets = _charsets(self._connection)
                 #: By GTID; offsets of the position given don't count then.
                 self.by_gtid = bool(position.gtid) and self.server.has_gtid and not _tagged(position.gtid)
-                self._refuse_other_server()
+                self._refuse_other_binlog()
                 self.gtid = self._gtid_at_start()
                 self._checksums = self._prepare()
         except BaseException:
@@ -119,13 +126,23 @@ class BinlogDump:
         except DucklingError as error:
             cause = error.__cause__
             if isinstance(cause, pymysql.err.Error) and cause.args[:1] == (_FATAL_ERROR_READING_BINLOG,):
+                if not _LOST.search(str(cause.args[1])):
+                    raise
                 raise self._lost(str(cause.args[1])) from error
             raise
 
-    def _refuse_other_server(self) -> None:
+    def _refuse_other_binlog(self) -> None:
         known = self._position.server
         if known and known != self.server.identity and not self.by_gtid:
             raise self._lost(f"it is of the server {known}, and this is {self.server.identity}")
+        if self.by_gtid and self.server.kind == "mariadb":
+            state = str(query(self._connection, "SELECT @@global.gtid_binlog_state")[0][0] or "")
+            written = {part.rpartition("-")[0]: int(part.rpartition("-")[2]) for part in state.split(",") if part}
+            for part in re.split(r"[\s,]+", self._position.gtid):
+                origin, _, number = part.rpartition("-")
+                # For a domain that it knows nothing of, the server would begin at the first transaction it has.
+                if written.get(origin, -1) < int(number):
+                    raise self._lost(f"transaction {part} is not in it, so it began anew after that")
 
     def _lost(self, cause: str) -> PositionLostError:
         kept: list[str] = []

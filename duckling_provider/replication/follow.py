@@ -1,8 +1,8 @@
 """Steps of a DDL statement, done to the replica: in DuckDB and in the ledger, within the caller's transaction.
 
 A step that would leave other values than MySQL has is refused (`NotFollowedError`): the table needs a new copy then.
-MySQL in a lax ``sql_mode`` truncates and bends values into a new type, so a change of type is followed only where each value
-that is there fits.
+MySQL in a lax ``sql_mode`` truncates and bends values into a new type, so a change of type is followed only where each
+value that is there fits.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def _binlog(connection: Any, server: Server) -> Iterator[Finding]:
         yield Finding(
             "binlog_row_metadata",
             f"unknown to {server}",
-            "the binlog doesn't name columns, so they are told by their order, and a table whose columns change while "
-            "older changes are still to be read is copied anew",
+            "the binlog says too little of columns to follow their changes, so every table that was changed is copied "
+            "anew by the next run",
             "Upgrade to MySQL 8.0.1 or later, where it can be FULL",
             fatal=False,
         )

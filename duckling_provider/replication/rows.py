@@ -3,7 +3,8 @@
 Done here because mysql-replication builds two dicts for each row, a handful of calls for each value, and parses the
 table's description again for each event: 15,000 rows a second are out of its reach. It also gives an empty SET and NULL
 alike and is wrong about negative TIMEs with fractions. The values are of the kinds that it gives, otherwise: int,
-float, Decimal, str, bytes for what is no text, naive datetime in UTC, date, timedelta, frozenset for SET, "0101" for BIT.
+float, Decimal, str, bytes for what is no text, naive datetime in UTC, date, timedelta, frozenset for SET, "0101" for
+BIT.
 
 Formats: MySQL's ``libs/mysql/binlog/event/rows_event.h`` and ``sql/log_event.cc``; values as in MySQL's
 ``my_time.cc`` and ``decimal.cc``.

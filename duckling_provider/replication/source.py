@@ -303,15 +303,16 @@ def source_error(error: Exception, source: Source, operation: str) -> SourceErro
     password = source.password.get_secret_value()
     if len(password) > 2:
         text = text.replace(password, MASK)
+    # It arrives as 2003, and stays wrong.
+    wrong_certificate = "CERTIFICATE_VERIFY_FAILED" in text
     return SourceError(
         f"{text.rstrip('.')} (MySQL error {code})" if code else text,
         code=code,
         operation=operation,
         subject=source.subject,
-        hint=_HINTS.get(code),
-        # Without a number: the connection broke off in a way that pymysql has no word for. A wrong certificate also
-        # arrives as 2003, and stays wrong.
-        retryable=(code in _RETRYABLE or code == 0) and "CERTIFICATE_VERIFY_FAILED" not in text,
+        hint=_HINTS.get(2026 if wrong_certificate else code),
+        # Without a number: the connection broke off in a way that pymysql has no word for.
+        retryable=(code in _RETRYABLE or code == 0) and not wrong_certificate,
     )
 
 

@@ -28,6 +28,9 @@ _WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
 _DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH"})
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
 
+#: The first column of a sequence, which MariaDB writes to the binlog as if it were a table.
+_SEQUENCE = "next_not_cached_value"
+
 #: Events between two looks at the caller while nothing of them is for him.
 _SKIPS_BETWEEN_PAUSES = 5000
 
@@ -172,6 +175,9 @@ class BinlogStream:
         if isinstance(known, Unfollowed):
             self._by_id[number] = None
             return known
+        if known.columns[0] == _SEQUENCE and self._mariadb:
+            self._by_id[number] = None
+            return None
         self._by_id[number] = known
         self._touched.add(known.name)
         return None

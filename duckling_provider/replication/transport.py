@@ -77,7 +77,7 @@ class Transport:
 
     def _select(self, where: str) -> str:
         columns = ", ".join(f"{select_expression(column)} AS c{n}" for n, column in enumerate(self._table.columns))
-        sql = f"SELECT {columns} FROM {quote_mysql(self._table.name)}"  # noqa: S608 - names are quoted
+        sql = f"SELECT {columns} FROM {quote_mysql(self._table.name)}"
         return f"{sql} WHERE {where}" if where else sql
 
     def _stream(self, connection: Any, sql: str) -> Iterator[pa.Table]:

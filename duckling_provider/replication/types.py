@@ -44,36 +44,6 @@ _BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "lo
 _SPATIAL = frozenset({"geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon"})
 _SPATIAL |= {"geometrycollection", "geomcollection"}
 
-#: Stands for a date that no calendar has on the way from the server: days and microseconds that no date has.
-_NO_DAY, _NO_MOMENT = -(1 << 31), -(1 << 62)
-_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - the binlog's times are UTC without saying so
-
-#: MySQL's names of character sets that are not Python's.
-_CODECS = {
-    "utf8mb4": "utf-8",
-    "utf8mb3": "utf-8",
-    "utf8": "utf-8",
-    "latin2": "iso8859-2",
-    "latin5": "iso8859-9",
-    "latin7": "iso8859-13",
-    "greek": "iso8859-7",
-    "hebrew": "iso8859-8",
-    "ucs2": "utf-16-be",
-    "utf16": "utf-16-be",
-    "utf16le": "utf-16-le",
-    "utf32": "utf-32-be",
-    "koi8r": "koi8-r",
-    "koi8u": "koi8-u",
-    "macroman": "mac-roman",
-    "macce": "mac-latin2",
-    "hp8": "hp-roman8",
-    "tis620": "tis-620",
-    "sjis": "shift_jis",
-    "ujis": "euc_jp",
-    "eucjpms": "euc_jp",
-    "euckr": "euc_kr",
-}
-
 
 def unchanged(value: Any) -> Any:
     """What `decode` returns for columns whose values fit as they are."""
@@ -156,33 +126,14 @@ def from_change(column: Column, name: str) -> str:
 def report(column: Column) -> str | None:
     """What of `column` the replica can't hold as MySQL does, as a sentence for people; None when nothing is lost."""
     said = _mapping(column).report
+    if not said and "COMPRESSED" in re.sub("'.*'", "", column.column_type):
+        said = "it is COMPRESSED, and its changes can't be read from the binlog: they make the table be copied anew"
     return f"{column.name}: {said}" if said else None
 
 
 def enum_values(column: Column) -> list[str]:
     """The list of an ENUM or SET in its order."""
     return [_unescape(text) for text in re.findall(r"'((?:[^'\\]|''|\\.)*)'", column.column_type, re.DOTALL)]
-
-
-def decode_text(data: bytes | bytearray, charset: str | None) -> str:
-    """`data` in MySQL's character set `charset` as text.
-
-    :raises UnicodeDecodeError: for bytes that the character set does not have.
-    :raises LookupError: for one of the few character sets that Python does not know.
-    """
-    if charset == "latin1":
-        try:
-            return data.decode("cp1252")
-        except UnicodeDecodeError:
-            # MySQL's latin1 is cp1252 with the five holes filled as in ISO 8859-1.
-            return "".join(_latin1()[byte] for byte in data)
-    name = charset or "utf8mb4"
-    return data.decode(_CODECS.get(name, name))
-
-
-@functools.cache
-def _latin1() -> list[str]:
-    return [bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(256)]
 
 
 def _arrow(name: str) -> pa.DataType:
@@ -204,13 +155,14 @@ def _mapping(column: Column) -> _Mapping:
     if kind in {"float", "double", "real"}:
         # Adding 0 makes a DOUBLE of a FLOAT, and takes the rounding to D digits out of FLOAT(M, D)'s text.
         duck = "FLOAT" if kind == "float" else "DOUBLE"
-        return _Mapping(duck, "float64", "float64", select="({} + 0e0)", decode=float)
+        return _Mapping(duck, "float64", "float64", select="({} + 0e0)")
     if kind == "bit":
         return _Mapping("UBIGINT", "uint64", "uint64", select="CAST({} AS UNSIGNED)", decode=_bits)
     if kind == "year":
-        return _Mapping("SMALLINT", "int16", "int16", decode=lambda year: 0 if year == 1900 else year)
+        return _Mapping("SMALLINT", "int16", "int16")
     if kind in _BYTES:
-        return _Mapping("BLOB", "large_binary", "large_binary", decode=_bytes_decoder(column))
+        decode = _padded(column) if kind == "binary" else unchanged
+        return _Mapping("BLOB", "large_binary", "large_binary", decode=decode)
     if kind in _SPATIAL:
         # Both ways begin with four bytes of SRID.
         return _Mapping(
@@ -219,7 +171,7 @@ def _mapping(column: Column) -> _Mapping:
             "large_binary",
             select="HEX({})",
             load="unhex(substr({}, 9))",
-            decode=lambda value: bytes(value[4:]),
+            decode=lambda value: value[4:],
             report="the SRID is not kept, only the WKB",
         )
     if kind in {"date", "datetime", "timestamp", "time"}:
@@ -232,11 +184,9 @@ def _mapping(column: Column) -> _Mapping:
 def _integer(column: Column) -> _Mapping:
     duck, bits = _INTEGERS[column.data_type]
     width = 32 if bits == 24 else bits
-    if not column.unsigned:
-        return _Mapping(duck, f"int{width}", f"int{width}")
-    # Without FULL row metadata the binlog does not say that a column is unsigned.
-    modulus = 1 << bits
-    return _Mapping("U" + duck, f"uint{width}", f"uint{width}", decode=lambda value: value % modulus)
+    if column.unsigned:
+        return _Mapping("U" + duck, f"uint{width}", f"uint{width}")
+    return _Mapping(duck, f"int{width}", f"int{width}")
 
 
 def _decimal(column: Column) -> _Mapping:
@@ -272,62 +222,43 @@ def _time(column: Column) -> _Mapping:
             "timestamp",
             select="CAST(UNIX_TIMESTAMP({}) * 1000000 AS SIGNED)",
             load="make_timestamp(nullif(CAST({} AS BIGINT), 0))",
-            decode=lambda value: None if value.replace(microsecond=0) == _EPOCH else value,
             zero="({} = 0)",
         )
-    if column.data_type == "date":
-        return _Mapping(
-            "DATE",
-            "int64",
-            "date32",
-            select=_since_1970("DATEDIFF({}, '1970-01-01')", _NO_DAY),
-            load=f"(DATE '1970-01-01' + CAST(nullif({{}}, {_NO_DAY}) AS INTEGER))",
-            zero=f"({{}} = {_NO_DAY})",
-        )
+    # As text, which costs the server less than any arithmetic that spots dates that no calendar has. DuckDB has a year
+    # 0 and no 31st of February.
+    duck = "DATE" if column.data_type == "date" else "TIMESTAMP"
+    load = f"CASE WHEN {{}} >= '0001' THEN TRY_CAST({{}} AS {duck}) END"
     return _Mapping(
-        "TIMESTAMP",
-        "int64",
-        "timestamp",
-        select=_since_1970("TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', {})", _NO_MOMENT),
-        load=f"make_timestamp(nullif(CAST({{}} AS BIGINT), {_NO_MOMENT}))",
-        zero=f"({{}} = {_NO_MOMENT})",
+        duck,
+        "large_string",
+        "date32" if duck == "DATE" else "timestamp",
+        select="CAST({} AS CHAR)",
+        load=load,
+        zero=f"({{}} IS NOT NULL AND {load} IS NULL)",
     )
 
 
-def _since_1970(count: str, never: int) -> str:
-    """`count` as SQL, `never` for dates that no calendar has: the server's functions say NULL for most of them."""
-    real = "{} >= '0001-01-01' AND DAYOFMONTH({}) <= DAYOFMONTH(LAST_DAY({}))"
-    return f"CASE WHEN {{}} IS NULL THEN NULL WHEN {real} THEN COALESCE({count}, {never}) ELSE {never} END"
-
-
 def _text(column: Column) -> _Mapping:
-    charset = column.charset
+    kind = column.data_type
+    if kind == "enum" or kind in _TEXTS:
+        return _Mapping("VARCHAR", "large_string", "large_string")
+    if kind == "set":
+        order = {value: number for number, value in enumerate(enum_values(column))}
 
-    def decode(value: Any) -> Any:
-        return decode_text(value, charset) if isinstance(value, (bytes, bytearray)) else value
-
-    if column.data_type == "enum" or column.data_type in _TEXTS:
-        return _Mapping("VARCHAR", "large_string", "large_string", decode=decode)
-    if column.data_type == "set":
-        values = enum_values(column)
-        order = {value: number for number, value in enumerate(values)}
-
-        def join(value: Any) -> Any:
-            # MySQL shows the members in the order of the list.
-            if isinstance(value, (set, frozenset)):
-                return ",".join(sorted(value, key=lambda member: (order.get(member, len(order)), member)))
-            return decode(value)
+        def join(members: Any) -> str:
+            # MySQL shows them in the order of the list.
+            return ",".join(sorted(members, key=lambda member: (order.get(member, len(order)), member)))
 
         return _Mapping("VARCHAR", "large_string", "large_string", decode=join)
-    if column.data_type == "json":
-        return _Mapping("VARCHAR", "large_string", "large_string", select="CAST({} AS CHAR)", decode=json_text)
+    if kind == "json":
+        return _Mapping("VARCHAR", "large_string", "large_string", select="CAST({} AS CHAR)")
     return _Mapping(
         "VARCHAR",
         "large_string",
         "large_string",
         select="CAST({} AS CHAR)",
-        decode=lambda value: decode(value) if isinstance(value, bytes) else str(value),
-        report=f"the type {column.data_type} is not known and kept as text",
+        decode=str,
+        report=f"the type {kind} is not known and kept as text",
     )
 
 
@@ -354,23 +285,16 @@ def _uuid(value: Any) -> str:
 _ADDRESSES: dict[str, Callable[[Any], str]] = {"inet4": _inet4, "inet6": _inet6, "uuid": _uuid}
 
 
-def _bits(value: Any) -> int:
+def _bits(value: str) -> int:
     """The binlog's bits are a text, the highest first."""
-    if isinstance(value, (bytes, bytearray)):
-        return int.from_bytes(value, "big")
-    return int(value, 2) if isinstance(value, str) else int(value)
+    return int(value, 2)
 
 
-def _bytes_decoder(column: Column) -> Callable[[Any], bytes]:
+def _padded(column: Column) -> Callable[[Any], Any]:
+    """The binlog leaves zeros at the end of a BINARY out."""
     length = re.search(r"\((\d+)\)", column.column_type)
-    # The binlog leaves zeros at the end of a BINARY out.
-    width = int(length[1]) if length and column.data_type == "binary" else 0
-
-    def decode(value: Any) -> bytes:
-        data = value.encode() if isinstance(value, str) else bytes(value)
-        return data.ljust(width, b"\0")
-
-    return decode
+    width = int(length[1]) if length else 1
+    return lambda value: value.ljust(width, b"\0")
 
 
 def json_text(value: Any) -> str:

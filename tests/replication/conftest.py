@@ -73,6 +73,11 @@ class MariaDb:
                 rows = tuple(cursor.fetchall())
         return rows
 
+    @property
+    def is_mariadb(self) -> bool:
+        """False for the MySQL that MYSQL_TEST_URL may lead to."""
+        return "mariadb" in str(self.execute("SELECT VERSION()")[0][0]).lower()
+
     def create_database(self, charset: str = "utf8mb4") -> str:
         """The name of a fresh, empty database."""
         name = f"test_{secrets.token_hex(6)}"

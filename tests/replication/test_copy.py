@@ -190,7 +190,7 @@ def test_names_that_differ_in_case_only_are_refused(source: Any, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("small_ranges")
-def test_ranges_meet_each_row_exactly_once(mariadb: Any, database: str, source: Any, filled: list[str]) -> None:
+def test_ranges_meet_each_row_exactly_once(database: str, source: Any, filled: list[str]) -> None:
     from duckling_provider.replication.ranges import Pace, Statistics, is_rangeable, key_ranges
     from duckling_provider.replication.schema import read_tables
     from duckling_provider.replication.source import connect, query

@@ -218,6 +218,15 @@ def test_tls_checks_what_its_mode_says(tls_server, certificates, options, outcom
     with pytest.raises(SourceError) as caught:
         connect(source)
     assert outcome in str(caught.value)
+    assert "ssl-ca of mysqlConnectionString" in caught.value.hint.replace(", ssl-cert and ssl-key", "")
+    assert not caught.value.retryable
+
+
+@pytest.mark.mysql
+def test_tls_that_is_demanded_is_not_done_without(mariadb, database):
+    with pytest.raises(SourceError) as caught:
+        connect(parse(mariadb.url(database, ssl_mode="REQUIRED")))
+    assert caught.value.code == 2026
     assert not caught.value.retryable
 
 
