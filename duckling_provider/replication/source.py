@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,30 +14,12 @@ from pydantic import SecretStr
 from duckling_provider.core.errors import ConfigError, DucklingError
 from duckling_provider.core.masking import MASK
 from duckling_provider.replication.model import Position
+from duckling_provider.replication.tls import Tls, tls_of
 
 FIELD = "mysqlConnectionString"
 _FORM = "expected mysql://user:password@host:port/database"
 _PORT = 3306
 
-TlsMode = Literal["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"]
-
-#: Values of `ssl-mode`, and what other clients (libpq, Prisma, mysql2, JDBC) call the same.
-_TLS_MODES: dict[str, TlsMode] = {
-    "disabled": "DISABLED",
-    "disable": "DISABLED",
-    "false": "DISABLED",
-    "0": "DISABLED",
-    "preferred": "PREFERRED",
-    "prefer": "PREFERRED",
-    "allow": "PREFERRED",
-    "required": "REQUIRED",
-    "require": "REQUIRED",
-    "true": "REQUIRED",
-    "1": "REQUIRED",
-    "verify_ca": "VERIFY_CA",
-    "verify_identity": "VERIFY_IDENTITY",
-    "verify_full": "VERIFY_IDENTITY",
-}
 _OPTIONS = {
     "sslmode": "ssl-mode",
     "tls": "ssl-mode",
@@ -85,32 +66,6 @@ class SourceError(DucklingError):
     ) -> None:
         super().__init__(cause, operation=operation, subject=subject, hint=hint, retryable=retryable)
         self.code = code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tls:
-    """How the connection is encrypted; `mode` as MySQL's own clients understand it, the rest are paths of PEM files."""
-
-    mode: TlsMode = "PREFERRED"
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """For every mode but DISABLED and PREFERRED.
-
-        Made here because pymysql never checks the host's name unless it is given a CA, whatever one asks of it.
-
-        :raises OSError: for a file that can't be read or holds no certificate.
-        """
-        context = ssl.create_default_context(cafile=self.ca)
-        # The certificates that MySQL makes for itself fail what Python 3.13 has become strict about.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        context.check_hostname = self.mode == "VERIFY_IDENTITY"
-        context.verify_mode = ssl.CERT_REQUIRED if self.mode.startswith("VERIFY") else ssl.CERT_NONE
-        if self.cert:
-            context.load_cert_chain(self.cert, self.key)
-        return context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +128,7 @@ class Source:
             password=SecretStr(unquote(url.password or "")),
             database=database,
             unix_socket=socket,
-            tls=_tls(options, fault),
+            tls=tls_of(options, fault),
             ignored=ignored,
         )
 
@@ -232,21 +187,6 @@ def _options(query: str) -> tuple[dict[str, str], tuple[str, ...]]:
         elif bare not in _MEANINGLESS:
             ignored.append(name)
     return known, tuple(ignored)
-
-
-def _tls(options: dict[str, str], fault: Any) -> Tls:
-    ca, cert, key = options.get("ssl-ca"), options.get("ssl-cert"), options.get("ssl-key")
-    given = options.get("ssl-mode")
-    mode: TlsMode = "VERIFY_CA" if ca else "REQUIRED" if cert else "PREFERRED"
-    if given is not None:
-        wanted = _TLS_MODES.get(given.lower().replace("-", "_"))
-        if wanted is None:
-            raise fault("ssl-mode: expected DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY")
-        # A bare ssl=true beside a CA wants that CA to count.
-        mode = mode if wanted == "REQUIRED" and ca and given.lower() in {"true", "1"} else wanted
-    if bool(cert) != bool(key):
-        raise fault("ssl-cert and ssl-key go together")
-    return Tls(mode=mode, ca=ca or None, cert=cert or None, key=key or None)
 
 
 # ---- connections -------------------------------------------------------------------------------------------

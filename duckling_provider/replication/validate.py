@@ -9,8 +9,9 @@ is brought to just that position before it is compared. Then for each table, one
    and compared with the replica's by DuckDB (`contrast`). That is right for every type by construction, and it is the
    only step that calls a row different: a checksum that differs without cause costs time and nothing else.
 
-To read all rows always (only 2) would need no agreement between two dialects of SQL, but moves every table over the
-network and through Python, which is many times slower.
+To read all rows always (only 2) would need no agreement between two dialects of SQL. But it moves every table over the
+network and through Python; the checksum costs one core of the server about as long as reading would on one machine, and
+sends a few kilobytes.
 """
 
 from __future__ import annotations

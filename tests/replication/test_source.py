@@ -15,13 +15,13 @@ from duckling_provider.replication.schema import read_tables
 from duckling_provider.replication.source import (
     Source,
     SourceError,
-    Tls,
     connect,
     current_position,
     is_available,
     query,
     server_of,
 )
+from duckling_provider.replication.tls import Tls
 
 SECRET = "p@ss:w/rd?#%1 ł"
 ENCODED = "p%40ss%3Aw%2Frd%3F%23%251%20%C5%82"
