@@ -41,7 +41,8 @@ _COLUMNS = """
 """
 _VALUES = """
     seq, seq % 9973, seq * 1000003 % 4294967291, seq % 100000 / 100, SQRT(seq), seq % 7,
-    CONCAT('customer ', seq % 9973), IF(seq % 10, MD5(seq), NULL), '2024-01-01' + INTERVAL seq SECOND, '2024-01-01' + INTERVAL seq * 7 MICROSECOND
+    CONCAT('customer ', seq % 9973), IF(seq % 10, MD5(seq), NULL), '2024-01-01' + INTERVAL seq SECOND,
+    '2024-01-01' + INTERVAL seq * 7 MICROSECOND
 """
 
 # -- the server -----------------------------------------------------------------------------------------------------

@@ -46,10 +46,13 @@ def sync(
             "position": None if done.position is None else str(done.position),
             "lagSeconds": round(done.lag, 1),
             "recopy": done.recopy,
+            "notes": list(done.notes),
         }
         session.terminal.document(facts | ({"error": done.reason} if made_way else {}))
     if done.copied:
         session.terminal.say(f"{id}: copied {len(done.copied)} tables")
+    for note in done.notes:
+        session.terminal.say(note)
     for name, reason in done.recopy.items():
         session.terminal.warn(f"{name} will be copied again by the next sync: {reason}")
     if made_way:

@@ -23,7 +23,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
     :param wait_seconds: how long to wait for somebody who uses the replica just now.
-    :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason).
+    :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
+        ``notes`` (what could not be mirrored exactly).
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -61,6 +62,7 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
                 "position": None if done.position is None else str(done.position),
                 "lag": round(done.lag, 1),
                 "recopy": done.recopy,
+                "notes": list(done.notes),
             },
         )
 

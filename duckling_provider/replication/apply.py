@@ -8,6 +8,7 @@ makes changes that are in the replica already harmless; for the others, how many
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -90,6 +91,8 @@ class Applier:
         self._to_mark: dict[str, str] = {}
         self._changes = self._uncommitted = self._size = 0
         self._begun = self._open = False
+        #: The table whose changes are being written.
+        self._writing = ""
         self._last: Commit | None = None
         self._since = 0.0
         self._begin: Position | None = None
@@ -135,8 +138,7 @@ class Applier:
             self._ledger.save_position(self._last.position)
             self._connection.commit()
         except Exception as error:
-            self.abandon()
-            raise _failed(error) from error
+            raise self._failed(error) from error
         except BaseException:
             self.abandon()
             raise
@@ -144,8 +146,14 @@ class Applier:
 
     def abandon(self) -> None:
         """Drop everything that is not committed; a new stream from the ledger's position brings it again."""
+        import duckdb
+
         if self._begun:
-            self._connection.rollback()
+            # A commit that failed has ended the transaction itself.
+            with contextlib.suppress(duckdb.TransactionException):
+                self._connection.rollback()
+            for name in (_KEYS, _ROWS):
+                self._connection.unregister(name)
         self._states = self._ledger.tables()
         self._reset()
 
@@ -186,8 +194,7 @@ class Applier:
         try:
             self._write()
         except Exception as error:
-            self.abandon()
-            raise _failed(error) from error
+            raise self._failed(error) from error
 
     def _prepare(self, change: RowChange) -> _Pending | None:
         name = change.table
@@ -321,12 +328,40 @@ class Applier:
             self._connection.begin()
             self._begun = True
 
+    def _failed(self, error: Exception) -> Exception:
+        """Give the batch up. A table that DuckDB refuses changes of is marked, so that the others can go on."""
+        import duckdb
+
+        name, self._writing = self._writing, ""
+        self.abandon()
+        if not isinstance(error, duckdb.Error):
+            return error
+        cause = str(error).splitlines()[0]
+        if not name or not isinstance(error, (duckdb.DataError, duckdb.IntegrityError, duckdb.ProgrammingError)):
+            return DucklingError(
+                f"DuckDB could not write: {cause}",
+                operation="apply changes",
+                hint="Nothing of the batch is in the replica; the next run begins at the position before it.",
+            )
+        note = f"DuckDB refused its changes: {cause}"
+        self._connection.begin()
+        self._follower.mark(name, note, self._states)
+        self._connection.commit()
+        self.applied.marked[name] = note
+        return DucklingError(
+            f"{name} needs a new copy: {note}",
+            operation="apply changes",
+            hint="The next run goes on with the other tables.",
+            retryable=True,
+        )
+
     def _write(self) -> None:
         """The pending changes into DuckDB's open transaction."""
         for name, pending in list(self._pending.items()):
             if pending is None or not pending.changes:
                 continue
             self._ensure_begun()
+            self._writing = name
             try:
                 zeros = pending.write(self._connection, self._prefix + quote(name))
             except NotFollowedError as error:
@@ -336,6 +371,7 @@ class Applier:
             if zeros:
                 self._ledger.count({(name, ZERO_DATES): zeros})
             pending.clear()
+        self._writing = ""
         self._changes = self._size = 0
 
     def _forget_starts(self, position: Position) -> None:
@@ -573,8 +609,10 @@ class _registered:  # noqa: N801 - reads as what it is in a with statement
     def __enter__(self) -> None:
         self._connection.register(self._name, self._table)
 
-    def __exit__(self, *_: object) -> None:
-        self._connection.unregister(self._name)
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        # In a transaction that has failed DuckDB does nothing; `abandon` makes up for it.
+        if failed is None:
+            self._connection.unregister(self._name)
 
 
 def _starts(states: dict[str, TableState]) -> dict[str, Position]:
@@ -583,15 +621,3 @@ def _starts(states: dict[str, TableState]) -> dict[str, Position]:
 
 def _described(step: ddl.Step) -> str:
     return f"{type(step).__name__} {step.name}"
-
-
-def _failed(error: Exception) -> Exception:
-    import duckdb
-
-    if isinstance(error, duckdb.Error):
-        return DucklingError(
-            f"DuckDB could not write: {str(error).splitlines()[0]}",
-            operation="apply changes",
-            hint="Nothing of the batch is in the replica; the next run begins at the position before it.",
-        )
-    return error

@@ -32,12 +32,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.core.errors import BusyError, CancelledError, DucklingError, ReplicaError
 from duckling_provider.core.workers import Workers, interruptible
 from duckling_provider.replication.consistent import LOCK_WAIT, consistent_snapshot, without_snapshot
 from duckling_provider.replication.ledger import Ledger, TableState
@@ -45,7 +45,15 @@ from duckling_provider.replication.model import Position, Table
 from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
 from duckling_provider.replication.ranges import KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import Source, connect, is_available, query, source_error, translated
+from duckling_provider.replication.source import (
+    Source,
+    SourceError,
+    connect,
+    is_available,
+    query,
+    source_error,
+    translated,
+)
 from duckling_provider.replication.transport import Transport
 from duckling_provider.replication.types import duck_type, from_transport, zero_date
 
@@ -181,6 +189,9 @@ class _Job:
                     seconds = time.monotonic() - started
                     log.info("%s: copied, %d rows in %.1f s, start %s", name, rows, seconds, start)
                     return True
+            except CancelledError:
+                self._undo()
+                raise
             except Exception as error:
                 self._undo()
                 # Whatever a change of its columns does to a table that is being read, the change is what counts.
@@ -220,10 +231,15 @@ class _Job:
                 pieces = self._one_ahead(transport.stream(connection))
             else:
                 pieces = self._ranges(transport, key_ranges(self._connection, table, statistics, pace))
+            shown = 0
             for piece in pieces:
                 writer.write(piece)
-                self._control.advance(min(piece.num_rows, max(0, total - writer.rows)))
+                # The total is an estimate; the step is done when the table is.
+                more = max(0, min(writer.rows, total - 1) - shown)
+                self._control.advance(more)
+                shown += more
         writer.finish()
+        self._control.advance(total - shown)
         return start, writer.rows
 
     @contextlib.contextmanager
@@ -308,6 +324,9 @@ class _Job:
             return ReplicaError(f"DuckDB refused its rows: {message}", subject=name, operation="copy")
         if isinstance(error, pymysql.err.Error):
             return source_error(error, self._source, f"copy {name}")
+        if isinstance(error, (OSError, EOFError)):
+            cause = f"{type(error).__name__}: {error}"
+            return SourceError(cause, operation=f"copy {name}", subject=self._source.subject, retryable=True)
         if isinstance(error, DucklingError):
             error.operation = error.operation or f"copy {name}"
         return error
@@ -347,15 +366,14 @@ def _keep_usable(
 ) -> set[str]:
     """What an interrupted run has finished, less what the binlog no longer leads on from or nobody wants any more."""
     current = read_tables(connection, source.database)
+    applied = ledger.position()
     kept = set()
     for name, state in ledger.tables().items():
-        if (
-            name in names
-            and state.state == "ok"
-            and state.table == current.get(name)
-            and state.start is not None
-            and is_available(connection, state.start)
-        ):
+        # A table without a start has been brought up to the file's position since, before that was interrupted too.
+        start = state.start or applied
+        wanted = name in names and state.state == "ok" and state.table == current.get(name)
+        if wanted and start is not None and is_available(connection, start):
+            ledger.save_table(replace(state, start=start))
             kept.add(name)
             continue
         replica.begin()

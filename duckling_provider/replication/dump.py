@@ -13,8 +13,7 @@ import secrets
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from duckling_provider.core.errors import DucklingError
 from duckling_provider.replication.model import Position
@@ -58,8 +57,7 @@ class PositionLostError(DucklingError):
         self.kept = kept
 
 
-@dataclass(frozen=True)
-class RawEvent:
+class RawEvent(NamedTuple):
     """One event: `end` is where the next one begins in its file, 0 for what is in no file; `body` has no checksum."""
 
     timestamp: int

@@ -78,7 +78,7 @@ class Source:
     port: int = _PORT
     password: SecretStr = field(default_factory=lambda: SecretStr(""))
     unix_socket: str | None = None
-    tls: Tls = Tls()
+    tls: Tls = field(default_factory=Tls)
     #: Names of options in the connection string that mean nothing to us.
     ignored: tuple[str, ...] = field(default=(), compare=False)
 

@@ -36,6 +36,7 @@ from duckling_provider.replication.report import Report
 from duckling_provider.replication.schema import read_tables
 from duckling_provider.replication.source import Source, connect, current_position, is_available, server_of
 from duckling_provider.replication.stream import BinlogStream, PositionLostError, StreamEvent
+from duckling_provider.replication.types import report
 from duckling_provider.replication.validate import validate
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Synced:
     :param timestamp: of the last applied transaction on the server, seconds since 1970.
     :param lag: seconds between that and the end of the run; 0.0 when nothing was left to apply.
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
+    :param notes: what could not be mirrored exactly, told by the runs that copy.
     """
 
     outcome: Outcome = "caught up"
@@ -86,6 +88,7 @@ class Synced:
     timestamp: float = 0.0
     lag: float = 0.0
     recopy: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class _MakeWayError(Exception):
@@ -120,11 +123,14 @@ def sync(
     try:
         run.prepare()
         run.renew_tables()
+        if run.done.copied:
+            run.note_losses()
         run.follow(deadline)
     except _MakeWayError as way:
         run.done.outcome, run.done.reason = "made way", str(way)
     except BusyError as error:
         run.done.outcome, run.done.reason = "made way", str(error)
+    run.done.position = run.position
     if run.done.outcome != "caught up" and run.done.timestamp:
         run.done.lag = max(0.0, time.time() - run.done.timestamp)
     return run.done
@@ -205,6 +211,27 @@ class _Run:
                 )
             log.warning("the server has purged what follows %s: the replica is copied anew", self._position)
         self._copy_all()
+
+    @property
+    def position(self) -> Position | None:
+        """Where the replica stands, as far as this run has seen it."""
+        return self._position
+
+    def note_losses(self) -> None:
+        with self._access("look"), _opened(self.database.replica, read_only=True) as connection:
+            ledger = Ledger.open(connection)
+            tables, counters = ledger.tables(), ledger.counters()
+        notes = [
+            f"{name}.{told}"
+            for name in self.done.copied
+            if name in tables
+            for column in tables[name].table.columns
+            if (told := report(column))
+        ]
+        notes += [f"{table}: {count} {what} became NULL" for (table, what), count in sorted(counters.items()) if count]
+        self.done.notes = tuple(notes)
+        for note in notes:
+            log.info("%s", note)
 
     def require_ours(self) -> None:
         if not self._is_there():
@@ -421,7 +448,7 @@ class _Run:
         done.batches += applied.batches
         done.recopy |= applied.marked
         if applied.position is not None:
-            done.position = self._position = applied.position
+            self._position = applied.position
             done.timestamp = applied.timestamp
 
 

@@ -97,7 +97,9 @@ def _program(*names: str) -> str:
         found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         if found:
             return found
-    pytest.fail(f"{names[0]} is not installed: apt-get install mariadb-server-core, or set MYSQL_TEST_URL")
+    pytest.fail(
+        f"{names[0]} is not installed: apt-get install mariadb-server-core mariadb-client-core, or set MYSQL_TEST_URL"
+    )
 
 
 def _die_with_parent() -> None:

@@ -322,6 +322,20 @@ def test_a_keyless_table_that_lacks_a_row_is_told(mirror):
     assert "not in the replica" in applied.marked["t"]
 
 
+@pytest.mark.parametrize("spoil", ["DROP TABLE t", "ALTER TABLE t ALTER a TYPE INTEGER USING 0"])
+def test_a_table_that_duckdb_refuses_does_not_stop_the_others(mirror, spoil):
+    mirror.run(KEYED, "CREATE TABLE u (a INT)", "INSERT INTO t VALUES (1, 'x', 1)")
+    mirror.catch_up()
+    mirror.replica.execute(spoil)
+    mirror.run("INSERT INTO u VALUES (1)", "INSERT INTO t VALUES (2, 'text', 1)", "INSERT INTO u VALUES (2)")
+    with pytest.raises(DucklingError) as caught:
+        mirror.catch_up()
+    assert caught.value.retryable
+    assert mirror.states["t"].state == "recopy"
+    mirror.catch_up()
+    mirror.assert_equal("u")
+
+
 def test_what_is_in_a_keyed_table_already_does_no_harm(mirror):
     mirror.run(KEYED, "INSERT INTO t VALUES (1, 'x', 1), (2, 'x', 1)", "UPDATE t SET id = 3 WHERE id = 1")
     start = Ledger.open(mirror.replica).position()

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,34 @@ def test_what_has_changed_since_the_interruption_is_copied_again(
     assert done.copied == ("empty",)
     assert tables_in(target) == {"empty", "int_key"} == set(done.tables)
     assert_equal(mariadb, database, target, ["empty", "int_key"])
+
+
+@pytest.mark.usefixtures("filled")
+def test_what_was_caught_up_before_the_interruption_stands_at_the_position_of_the_file(
+    source: Any, tmp_path: Path
+) -> None:
+    import duckdb
+
+    from duckling_provider.replication.ledger import Ledger
+
+    target = tmp_path / "new.db"
+    first = copy(source, target, ["empty", "int_key"])
+    applied = replace(first.end, file="mysql-bin.999999")
+    with duckdb.connect(str(target)) as connection:
+        ledger = Ledger.open(connection)
+        ledger.save_position(applied)
+        ledger.save_table(replace(first.tables["empty"], start=None))
+    second = copy(source, target, ["empty", "int_key"])
+    # Nobody ever had that position, so what stands there is copied again; a real one is in the binlog.
+    assert second.copied == ("empty",)
+    with duckdb.connect(str(target)) as connection:
+        ledger = Ledger.open(connection)
+        ledger.save_position(first.end)
+        ledger.save_table(replace(first.tables["empty"], start=None))
+    third = copy(source, target, ["empty", "int_key"])
+    assert third.copied == ()
+    assert third.tables["empty"].start == first.end
+    assert third.position.order <= first.end.order
 
 
 @pytest.mark.usefixtures("filled")

@@ -247,3 +247,18 @@ def test_the_password_is_in_no_error(site, mariadb, database):
 def _entry_for(site, url, **fields):
     site.installation.write(site.installation.entry(mysqlConnectionString=url, **fields))
     return site.installation.database()
+
+
+def test_what_cannot_be_mirrored_exactly_is_told(site):
+    site.run(
+        "CREATE TABLE t (id INT PRIMARY KEY, big DECIMAL(65,30), day DATE)",
+        "INSERT INTO t VALUES (1, 1, '0000-00-00'), (2, 2, '2024-02-29')",
+    )
+    entry = site()
+    done = sync(entry)
+    assert done.position is not None
+    big, day = done.notes
+    assert big.startswith("t.big: ")
+    assert "kept as text" in big
+    assert day == "t: 1 zero dates became NULL"
+    is_equal(entry)
