@@ -12,9 +12,11 @@ from rich.console import Console
 
 from benchmarks import RESULTS, WORK
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
+from benchmarks.copying import copying
+from benchmarks.recovery import recovery
 from benchmarks.report import save, show
 
-_GROUPS = ("transfers", "memory", "plan", "dags")
+_GROUPS = ("transfers", "memory", "plan", "dags", "copying", "recovery")
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -55,6 +57,10 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield plan()
     if "dags" in groups:
         yield dags()
+    if "copying" in groups:
+        yield from copying(20_000 if quick else 1_000_000, runs=runs)
+    if "recovery" in groups:
+        yield from recovery(50_000 if quick else 12_000_000)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ _SHORT_TEXTS = frozenset({"char", "varchar", "enum", "set", "tinytext", "text"})
 #: Character sets whose bytes are UTF-8 already.
 _UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
 _INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "integer", "bigint", "year"})
+_FLOATS = frozenset({"float", "double", "real"})
 _BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"})
 _SPATIAL = frozenset(
     {
@@ -115,42 +116,54 @@ class Checksum:
 def mysql_text(column: Column) -> str:
     """SQL of MySQL for a text of the column's value; no NULL, and no ``|`` that could be taken for the next value's.
 
-    Beside `types.select_expression`, which is what the copy reads: dates that no calendar has are NULL here, as there.
+    Dates with a zero in them are NULL in the replica, so they are written like NULL.
     """
-    name, selected, kind = quote_mysql(column.name), select_expression(column), column.data_type
+    name, kind = quote_mysql(column.name), column.data_type
     if kind in _INTEGERS:
         text = f"{name} + 0"  # without the zeros of ZEROFILL
+    elif kind in _FLOATS:
+        text = f"{name} + 0e0"  # all digits of a FLOAT, and no rounding to those of FLOAT(M, D)
+    elif kind == "decimal":
+        text = f"CAST({name} AS CHAR)"
+    elif kind == "bit":
+        text = f"CAST({name} AS UNSIGNED)"
     elif kind == "timestamp":
-        text = f"NULLIF({selected}, 0)"
+        text = f"NULLIF(CAST(UNIX_TIMESTAMP({name}) * 1000000 AS SIGNED), 0)"
     elif kind in {"date", "datetime"}:
-        # The markers of `types` for what no calendar has; a date beyond them there is none.
-        text = f"NULLIF({selected}, {-(1 << 31) if kind == 'date' else -(1 << 62)})"
+        text = f"IF(DAYOFMONTH({name}) * MONTH({name}), {_moment(column)}, NULL)"
     elif kind == "time":
         # Of a negative TIME each of these parts is positive.
         text = f"CONCAT({name} < 0, ':', HOUR({name}) * 3600 + MINUTE({name}) * 60 + SECOND({name}), '.', "
         text += f"MICROSECOND({name}))"
     elif kind in _SHORT_TEXTS and column.charset != "binary":
-        utf8 = selected if column.charset in _UTF8 else f"CONVERT({selected} USING utf8mb4)"
+        utf8 = name if column.charset in _UTF8 else f"CONVERT({name} USING utf8mb4)"
         utf8 = f"CAST({utf8} AS BINARY)"
         text = f"CONCAT(LENGTH({utf8}), ':', {utf8})"
     elif kind in _BYTES:
         text = f"MD5({name})"
     elif kind in _SPATIAL:
         text = f"MD5(SUBSTRING(HEX({name}), 9))"  # without the SRID
-    elif kind in {"decimal", "float", "double", "real", "bit"}:
-        text = selected
     else:
-        text = f"MD5(CONVERT({selected} USING utf8mb4))"
+        text = f"MD5(CONVERT({select_expression(column)} USING utf8mb4))"
     return f"IFNULL({text}, 'n')"
+
+
+def _moment(column: Column) -> str:
+    """A DATETIME with all six digits of its second, a DATE as it is."""
+    text = f"CAST({quote_mysql(column.name)} AS CHAR)"
+    if column.data_type == "date":
+        return text
+    digits = column.precision or 0
+    return f"CONCAT({text}, '{'' if digits else '.'}{'0' * (6 - digits)}')" if digits < 6 else text
 
 
 def replica_text(column: Column, name: str) -> str:
     """SQL of DuckDB for the same text, of a column `name` that is of `types.duck_type`."""
     kind = column.data_type
-    if kind in {"timestamp", "datetime"}:
+    if kind == "timestamp":
         text = f"CAST(epoch_us({name}) AS VARCHAR)"
-    elif kind == "date":
-        text = f"CAST(date_diff('day', DATE '1970-01-01', {name}) AS VARCHAR)"
+    elif kind == "datetime":
+        text = f"strftime({name}, '%Y-%m-%d %H:%M:%S.%f')"
     elif kind == "time":
         microseconds = f"abs(epoch_us({name}))"
         text = (
@@ -159,13 +172,13 @@ def replica_text(column: Column, name: str) -> str:
         )
     elif kind in _SHORT_TEXTS and column.charset != "binary":
         text = f"strlen({name}) || ':' || {name}"
-    elif kind in {"float", "double", "real"}:
+    elif kind in _FLOATS:
         # 12.0 and 1e-05 are 12 and 1e-5 there.
         text = rf"regexp_replace(CAST(CAST({name} AS DOUBLE) AS VARCHAR), 'e\+?(-?)0*', 'e\1')"
         text = rf"regexp_replace({text}, '\.0(e|$)', '\1')"
     elif kind == "decimal":
         text = rf"regexp_replace(CAST({name} AS VARCHAR), '^(-?)\.', '\10.')"
-    elif kind in _INTEGERS or kind == "bit":
+    elif kind in _INTEGERS or kind in {"bit", "date"}:
         text = f"CAST({name} AS VARCHAR)"
     elif kind in _SPATIAL:
         text = f"md5(hex({name}))"

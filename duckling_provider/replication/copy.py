@@ -54,7 +54,7 @@ from duckling_provider.replication.source import (
     source_error,
     translated,
 )
-from duckling_provider.replication.transport import Transport
+from duckling_provider.replication.transport import Transport, can_be_fast
 from duckling_provider.replication.types import duck_type, from_transport, zero_date
 
 if TYPE_CHECKING:
@@ -166,13 +166,14 @@ class _Job:
         self._source, self._replica, self._ledger = source, replica, ledger
         self._pool, self._control, self._workers = pool, control, workers
         self._connection = connect(source)
+        self._fast = can_be_fast(source, self._connection)
 
     def close(self) -> None:
         self._connection.close()
 
     def copy(self, name: str) -> bool:
         """Copy one table, in one transaction; False when there is no such table any more."""
-        fast = True
+        fast = self._fast
         for attempt in range(TRIES):
             if attempt:
                 self._control.sleep(_PAUSE)
@@ -240,6 +241,7 @@ class _Job:
                 shown += more
         writer.finish()
         self._control.advance(total - shown)
+        self._fast = self._fast and not transport.refused
         return start, writer.rows
 
     @contextlib.contextmanager

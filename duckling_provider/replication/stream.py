@@ -22,7 +22,10 @@ _ROWS = _INSERTS | _UPDATES | _DELETES
 _ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
 _PARTIAL_UPDATE = 39
 
-_STANDALONE = 1  # MariaDB's GTID event: no COMMIT follows
+# Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
+_STANDALONE, _GROUP_COMMIT, _XA = 1, 2, 64 | 128
+# And more of them: with binlog_alter_two_phase an ALTER TABLE is told when it starts, and again when it is done.
+_START_ALTER, _ROLLBACK_ALTER = 2, 8
 _COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
 _WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
 _DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH"})
@@ -90,6 +93,8 @@ class BinlogStream:
         self._by_id: dict[int, TableMap | None] = {}
         self._touched: set[str] = set()
         self._open = False
+        #: Whether the statement that comes next has not been done, or not yet.
+        self._announced = False
         #: Whether the current transaction's `Begin` has been handed out.
         self._told = False
 
@@ -215,6 +220,9 @@ class BinlogStream:
             domain = int.from_bytes(body[8:12], "little")
             self._gtids.begin(str(domain), f"{raw.server_id}-{int.from_bytes(body[:8], 'little')}")
             self._open = not body[12] & _STANDALONE
+            extra = 21 if body[12] & _GROUP_COMMIT else 13
+            more = 0 if body[12] & _XA or extra >= len(body) else body[extra]
+            self._announced = bool(more & (_START_ALTER | _ROLLBACK_ALTER))
         elif kind == dump.GTID:
             sid = body[1:17].hex()
             text = "-".join((sid[:8], sid[8:12], sid[12:16], sid[16:20], sid[20:]))
@@ -270,7 +278,7 @@ class BinlogStream:
             if word in _DML and concerns:
                 yield self._begin()
                 yield Unfollowed("changed by a statement: binlog_format was not ROW", None, statement)
-            elif word in _DDL and concerns:
+            elif word in _DDL and concerns and not self._announced:
                 # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
                 position = self.position if self._open else self._advance(raw)
                 if schema == self._database:

@@ -366,6 +366,30 @@ def test_all_types_arrive_as_they_are_read(mirror):
     assert rows[1] == (2, None, "", *[None] * 11)
 
 
+def test_generated_and_invisible_columns(mirror):
+    mirror.run(
+        "CREATE TABLE t (id INT PRIMARY KEY, v INT AS (id + 1) VIRTUAL, s INT AS (id * 2) STORED, i INT INVISIBLE "
+        "DEFAULT 7, x VARCHAR(9))",
+        "INSERT INTO t (id, x) VALUES (1, 'a'), (2, 'b')",
+        "UPDATE t SET id = 9 WHERE id = 1",
+    )
+    mirror.catch_up()
+    mirror.assert_equal()
+
+
+def test_statements_of_two_phases(mirror):
+    mirror.run(KEYED, "INSERT INTO t VALUES (1, 'x', 1)")
+    mirror.catch_up()
+    mirror.run("SET SESSION binlog_alter_two_phase = ON", "ALTER TABLE t ADD c INT DEFAULT 4", "UPDATE t SET a = 'y'")
+    mirror.catch_up()
+    mirror.assert_equal()
+    mirror.run("XA START 'x'", "INSERT INTO t VALUES (2, 'x', 1, 1)", "XA END 'x'", "XA COMMIT 'x' ONE PHASE")
+    mirror.catch_up()
+    mirror.assert_equal()
+    mirror.run("XA START 'y'", "INSERT INTO t VALUES (3, 'x', 1, 1)", "XA END 'y'", "XA PREPARE 'y'", "XA ROLLBACK 'y'")
+    assert "XA" in mirror.catch_up().marked["t"]
+
+
 def test_a_batch_is_committed_by_count_and_by_age():
     connection = duckdb.connect()
     ledger = Ledger.create(connection)

@@ -227,11 +227,23 @@ def test_a_boundary_that_cannot_be_written_down_leaves_the_rest_to_one_stream(
 def test_both_transports_bring_the_same(
     source: Any, database: str, filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mariadb: Any
 ) -> None:
-    from duckling_provider.replication import transport
+    from duckling_provider.replication import copy as module
 
-    monkeypatch.setattr(transport, "_connectorx_url", lambda _: None)
+    monkeypatch.setattr(module, "can_be_fast", lambda *_: False)
     copy(source, tmp_path / "slow.db", filled)
     assert_equal(mariadb, database, tmp_path / "slow.db", filled)
+
+
+def test_tls_is_not_given_up_for_speed(source: Any) -> None:
+    from duckling_provider.replication.source import Tls, connect
+    from duckling_provider.replication.transport import can_be_fast
+
+    with contextlib.closing(connect(source)) as connection:
+        assert can_be_fast(source, connection)
+        assert not can_be_fast(replace(source, tls=Tls(mode="REQUIRED")), connection)
+        assert not can_be_fast(replace(source, unix_socket="/run/mysqld/mysqld.sock"), connection)
+        # This server offers none, so there is none to give up.
+        assert can_be_fast(replace(source, host="db.example.com"), connection)
 
 
 @pytest.mark.usefixtures("filled")
