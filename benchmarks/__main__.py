@@ -60,7 +60,7 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
     if "copying" in groups:
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
     if "recovery" in groups:
-        yield from recovery(50_000 if quick else 12_000_000)
+        yield from recovery(50_000 if quick else 12_000_000, seconds=2 if quick else 15)
 
 
 if __name__ == "__main__":

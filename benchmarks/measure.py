@@ -85,7 +85,8 @@ def interleaved(
             # What others left unwritten would be written at this one's expense; and in a virtual machine the memory
             # that they freed is at hand at once, until the host takes it back, so that its next user has an advantage.
             os.sync()
-            time.sleep(_SETTLE_SECONDS)
+            if runs > 1:
+                time.sleep(_SETTLE_SECONDS)
             seen[name].append(run())
     rows = []
     for name, own in seen.items():

@@ -24,12 +24,14 @@ from benchmarks.measure import Row
 from benchmarks.servers import rclone
 from benchmarks.site import ENCRYPTION_KEY, Site, entry, s3_fields, site
 
-#: Row changes a second, and seconds of them.
-_LOAD, _SECONDS = 1000, 20
+#: Row changes a second.
+_LOAD = 1000
 
 
-def recovery(rows: int) -> Iterator[Case]:
-    """:param rows: of the table in MySQL; 12 million make a replica of about 1 GiB."""
+def recovery(rows: int, *, seconds: int) -> Iterator[Case]:
+    """:param rows: of the table in MySQL; 12 million make a replica of about 1 GiB.
+    :param seconds: how long MySQL changes after the backup, and how long the lag is watched each time.
+    """
     with mariadb(rows) as (url, _), site() as place, rclone(place.folder / "objects") as server:
         if server is None:
             yield Case("Recovery", missing=("rclone",))
@@ -40,7 +42,7 @@ def recovery(rows: int) -> Iterator[Case]:
         size = place.replica.stat().st_size
         backed_up = _timed("backup", DATABASE)
         with _load(url):
-            time.sleep(_SECONDS)
+            time.sleep(seconds)
         place.replica.unlink()
         restored = _timed("restore", DATABASE)
         caught_up = _timed("sync", DATABASE)
@@ -48,22 +50,21 @@ def recovery(rows: int) -> Iterator[Case]:
             "full copy": copied,
             "backup": backed_up,
             "restore": restored,
-            f"catching up with {_LOAD * _SECONDS:,} changes": caught_up,
+            f"catching up with {_LOAD * seconds:,} changes": caught_up,
         }
         yield Case(
             f"A lost replica of {size / MIB:,.0f} MiB, {rows:,} rows; commands as they are, starts included",
             [Row(name, size, wall, 0.0, 0, wall / copied, 1, (wall,)) for name, wall in walls.items()],
             [Target("full copy / (restore + catching up)", copied / (restored + caught_up), 1.0, at_least=True)],
         )
-        yield _lag(url)
+        yield _lag(url, seconds)
         yield _held_up(place)
 
 
-def _lag(url: str) -> Case:
+def _lag(url: str, seconds: int) -> Case:
     with _load(url):
         lags = [
-            json.loads(_duckling("sync", DATABASE, "--for", str(_SECONDS // 2), "--json"))["lagSeconds"]
-            for _ in range(3)
+            json.loads(_duckling("sync", DATABASE, "--for", str(seconds), "--json"))["lagSeconds"] for _ in range(3)
         ]
     return Case(
         f"Lag while MySQL writes {_LOAD:,} rows a second; worst of 3 runs",

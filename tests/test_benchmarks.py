@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmarks") / "quick.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(path)]
+    groups = [part for group in ("transfers", "memory", "plan", "recovery") for part in ("--only", group)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", *groups, "--output", str(path)]
     done = subprocess.run(
         command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=600, check=False
     )
@@ -57,6 +58,14 @@ def test_ceilings_snapshot_and_memory_are_measured(results):
 def test_half_a_terabyte_fits_into_ten_thousand_parts(results):
     (target,) = case(results, "Plan of 500 GiB")["targets"]
     assert 0 < target["value"] <= 10_000
+
+
+@pytest.mark.mysql
+def test_a_restored_replica_catches_up_beside_a_full_copy(results):
+    names = [row["name"] for row in case(results, "A lost replica")["rows"]]
+    assert names == ["full copy", "backup", "restore", "catching up with 2,000 changes"]
+    assert case(results, "Lag")["targets"][0]["value"] < 60
+    assert case(results, "How long a snapshot holds")["targets"][0]["value"] > 0
 
 
 def test_the_machine_and_the_command_are_on_record(results):

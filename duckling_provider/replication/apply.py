@@ -11,36 +11,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from duckling_provider.core.errors import DucklingError
-from duckling_provider.replication import ddl, types
+from duckling_provider.replication import ddl
 from duckling_provider.replication.follow import Follower, NotFollowedError
 from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Column, Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.names import fold, quote
-from duckling_provider.replication.rows import ZERO_DATE
+from duckling_provider.replication.pending import VIEWS, Pending
 from duckling_provider.replication.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger(__name__)
 
 #: What the ledger's counter of dates that became NULL is called.
 ZERO_DATES = "zero dates"
-
-_DATES = frozenset({"date", "datetime", "timestamp"})
-#: Types whose values may be so large that a batch is cut by their size.
-_LARGE = frozenset(
-    {"text", "mediumtext", "longtext", "blob", "mediumblob", "longblob", "json", "varchar", "varbinary", "geometry"}
-)
-_KEYS, _ROWS = "_duckling_keys", "_duckling_rows"
 
 
 @dataclass
@@ -87,7 +77,7 @@ class Applier:
         self._max_changes, self._max_seconds, self._max_bytes = max_changes, max_seconds, max_bytes
         self._states = ledger.tables()
         self._starts = _starts(self._states)
-        self._pending: dict[str, _Pending | None] = {}
+        self._pending: dict[str, Pending | None] = {}
         self._to_mark: dict[str, str] = {}
         self._changes = self._uncommitted = self._size = 0
         self._begun = self._open = False
@@ -152,7 +142,7 @@ class Applier:
             # A commit that failed has ended the transaction itself.
             with contextlib.suppress(duckdb.TransactionException):
                 self._connection.rollback()
-            for name in (_KEYS, _ROWS):
+            for name in VIEWS:
                 self._connection.unregister(name)
         self._states = self._ledger.tables()
         self._reset()
@@ -196,12 +186,12 @@ class Applier:
         except Exception as error:
             raise self._failed(error) from error
 
-    def _prepare(self, change: RowChange) -> _Pending | None:
+    def _prepare(self, change: RowChange) -> Pending | None:
         name = change.table
         if name in self._pending and self._pending[name] is None:
             return None
         state = self._states.get(name)
-        made: _Pending | None = None
+        made: Pending | None = None
         old = self._pending.get(name)
         if old is not None:
             if tuple(old.columns) == tuple(change.columns):
@@ -213,7 +203,7 @@ class Applier:
             self._mark(name, "it was not in the replica when it changed")
         elif state.state == "ok":
             try:
-                made = _Pending.of(state, change.columns)
+                made = Pending.of(state, change.columns)
             except NotFollowedError as error:
                 self._mark(name, error.note)
         self._pending[name] = made
@@ -397,222 +387,6 @@ class Applier:
         self._begun = self._open = False
         self._last, self._begin = None, None
         self._starts = _starts(self._states)
-
-
-class _Pending:
-    """What waits for one table, as its net effect."""
-
-    def __init__(self, state: TableState, columns: tuple[str, ...]) -> None:
-        self.columns = columns
-        self._table = state.table.columns
-        self.changes = 0
-
-    @staticmethod
-    def of(state: TableState, columns: tuple[str, ...]) -> _Pending:
-        """:raises NotFollowedError: when the binlog's columns are not the replica's."""
-        places = {name: place for place, name in enumerate(columns)}
-        known = [column.name for column in state.table.columns]
-        if set(known) != set(columns):
-            other = ", ".join(sorted(set(known) ^ set(columns)))
-            raise NotFollowedError(state.name, f"its columns in the binlog are not those of the replica: {other}")
-        where = [places[name] for name in known]
-        if state.table.primary_key:
-            return _Keyed(state, columns, where)
-        return _Keyless(state, columns, where)
-
-    def add(self, change: RowChange) -> int:
-        """Count the change in; the size in bytes of its long values."""
-        raise NotImplementedError
-
-    def write(self, connection: DuckDBPyConnection, table: str) -> int:
-        """Into DuckDB's open transaction; how many dates became NULL.
-
-        :raises NotFollowedError: for values that the replica's columns can't hold, before anything is written.
-        """
-        raise NotImplementedError
-
-    def clear(self) -> None:
-        self.changes = 0
-
-
-class _Keyed(_Pending):
-    def __init__(self, state: TableState, columns: tuple[str, ...], where: list[int]) -> None:
-        super().__init__(state, columns)
-        self._where = where
-        by_name = {column.name: column for column in state.table.columns}
-        self._key = [by_name[name] for name in state.table.primary_key]
-        places = [columns.index(name) for name in state.table.primary_key]
-        self._single = len(places) == 1
-        self._key_of: Callable[[tuple[Any, ...]], Any] = itemgetter(*places)
-        self._large = [columns.index(c.name) for c in state.table.columns if c.data_type in _LARGE]
-        #: Key -> the row as it is now, None when it is gone.
-        self._net: dict[Any, tuple[Any, ...] | None] = {}
-
-    def add(self, change: RowChange) -> int:
-        before, after = change.before, change.after
-        self.changes += 1
-        if before is not None:
-            self._net[self._key_of(before)] = None
-        if after is None:
-            return 0
-        self._net[self._key_of(after)] = after
-        size = 0
-        for place in self._large:
-            value = after[place]
-            if value is not None:
-                size += len(value)
-        return size
-
-    def write(self, connection: DuckDBPyConnection, table: str) -> int:
-        touched: Any = list(self._net)
-        lanes = [touched] if self._single else list(zip(*touched, strict=True))
-        keys, _ = _arrow(table, self._key, lanes)
-        rows = [row for row in self._net.values() if row is not None]
-        # Zero dates are NULL here, and NULL equals nothing.
-        same = " AND ".join(
-            f"t.{quote(column.name)} {'IS NOT DISTINCT FROM' if column.data_type in _DATES else '='} "
-            f"{_value(column, place)}"
-            for place, column in enumerate(self._key)
-        )
-        zeros = 0
-        inserted = None
-        if rows:
-            values = list(zip(*rows, strict=True))
-            inserted, zeros = _arrow(table, self._table, [values[place] for place in self._where])
-        with _registered(connection, _KEYS, keys):
-            connection.execute(f"DELETE FROM {table} AS t USING {_KEYS} AS c WHERE {same}")
-        if inserted is not None:
-            _insert(connection, table, self._table, inserted)
-        return zeros
-
-    def clear(self) -> None:
-        super().clear()
-        self._net = {}
-
-
-class _Keyless(_Pending):
-    def __init__(self, state: TableState, columns: tuple[str, ...], where: list[int]) -> None:
-        super().__init__(state, columns)
-        self._decoders = [
-            (place, types.decode(column), column.data_type in _DATES)
-            for place, column in zip(where, state.table.columns, strict=True)
-        ]
-        #: Row -> how many more (or fewer) of them there are.
-        self._net: Counter[tuple[Any, ...]] = Counter()
-        self._zeros = 0
-
-    def add(self, change: RowChange) -> int:
-        self.changes += 1
-        size = 0
-        if change.before is not None:
-            self._net[self._decoded(change.before, count=False)] -= 1
-        if change.after is not None:
-            row = self._decoded(change.after, count=True)
-            self._net[row] += 1
-            size = sum(len(value) for value in row if isinstance(value, (str, bytes)))
-        return size
-
-    def _decoded(self, row: tuple[Any, ...], *, count: bool) -> tuple[Any, ...]:
-        values = []
-        for place, decode, dates in self._decoders:
-            value = row[place]
-            if dates and value is ZERO_DATE:
-                self._zeros += count
-                value = None
-            values.append(decode(value))
-        return tuple(values)
-
-    def write(self, connection: DuckDBPyConnection, table: str) -> int:
-        import pyarrow as pa
-
-        names = [quote(column.name) for column in self._table]
-        gone = {row: -count for row, count in self._net.items() if count < 0}
-        come = [row for row, count in self._net.items() for _ in range(count)]
-        new = _arrow_decoded(table, self._table, list(zip(*come, strict=True))) if come else None
-        if gone:
-            old = _arrow_decoded(table, self._table, list(zip(*gone, strict=True)))
-            old = old.append_column("n", pa.array(gone.values(), pa.int64()))
-            old = old.append_column("i", pa.array(range(len(gone)), pa.int64()))
-            same = " AND ".join(
-                f"t.{name} IS NOT DISTINCT FROM {_value(column, place)}"
-                for place, (name, column) in enumerate(zip(names, self._table, strict=True))
-            )
-            with _registered(connection, _KEYS, old):
-                # Of equal rows exactly as many as are gone.
-                found = connection.execute(
-                    f"DELETE FROM {table} WHERE rowid IN (SELECT r FROM (SELECT t.rowid AS r, c.n AS n, "
-                    f"row_number() OVER (PARTITION BY c.i) AS k FROM {table} AS t JOIN {_KEYS} AS c ON {same}) "
-                    "WHERE k <= n)"
-                ).fetchone()
-            missing = sum(gone.values()) - int(found[0] if found else 0)
-            if missing:
-                # Not an error of this batch: whatever is wrong is put right by the copy.
-                raise NotFollowedError(table, f"{missing} rows that MySQL deleted or changed were not in the replica")
-        if new is not None:
-            _insert(connection, table, self._table, new)
-        zeros, self._zeros = self._zeros, 0
-        return zeros
-
-    def clear(self) -> None:
-        super().clear()
-        self._net = Counter()
-
-
-def _arrow(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.Table, int]:
-    """Values as `rows` read them -> columns c0, c1, … for `types.from_change`; and how many dates no calendar has."""
-    decoded, zeros = [], 0
-    for column, values in zip(columns, lanes, strict=True):
-        lane = values
-        if column.data_type in _DATES:
-            count = sum(value is ZERO_DATE for value in lane)
-            if count:
-                zeros += count
-                lane = [None if value is ZERO_DATE else value for value in lane]
-        decode = types.decode(column)
-        try:
-            decoded.append([decode(value) for value in lane])
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-            raise NotFollowedError(table, f"a value of {column.name} can't be read: {error}") from error
-    return _arrow_decoded(table, columns, decoded), zeros
-
-
-def _arrow_decoded(table: str, columns: Iterable[Column], lanes: list[Any]) -> pa.Table:
-    import pyarrow as pa
-
-    arrays = []
-    for column, values in zip(columns, lanes, strict=True):
-        try:
-            arrays.append(pa.array(values, types.change_arrow(column)))
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            raise NotFollowedError(table, f"a value of {column.name} does not fit its type: {error}") from error
-    return pa.table(arrays, names=[f"c{place}" for place in range(len(arrays))])
-
-
-def _value(column: Column, place: int) -> str:
-    # The alias keeps clear of the table's own columns, which may be called the same.
-    return types.from_change(column, f"c{place}").replace(quote(f"c{place}"), f"c.{quote(f'c{place}')}")
-
-
-def _insert(connection: DuckDBPyConnection, table: str, columns: tuple[Column, ...], rows: pa.Table) -> None:
-    names = ", ".join(quote(column.name) for column in columns)
-    values = ", ".join(_value(column, place) for place, column in enumerate(columns))
-    with _registered(connection, _ROWS, rows):
-        connection.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM {_ROWS} AS c")
-
-
-class _registered:  # noqa: N801 - reads as what it is in a with statement
-    """An arrow table under a name that statements can use."""
-
-    def __init__(self, connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:
-        self._connection, self._name, self._table = connection, name, table
-
-    def __enter__(self) -> None:
-        self._connection.register(self._name, self._table)
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        # In a transaction that has failed DuckDB does nothing; `abandon` makes up for it.
-        if failed is None:
-            self._connection.unregister(self._name)
 
 
 def _starts(states: dict[str, TableState]) -> dict[str, Position]:

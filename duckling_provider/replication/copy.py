@@ -15,7 +15,8 @@ The start has to be exact in one direction: every transaction up to it must be v
 
 Each table is one DuckDB transaction, which also writes the ledger's line, so after a kill the file has whole tables
 only and the next run goes on with the others. The rows go to the file as they come and only once: at the commit the
-log refers to them.
+log refers to them. Rows so large that a row group of them does not fit into memory are committed in between; such a
+table is in state "copying" until it is whole, and is begun again.
 
 Tables get no PRIMARY KEY and no other constraint. An index (ART) is made in memory, so a copy's memory would grow with
 the table; and it refuses the insertion of a key that the same transaction has deleted, which is how changes are
@@ -43,7 +44,7 @@ from duckling_provider.replication.consistent import LOCK_WAIT, consistent_snaps
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Position, Table
 from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
-from duckling_provider.replication.ranges import KeyRange, Pace, Statistics, is_rangeable, key_ranges
+from duckling_provider.replication.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.schema import read_tables
 from duckling_provider.replication.source import (
     Source,
@@ -68,6 +69,9 @@ _PAUSE = 1.0
 
 #: What the ledger's counter of dates that became NULL is called.
 ZERO_DATES = "zero dates"
+
+#: Bytes of rows, as they arrive, that may wait for their row group to be full.
+_ROW_GROUP_BYTES = 64 << 20
 
 _REPLICA = "replica"
 #: The variable that holds what is being written.
@@ -191,10 +195,10 @@ class _Job:
                     log.info("%s: copied, %d rows in %.1f s, start %s", name, rows, seconds, start)
                     return True
             except CancelledError:
-                self._undo()
+                self._undo(name)
                 raise
             except Exception as error:
-                self._undo()
+                self._undo(name)
                 # Whatever a change of its columns does to a table that is being read, the change is what counts.
                 if self._table(name) == before:
                     if not fast or not self._is_conversion(error):
@@ -206,10 +210,10 @@ class _Job:
                     fast = False
                     continue
             except BaseException:
-                self._undo()
+                self._undo(name)
                 raise
             else:
-                self._undo()
+                self._undo(name)
             log.warning("%s: its columns changed while it was copied; it is begun again", name)
         raise ReplicaError(
             f"its columns changed during each of {TRIES} attempts to copy it",
@@ -304,12 +308,14 @@ class _Job:
         with translated(self._source, f"copy {name}"):
             return read_tables(self._connection, self._source.database).get(name)
 
-    def _undo(self) -> None:
+    def _undo(self, name: str) -> None:
         import duckdb
 
         # After an error of its own DuckDB may have ended the transaction already.
         with contextlib.suppress(duckdb.TransactionException):
             self._replica.rollback()
+        if name in self._ledger.tables():
+            _drop(self._replica, self._ledger, name)
 
     @staticmethod
     def _is_conversion(error: Exception) -> bool:
@@ -340,6 +346,9 @@ class _Writer:
     def __init__(self, replica: DuckDBPyConnection, ledger: Ledger, table: Table) -> None:
         self._replica, self._ledger, self._table = replica, ledger, table
         self.rows = 0
+        #: Some of the rows are committed, as those of a table in state "copying".
+        self.is_partial = False
+        self._open_rows = self._open_bytes = 0
         values = ", ".join(from_transport(column, f"c{n}") for n, column in enumerate(table.columns))
         self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"
         zeros = [zero for n, column in enumerate(table.columns) if (zero := zero_date(column, f"c{n}"))]
@@ -356,6 +365,22 @@ class _Writer:
         if self._count is not None:
             self._zeros += self._replica.execute(self._count).fetchall()[0][0]
         self.rows += duckling_batch.num_rows
+        self._open_rows += duckling_batch.num_rows
+        self._open_bytes += duckling_batch.nbytes
+        if self._open_rows >= RANGE_ROWS:
+            self._open_rows = self._open_bytes = 0
+        elif self._open_bytes >= _ROW_GROUP_BYTES:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Commit and checkpoint what there is: a row group leaves memory when it is full, and these rows are large."""
+        if not self.is_partial:
+            self.is_partial = True
+            self._ledger.save_table(TableState(self._table, "copying"))
+        self._replica.commit()
+        self._replica.execute(f"CHECKPOINT {_REPLICA}")
+        self._replica.begin()
+        self._open_rows = self._open_bytes = 0
 
     def finish(self) -> None:
         """Tell the ledger how many dates became NULL."""
@@ -378,10 +403,7 @@ def _keep_usable(
             ledger.save_table(replace(state, start=start))
             kept.add(name)
             continue
-        replica.begin()
-        replica.execute(f"DROP TABLE IF EXISTS {_name(name)}")
-        ledger.forget_table(name)
-        replica.commit()
+        _drop(replica, ledger, name)
     if kept:
         log.info("going on with an interrupted copy: %d tables are there already", len(kept))
     return kept
@@ -425,6 +447,13 @@ def _unusable(target: Path, error: Exception) -> DucklingError:
         operation="copy",
         hint="Delete that file; the copy then begins from the start.",
     )
+
+
+def _drop(replica: DuckDBPyConnection, ledger: Ledger, table: str) -> None:
+    replica.begin()
+    replica.execute(f"DROP TABLE IF EXISTS {_name(table)}")
+    ledger.forget_table(table)
+    replica.commit()
 
 
 def _name(table: str) -> str:

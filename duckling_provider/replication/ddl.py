@@ -7,12 +7,14 @@ and half of ALTER TABLE unparsed, and lose what stands in ``/*! */``; a mirror c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
+
+__all__ = ["NotUnderstoodError", "mentioned", "parse"]
 
 
 @dataclass(frozen=True)
@@ -129,139 +131,7 @@ def parse(statement: str, database: str, *, schema: str | None = None) -> list[S
 
 def mentioned(statement: str) -> set[str]:
     """All names that occur in a statement of any kind."""
-    return {text for kind, text in _tokens(statement) if kind in {"word", "name"}}
-
-
-# ---- tokens ----
-
-_TOKEN = re.compile(
-    r"""(?P<space>\s+|\#[^\n]*|--(?=\s)[^\n]*|/\*(?!M?!)(?:.|\n)*?\*/|/\*M?!\d*|\*/)
-    |`(?P<name>(?:[^`]|``)*)`
-    |(?P<prefix>[xXbBnN]|_[a-zA-Z0-9]+\s*)?(?P<string>'(?:[^'\\]|''|\\.)*'|"(?:[^"\\]|""|\\.)*")
-    |(?P<number>0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?(?![\w$])|\.\d+(?:[eE][+-]?\d+)?)
-    |(?P<word>[\w$]+)
-    |(?P<sign>.)""",
-    re.VERBOSE | re.DOTALL,
-)
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "Z": "\x1a", "b": "\b"}
-
-Token: TypeAlias = tuple[str, str]
-"""(kind, text): "name" for what is in backticks, "word", "string", "hex", "bits", "number", "sign", "end"."""
-
-_END: Token = ("end", "")
-
-
-def _tokens(statement: str) -> list[Token]:
-    found: list[Token] = []
-    for match in _TOKEN.finditer(statement):
-        kind = match.lastgroup or ""
-        if kind == "space":
-            continue
-        text = match[kind]
-        if kind == "name":
-            text = text.replace("``", "`")
-        elif kind == "string":
-            prefix = (match["prefix"] or "").lower()
-            kind = {"x": "hex", "b": "bits"}.get(prefix, "string")
-            quote = text[0]
-            text = re.sub(
-                rf"\\(.)|{quote}{quote}",
-                lambda m, q=quote: q if m[1] is None else _ESCAPES.get(m[1], m[1]),
-                text[1:-1],
-                flags=re.DOTALL,
-            )
-        elif kind == "number" and text[:2] in {"0x", "0X"}:
-            kind, text = "hex", text[2:]
-        found.append((kind, text))
-    while found and found[-1] == ("sign", ";"):
-        found.pop()
-    return found
-
-
-class NotUnderstoodError(Exception):
-    """Where the parser gave up."""
-
-
-class _Tokens:
-    """A cursor over tokens; keywords are compared without case, names in backticks are never keywords."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self._tokens, self._at = tokens, 0
-
-    def peek(self, ahead: int = 0) -> Token:
-        at = self._at + ahead
-        return self._tokens[at] if at < len(self._tokens) else _END
-
-    def next(self) -> Token:
-        token = self.peek()
-        self._at += 1
-        return token
-
-    @property
-    def done(self) -> bool:
-        return self._at >= len(self._tokens)
-
-    def is_word(self, *words: str, ahead: int = 0) -> bool:
-        kind, text = self.peek(ahead)
-        return kind == "word" and text.upper() in words
-
-    def skip(self, *words: str) -> bool:
-        """Skip these words if all of them come next."""
-        if all(self.is_word(word, ahead=place) for place, word in enumerate(words)):
-            self._at += len(words)
-            return True
-        return False
-
-    def skip_any(self, *words: str) -> str:
-        """The one of these words that came next, "" when none did."""
-        return self.next()[1].upper() if self.is_word(*words) else ""
-
-    def skip_sign(self, sign: str) -> bool:
-        if self.peek() == ("sign", sign):
-            self._at += 1
-            return True
-        return False
-
-    def expect_sign(self, sign: str) -> None:
-        if not self.skip_sign(sign):
-            raise self.unknown()
-
-    def name(self) -> str:
-        kind, text = self.peek()
-        # ANSI_QUOTES makes names of double-quoted texts.
-        if kind not in {"name", "word", "string"}:
-            raise self.unknown()
-        self._at += 1
-        return text
-
-    def group(self) -> list[Token]:
-        """What is between the parentheses that come next."""
-        self.expect_sign("(")
-        start, depth = self._at, 1
-        while depth:
-            token = self.next()
-            if token == _END:
-                raise self.unknown()
-            depth += (token == ("sign", "(")) - (token == ("sign", ")"))
-        return self._tokens[start : self._at - 1]
-
-    def unknown(self) -> NotUnderstoodError:
-        return NotUnderstoodError(self.peek()[1] or "its end")
-
-
-def _split(tokens: list[Token]) -> Iterator[_Tokens]:
-    """The parts between commas outside parentheses."""
-    part: list[Token] = []
-    depth = 0
-    for token in tokens:
-        depth += (token == ("sign", "(")) - (token == ("sign", ")"))
-        if token == ("sign", ",") and not depth:
-            yield _Tokens(part)
-            part = []
-        else:
-            part.append(token)
-    if part:
-        yield _Tokens(part)
+    return {text for kind, text in tokenize(statement) if kind in {"word", "name"}}
 
 
 # ---- statements ----
@@ -279,7 +149,7 @@ _OPTIONS = frozenset(
 
 class _Statement:
     def __init__(self, statement: str, database: str, schema: str) -> None:
-        self._tokens = _Tokens(_tokens(statement))
+        self._tokens = Tokens(tokenize(statement))
         self._database, self._schema = database, schema
 
     def steps(self) -> list[Step]:
@@ -384,7 +254,7 @@ class _Statement:
         steps: list[Step] = []
         renames: list[Step] = []
         try:
-            for action in _split(rest):
+            for action in split(rest):
                 if action.is_word("RENAME") and not action.is_word("COLUMN", "INDEX", "KEY", ahead=1):
                     action.next()
                     action.skip_any("TO", "AS")
@@ -397,7 +267,7 @@ class _Statement:
             steps = [Unclear(name, f"its ALTER TABLE is not understood at “{word}”")] if ours else []
         return steps + renames
 
-    def _of(self, action: _Tokens) -> tuple[bool, str]:
+    def _of(self, action: Tokens) -> tuple[bool, str]:
         schema, name = self._schema, action.name()
         if action.skip_sign("."):
             schema, name = name, action.name()
@@ -412,7 +282,7 @@ def _renamed(old: tuple[bool, str], new: tuple[bool, str]) -> list[Step]:
     return [Unclear(new[1], "moved here from another database")] if new[0] else []
 
 
-def _skip_option(tokens: _Tokens) -> None:
+def _skip_option(tokens: Tokens) -> None:
     """One option of a table like ENGINE=InnoDB."""
     if tokens.skip("DATA", "DIRECTORY") or tokens.skip("INDEX", "DIRECTORY"):
         pass
@@ -427,7 +297,7 @@ def _skip_option(tokens: _Tokens) -> None:
         raise tokens.unknown()
 
 
-def _action(table: str, action: _Tokens) -> list[Step]:
+def _action(table: str, action: Tokens) -> list[Step]:
     """One action of an ALTER TABLE; empty for those that change neither columns nor rows."""
     if any(action.is_word(verb) for verb in _PARTITION_STEPS) and action.is_word("PARTITION", ahead=1):
         return []
@@ -460,7 +330,7 @@ def _action(table: str, action: _Tokens) -> list[Step]:
     if action.skip_any("FORCE", "NOWAIT") or (action.skip_any("ENABLE", "DISABLE") and action.skip("KEYS")):
         return []
     if action.skip("CONVERT", "TO"):
-        text = {token[1].lower() for token in (action.next() for _ in range(4)) if token != _END}
+        text = {token[1].lower() for token in (action.next() for _ in range(4)) if token != END}
         if text & {"utf8mb4", "utf8mb3", "utf8"}:
             return []  # text is kept as Unicode here whatever it is there
         raise NotUnderstoodError("CONVERT TO CHARACTER SET")
@@ -477,7 +347,7 @@ def _action(table: str, action: _Tokens) -> list[Step]:
     return []
 
 
-def _added(table: str, action: _Tokens) -> list[Step]:
+def _added(table: str, action: Tokens) -> list[Step]:
     if action.skip("CONSTRAINT") and not action.is_word("PRIMARY", *_INDEX_WORDS):
         action.name()
     if action.skip("PRIMARY", "KEY"):
@@ -488,7 +358,7 @@ def _added(table: str, action: _Tokens) -> list[Step]:
         raise action.unknown()
     action.skip("COLUMN")
     if_not_exists = action.skip("IF", "NOT", "EXISTS")
-    parts = list(_split(action.group())) if action.peek() == ("sign", "(") else [action]
+    parts = list(split(action.group())) if action.peek() == ("sign", "(") else [action]
     steps: list[Step] = []
     for part in parts:
         column = _column(part, charset=None)
@@ -500,12 +370,12 @@ def _added(table: str, action: _Tokens) -> list[Step]:
     return steps
 
 
-def _dropped(table: str, action: _Tokens) -> list[Step]:
+def _dropped(table: str, action: Tokens) -> list[Step]:
     if action.skip("PRIMARY", "KEY"):
         return [SetPrimaryKey(table, ())]
-    if action.is_word("INDEX", "KEY", "FOREIGN", "CONSTRAINT", "CHECK") and action.peek(1) != _END:
+    if action.is_word("INDEX", "KEY", "FOREIGN", "CONSTRAINT", "CHECK") and action.peek(1) != END:
         return []
-    if action.is_word("PARTITION", "PERIOD", "SYSTEM") and action.peek(1) != _END:
+    if action.is_word("PARTITION", "PERIOD", "SYSTEM") and action.peek(1) != END:
         raise action.unknown()
     action.skip("COLUMN")
     if_exists = action.skip("IF", "EXISTS")
@@ -514,17 +384,17 @@ def _dropped(table: str, action: _Tokens) -> list[Step]:
     return [DropColumn(table, name, if_exists)]
 
 
-def _key(tokens: _Tokens) -> tuple[str, ...]:
+def _key(tokens: Tokens) -> tuple[str, ...]:
     # An optional name and type of the index come first.
     while not tokens.done and tokens.peek() != ("sign", "("):
         tokens.next()
-    return tuple(part.name() for part in _split(tokens.group()))
+    return tuple(part.name() for part in split(tokens.group()))
 
 
 def _shape(name: str, elements: list[Token], charset: str) -> Table:
     columns: list[Column] = []
     key: tuple[str, ...] = ()
-    for element in _split(elements):
+    for element in split(elements):
         if element.skip("CONSTRAINT") and not element.is_word("PRIMARY", *_INDEX_WORDS):
             element.name()
         if element.skip("PRIMARY", "KEY"):
@@ -588,7 +458,7 @@ class _Definition:
     explicit_charset: bool
 
 
-def _column(tokens: _Tokens, *, charset: str | None) -> _Definition:
+def _column(tokens: Tokens, *, charset: str | None) -> _Definition:
     """``name type attributes``, to the end of `tokens`.
 
     :param charset: the table's default; utf8mb4 when that isn't known either, which matters to bytes alone.
@@ -663,7 +533,7 @@ def _column(tokens: _Tokens, *, charset: str | None) -> _Definition:
     return _Definition(column, default, is_key, auto_increment, explicit)
 
 
-def _type(tokens: _Tokens) -> tuple[str, list[str]]:
+def _type(tokens: Tokens) -> tuple[str, list[str]]:
     kind, text = tokens.next()
     word = text.upper()
     if kind != "word" or word == "SERIAL":
@@ -686,7 +556,7 @@ def _type(tokens: _Tokens) -> tuple[str, list[str]]:
         raise NotUnderstoodError(text)
     arguments = []
     if tokens.peek() == ("sign", "("):
-        arguments = [part.next()[1] for part in _split(tokens.group())]
+        arguments = [part.next()[1] for part in split(tokens.group())]
     if name == "float" and len(arguments) == 1:
         name, arguments = ("double" if int(arguments[0]) > 24 else "float"), []
     return name, arguments
@@ -711,7 +581,7 @@ def _precision(kind: str, arguments: list[str]) -> int | None:
     return int(arguments[0]) if arguments else usual[kind]
 
 
-def _default(tokens: _Tokens) -> Default:
+def _default(tokens: Tokens) -> Default:
     sign = ""
     while tokens.peek() in {("sign", "-"), ("sign", "+")}:
         sign = tokens.next()[1].replace("+", "")
@@ -737,7 +607,7 @@ def _default(tokens: _Tokens) -> Default:
     return Default("expression")
 
 
-def _skip_call(tokens: _Tokens) -> None:
+def _skip_call(tokens: Tokens) -> None:
     """``CURRENT_TIMESTAMP``, ``now(6)``, ``uuid()``."""
     if tokens.next()[0] != "word":
         raise tokens.unknown()
@@ -745,7 +615,7 @@ def _skip_call(tokens: _Tokens) -> None:
         tokens.group()
 
 
-def _skip_reference(tokens: _Tokens) -> None:
+def _skip_reference(tokens: Tokens) -> None:
     tokens.name()
     if tokens.skip_sign("."):
         tokens.name()

@@ -16,6 +16,7 @@ import pytest
 
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import BusyError, CancelledError, ReplicaError
+from duckling_provider.replication.apply import Applier
 from duckling_provider.replication.copy import copy_tables
 from duckling_provider.replication.ledger import Ledger
 from duckling_provider.replication.model import Position, RowChange
@@ -160,6 +161,31 @@ def test_equal_sides_are_equal_for_every_type_without_reading_a_row(every_type, 
     assert table.notes == ()
     assert report.equal
     assert report.position == report.replica_position
+
+
+def test_rows_from_the_binlog_are_equal_for_every_type_without_reading_a_row(every_type, mariadb, database, source):
+    written = ", ".join(quote_mysql(name) for name, (_, value, _) in TYPES.items() if value is not None)
+    mariadb.execute(
+        [
+            f"INSERT INTO everything (id, {written}) SELECT 1000 + id, {written} FROM everything",
+            "UPDATE everything SET id = id + 5000 WHERE id BETWEEN 10 AND 20",
+        ],
+        database,
+    )
+
+    def catch_up(position: Position) -> None:
+        with duckdb.connect(str(every_type)) as connection:
+            ledger = Ledger.open(connection)
+            start = ledger.position()
+            assert start is not None
+            applier = Applier(connection, ledger, database=database)
+            with BinlogStream(source, start) as stream:
+                for event in stream.read_until(position):
+                    applier.take(event)
+            applier.flush()
+
+    table = only(check(source, every_type, catch_up=catch_up))
+    assert (table.state, table.mysql_rows, table.rows_read) == ("equal", 2 * (len(TYPES) + 2), 0)
 
 
 def test_one_different_value_of_any_type_is_found(every_type, source):
