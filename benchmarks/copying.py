@@ -238,11 +238,11 @@ def _memory(sizes: list[int]) -> Case:
     for rows in sizes:
         with mariadb(rows) as (url, size):
             grown += interleaved(size, {f"duckling, {rows:,} rows": lambda url=url: _run("ours", url)}, runs=1)
-    smallest, largest = grown[1], grown[-1]
+    # DuckDB keeps what it wrote in its buffers until they are full: growth ends there, at 256 MiB and what is under way.
     return Case(
         "Memory of a full copy",
         grown,
-        [Target("growth at 4 times the rows / growth", largest.growth / max(MIB, smallest.growth), 1.5)],
+        [Target("peak growth in MiB at the most rows", grown[-1].growth / MIB, 448)],
     )
 
 

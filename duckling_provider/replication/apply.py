@@ -23,6 +23,7 @@ from duckling_provider.replication.model import Commit, Position, RowChange, Sch
 from duckling_provider.replication.names import fold, quote
 from duckling_provider.replication.pending import VIEWS, Pending
 from duckling_provider.replication.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
+from duckling_provider.replication.tokens import NotUnderstoodError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -253,7 +254,7 @@ class Applier:
         schema = change.schema if isinstance(change, ForeignSchemaChange) else None
         try:
             steps = ddl.parse(change.statement, self._database, schema=schema)
-        except ddl.NotUnderstoodError as error:
+        except NotUnderstoodError as error:
             self._unfollowed(Unfollowed(f"a statement is not understood at “{error}”", None, change.statement))
             self._commit(Commit(change.position, change.timestamp))
             self.flush()

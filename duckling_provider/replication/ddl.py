@@ -14,8 +14,6 @@ from typing import Literal, TypeAlias
 from duckling_provider.replication.model import Column, Table
 from duckling_provider.replication.tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
 
-__all__ = ["NotUnderstoodError", "mentioned", "parse"]
-
 
 @dataclass(frozen=True)
 class Default:

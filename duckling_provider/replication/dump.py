@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from duckling_provider.core.errors import DucklingError
 from duckling_provider.replication.model import Position
-from duckling_provider.replication.source import Server, Source, connect, query, server_of, translated
+from duckling_provider.replication.source import Source, connect, query, server_of, translated
 
 QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38
 INCIDENT, GTID, TRANSACTION_PAYLOAD, GTID_TAGGED = 26, 33, 40, 42
@@ -226,6 +226,3 @@ def _charsets(connection: Any) -> dict[int, str]:
                 )
             )
     return {int(number): str(name).lower() for number, name in known.items() if number is not None and name}
-
-
-__all__ = ["BinlogDump", "PositionLostError", "RawEvent", "Server", "uncompress"]

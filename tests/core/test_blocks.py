@@ -33,7 +33,7 @@ CHURN = f"""
     CREATE TABLE t AS {ROWS.format(60_000)}; CREATE TABLE u AS {ROWS.format(60_000)}; CHECKPOINT;
     DELETE FROM t WHERE m IN (1, 2); CHECKPOINT; DROP TABLE u; CHECKPOINT;
     INSERT INTO t {ROWS.format(20_000)}; UPDATE t SET s = 'changed' WHERE m = 3; CREATE INDEX ix ON t(i); CHECKPOINT
-"""  # noqa: S608 - no input
+"""
 # The last checkpoint cuts the dropped table's blocks off the file, but its header still counts them.
 CUT = f"""
     CREATE TABLE t AS {ROWS.format(40_000)}; CHECKPOINT; CREATE TABLE u AS {ROWS.format(200_000)}; CHECKPOINT;

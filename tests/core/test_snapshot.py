@@ -495,7 +495,7 @@ def unreferenced(query_replica, replica, table):
     [[blocks]] = query_replica(replica, "SELECT total_blocks FROM pragma_database_size()")
     used = query_replica(
         replica,
-        f"SELECT block_id FROM pragma_storage_info('{table}') WHERE persistent "  # noqa: S608 - our own name
+        f"SELECT block_id FROM pragma_storage_info('{table}') WHERE persistent "
         "UNION SELECT block_id FROM pragma_metadata_info()",
     )
     return sorted({*range(blocks)} - {block for [block] in used})

@@ -113,7 +113,7 @@ def position_of(source: Any) -> Any:
 
 
 def in_mysql(mariadb: Any, database: str, table: str) -> Counter[Any]:
-    return Counter(mariadb.execute(f"SELECT * FROM `{table.replace('`', '``')}`", database))  # noqa: S608
+    return Counter(mariadb.execute(f"SELECT * FROM `{table.replace('`', '``')}`", database))
 
 
 def in_duckdb(path: Path, table: str) -> Counter[Any]:
@@ -121,7 +121,7 @@ def in_duckdb(path: Path, table: str) -> Counter[Any]:
 
     with duckdb.connect(str(path), read_only=True) as connection:
         name = '"' + table.replace('"', '""') + '"'
-        return Counter(connection.execute(f"SELECT * FROM main.{name}").fetchall())  # noqa: S608
+        return Counter(connection.execute(f"SELECT * FROM main.{name}").fetchall())
 
 
 def tables_in(path: Path) -> set[str]:
@@ -202,11 +202,11 @@ def test_ranges_meet_each_row_exactly_once(database: str, source: Any, filled: l
         assert set(filled) - rangeable == {"enum_key", "no_key", "no_key_myisam", "empty_no_key"}
         for name in rangeable:
             quoted = name.replace("`", "``")
-            total = query(connection, f"SELECT COUNT(*) FROM `{quoted}`")[0][0]  # noqa: S608
+            total = query(connection, f"SELECT COUNT(*) FROM `{quoted}`")[0][0]
             sizes = []
             for found in key_ranges(connection, tables[name], Statistics.read(connection, name), Pace()):
                 where = f"WHERE {found.where}" if found.where else ""
-                sizes.append(query(connection, f"SELECT COUNT(*) FROM `{quoted}` {where}")[0][0])  # noqa: S608
+                sizes.append(query(connection, f"SELECT COUNT(*) FROM `{quoted}` {where}")[0][0])
                 assert found.bounded
             assert sum(sizes) == total
             assert max(sizes, default=0) <= 16
@@ -464,6 +464,28 @@ def test_what_has_changed_since_the_interruption_is_copied_again(
     assert_equal(mariadb, database, target, ["empty", "int_key"])
 
 
+@pytest.mark.usefixtures("small_ranges")
+def test_large_rows_are_committed_in_between_and_never_pass_for_a_whole_table(
+    mariadb: Any, database: str, source: Any, filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from duckling_provider.replication import copy as module
+
+    monkeypatch.setattr(module, "_ROW_GROUP_BYTES", 5000)
+    target = tmp_path / "new.db"
+
+    class Impatient(Control):
+        def advance(self, count: int) -> None:
+            if target.stat().st_size > 100_000:
+                self.cancel()
+            super().advance(count)
+
+    with pytest.raises(CancelledError):
+        copy(source, target, ["int_key"], control=Impatient())
+    assert tables_in(target) == set()
+    copy(source, target, filled)
+    assert_equal(mariadb, database, target, filled)
+
+
 @pytest.mark.usefixtures("filled")
 def test_what_was_caught_up_before_the_interruption_stands_at_the_position_of_the_file(
     source: Any, tmp_path: Path
@@ -503,12 +525,12 @@ _CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from duckling_provider.core.control import Control
-from duckling_provider.replication import ranges
+from duckling_provider.replication import copy, ranges
 from duckling_provider.replication.copy import copy_tables
 from duckling_provider.replication.source import Source, connect, current_position
 
 task = json.loads(sys.stdin.read())
-ranges._FIRST_ROWS, ranges.RANGE_ROWS = 16, 128
+ranges._FIRST_ROWS, ranges.RANGE_ROWS, copy._ROW_GROUP_BYTES = 16, 128, 20_000
 
 class Deadly(Control):
     seen = 0

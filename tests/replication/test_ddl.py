@@ -7,7 +7,6 @@ from duckling_provider.replication.ddl import (
     Default,
     DropColumn,
     DropTable,
-    NotUnderstoodError,
     RenameColumn,
     RenameTable,
     SetPrimaryKey,
@@ -17,6 +16,7 @@ from duckling_provider.replication.ddl import (
     parse,
 )
 from duckling_provider.replication.model import Column
+from duckling_provider.replication.tokens import NotUnderstoodError
 
 
 def steps(statement, **options):

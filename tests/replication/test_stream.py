@@ -1,4 +1,4 @@
-# ruff: noqa: S608, DTZ001 - made-up statements, and times as they are in UTC
+# ruff: noqa: DTZ001 - made-up statements, and times as they are in UTC
 import time
 
 import pytest

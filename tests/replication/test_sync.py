@@ -48,7 +48,7 @@ def orders(site, count=1000):
     site.run(
         "CREATE TABLE orders (id INT PRIMARY KEY, customer VARCHAR(50), total DECIMAL(10,2), at DATETIME(6))",
         "CREATE TABLE log (line TEXT)",
-        f"INSERT INTO orders SELECT seq, CONCAT('customer ', seq), seq / 7, NOW(6) FROM seq_1_to_{count}",  # noqa: S608
+        f"INSERT INTO orders SELECT seq, CONCAT('customer ', seq), seq / 7, NOW(6) FROM seq_1_to_{count}",
         "INSERT INTO log VALUES ('one'), ('two'), ('two')",
     )
 

@@ -35,7 +35,7 @@ def rows_of(source, position, table):
 def by_copy_with_pymysql(source, table, _):
     select = ", ".join(map(types.select_expression, table.columns))
     with contextlib.closing(connect(source, cursor="stream")) as connection, connection.cursor() as cursor:
-        cursor.execute(f"SELECT {select} FROM {quote_mysql(table.name)} ORDER BY 1")  # noqa: S608
+        cursor.execute(f"SELECT {select} FROM {quote_mysql(table.name)} ORDER BY 1")
         found = list(cursor.fetchall())
     arrays = [
         pa.array(values, types.transport_arrow(column))
@@ -48,7 +48,7 @@ def by_copy_with_connectorx(source, table, _):
     import connectorx
 
     select = ", ".join(f"{types.select_expression(column)} AS c{i}" for i, column in enumerate(table.columns))
-    query = f"SELECT {select} FROM {quote_mysql(table.name)} ORDER BY 1"  # noqa: S608
+    query = f"SELECT {select} FROM {quote_mysql(table.name)} ORDER BY 1"
     data = connectorx.read_sql(source.url().get_secret_value(), query, return_type="arrow")
     return into_duckdb(table, data, types.from_transport)
 
@@ -73,7 +73,7 @@ def into_duckdb(table, data, expression):
         connection.execute(f"CREATE TABLE {quote(table.name)} ({columns})")
         connection.register("data", data)
         select = ", ".join(expression(column, f"c{i}") for i, column in enumerate(table.columns))
-        connection.execute(f"INSERT INTO {quote(table.name)} SELECT {select} FROM data")  # noqa: S608
+        connection.execute(f"INSERT INTO {quote(table.name)} SELECT {select} FROM data")
         return connection.table(quote(table.name)).order("1").fetchall()
 
 
@@ -89,12 +89,12 @@ def mirror(mariadb, database, source):
                 [
                     f"SET sql_mode = '{sql_mode}'",
                     f"CREATE TABLE t (id INT PRIMARY KEY, {quote_mysql(name)} {declaration})",
-                    f"INSERT INTO t VALUES {values}",  # noqa: S608
+                    f"INSERT INTO t VALUES {values}",
                 ],
                 database,
             )
             table = read_tables(connection, database)["t"]
-            here = [row[0] for row in query(connection, f"SELECT {shown} FROM t ORDER BY id")]  # noqa: S608
+            here = [row[0] for row in query(connection, f"SELECT {shown} FROM t ORDER BY id")]
         there = {}
         for way in WAYS:
             rows = way(source, table, position)
@@ -236,13 +236,13 @@ def test_all_types_fit_into_one_table(mariadb, database, source):
     with contextlib.closing(connect(source)) as connection:
         position = current_position(connection)
         mariadb.execute(f"CREATE TABLE t (id INT PRIMARY KEY, {columns})", database)
-        mariadb.execute([f"INSERT INTO t VALUES ({n}, {row})" for n, row in enumerate(rows)], database)  # noqa: S608
+        mariadb.execute([f"INSERT INTO t VALUES ({n}, {row})" for n, row in enumerate(rows)], database)
         table = read_tables(connection, database)["t"]
         shown = [
             re.sub(r"\bv\b", f"c{i}", options.get("shown", "CAST(v AS CHAR)"))
             for i, (_, _, options) in enumerate(cases)
         ]
-        here = query(connection, f"SELECT id, {', '.join(shown)} FROM t ORDER BY id")  # noqa: S608
+        here = query(connection, f"SELECT id, {', '.join(shown)} FROM t ORDER BY id")
     for way in WAYS:
         there = way(source, table, position)
         assert [(row[0], *map(as_text, row[1:])) for row in there] == here, way
@@ -290,7 +290,7 @@ def test_zero_dates_can_be_counted_on_the_way(mariadb, database, source):
     )
     with contextlib.closing(connect(source)) as connection, connection.cursor() as cursor:
         table = read_tables(connection, database)["t"]
-        cursor.execute(f"SELECT {', '.join(map(types.select_expression, table.columns))} FROM t")  # noqa: S608
+        cursor.execute(f"SELECT {', '.join(map(types.select_expression, table.columns))} FROM t")
         found = cursor.fetchall()
     counts = []
     for column, values in zip(table.columns, zip(*found, strict=True), strict=True):
@@ -312,9 +312,9 @@ def test_time_can_be_compared_and_added():
     with duckdb.connect() as connection:
         connection.register("data", pa.table({"v": pa.array(values, types.change_arrow(column))}))
         expression = types.from_change(column, "v")
-        sql = f"SELECT v, {expression} AS t FROM data ORDER BY t"  # noqa: S608
+        sql = f"SELECT v, {expression} AS t FROM data ORDER BY t"
         assert [row[0] for row in connection.execute(sql).fetchall()] == values
-        sql = f"SELECT TIMESTAMP '2024-01-01' + {expression} FROM data ORDER BY v DESC LIMIT 1"  # noqa: S608
+        sql = f"SELECT TIMESTAMP '2024-01-01' + {expression} FROM data ORDER BY v DESC LIMIT 1"
         assert connection.execute(sql).fetchall() == [(dt.datetime(2024, 2, 4, 22, 59, 59),)]  # noqa: DTZ001
 
 

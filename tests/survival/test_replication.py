@@ -77,7 +77,7 @@ def site(installation, mariadb, database, duckling):
     made.run(
         "CREATE TABLE orders (id INT PRIMARY KEY, customer VARCHAR(50), total INT)",
         "CREATE TABLE log (line VARCHAR(50))",
-        f"INSERT INTO orders SELECT seq, CONCAT('customer ', seq), 0 FROM seq_1_to_{_ROWS}",  # noqa: S608
+        f"INSERT INTO orders SELECT seq, CONCAT('customer ', seq), 0 FROM seq_1_to_{_ROWS}",
         "INSERT INTO log VALUES ('one'), ('two'), ('two')",
     )
     return made
