@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import RESULTS, WORK
+from benchmarks.applying import applying
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
 
-_GROUPS = ("transfers", "memory", "plan", "dags", "copying", "recovery")
+_GROUPS = ("transfers", "memory", "plan", "dags", "copying", "applying", "recovery")
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -59,6 +60,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield dags()
     if "copying" in groups:
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
+    if "applying" in groups:
+        yield from applying(2_000 if quick else 100_000, runs=runs, seconds=2 if quick else 15)
     if "recovery" in groups:
         yield from recovery(50_000 if quick else 12_000_000, seconds=2 if quick else 15)
 

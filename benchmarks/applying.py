@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.cases import Case, Target
 from benchmarks.measure import Run, measured
 
 #: Row events per second that are wanted of the mixed load.
@@ -212,6 +213,22 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
         "median_lag_s": round(statistics.median(lags), 2),
         "worst_lag_s": round(max(lags), 2),
     }
+
+
+def applying(events: int, *, runs: int, seconds: float) -> Iterator[Case]:
+    """Rates of the mixes, and the lag under a steady load of `seconds`."""
+    found = list(measure(events, runs=runs))
+    told = "; ".join(f"{row['name']}: {row['row_events_per_s']:,}/s, +{row['peak_growth_mib']} MiB" for row in found)
+    (mixed,) = [row for row in found if row["name"].startswith("mixed")]
+    waited = lag(seconds)
+    yield Case(
+        f"Changes from the binlog into a replica, {events:,} row events of 10 columns",
+        targets=[
+            Target("row events/s, mixed load", mixed["row_events_per_s"], WANTED, at_least=True),
+            Target(f"seconds behind, worst, {waited['name'].removeprefix('lag at ')}", waited["worst_lag_s"], 5.0),
+        ],
+        notes=(told,),
+    )
 
 
 def profile(events: int, mix: Mix) -> None:

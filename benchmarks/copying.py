@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ def _run(job: str, url: str) -> Run:
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
+    target.unlink()
     return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -214,7 +216,7 @@ def copying(rows: int, *, runs: int) -> Iterator[Case]:
     few = min(rows, _FEW)
     with mariadb(rows) as (url, size):
         names = {_OURS: ours, _ARROW: rows_to_arrow}
-        contestants = {name: lambda job=job: _run(job.__name__, url) for name, job in names.items()}
+        contestants = {name: partial(_run, job.__name__, url) for name, job in names.items()}
         found = interleaved(size, contestants, runs=runs, reference=_OURS)
         each = interleaved(
             size * few // rows, {f"{_EACH}, {few:,} rows": lambda: _run(rows_to_executemany.__name__, url)}, runs=1
@@ -237,8 +239,8 @@ def _memory(sizes: list[int]) -> Case:
     grown: list[Row] = []
     for rows in sizes:
         with mariadb(rows) as (url, size):
-            grown += interleaved(size, {f"duckling, {rows:,} rows": lambda url=url: _run("ours", url)}, runs=1)
-    # DuckDB keeps what it wrote in its buffers until they are full: growth ends there, at 256 MiB and what is under way.
+            grown += interleaved(size, {f"duckling, {rows:,} rows": partial(_run, "ours", url)}, runs=1)
+    # DuckDB keeps what it wrote in its buffers until they are full: growth ends at 256 MiB and what is under way.
     return Case(
         "Memory of a full copy",
         grown,
