@@ -41,7 +41,7 @@ unit: setup ## only the tests; make unit ARGS="-k restore"
 survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)
 
-bench: setup ## the figures of docs/performance.md: 20 minutes and 40 GiB of disk; make bench ARGS=--quick
+bench: setup ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
 
 constraints: ## pin the newest versions anew
