@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.core.access import replica_access
 from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, ReplicaError
+from duckling_provider.core.errors import BusyError, ConfigError, ReplicaError
 from duckling_provider.core.locks import FileLock, is_wanted, state_path
 from duckling_provider.core.replace import replace_replica
 from duckling_provider.core.replica import wal_files
@@ -122,10 +122,14 @@ def sync(
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         run.prepare()
-        run.renew_tables()
+        # First what the binlog has: it may hold the very tables that would seem to be missing.
+        run.follow(None)
+        if run.renew_tables() and deadline is None:
+            run.follow(None)
         if run.done.copied:
             run.note_losses()
-        run.follow(deadline)
+        if deadline is not None:
+            run.follow(deadline)
     except _MakeWayError as way:
         run.done.outcome, run.done.reason = "made way", str(way)
     except BusyError as error:
@@ -144,7 +148,7 @@ def adopt_replica(
     :returns: all tables; those in state ``"recopy"`` differ from MySQL's and are copied by the next sync.
     :raises ReplicaError: the file is not the Node server's.
     """
-    source = Source.parse(database.mysql_connection_string, subject=database.id)
+    source = _source_of(database)
     preflight(source, wanted=database.mirrors)
     with contextlib.closing(connect(source)) as connection:
         tables = _mirrored(database, read_tables(connection, source.database))
@@ -181,6 +185,17 @@ def validate_replica(
         )
 
 
+def _source_of(database: Database) -> Source:
+    if database.writer != "duckling":
+        raise ConfigError(
+            f"is {database.writer!r}: that server writes the replica",
+            entry=database.id,
+            field="writer",
+            hint='Stop that server for good and leave "writer" out; then duckling adopt takes its replica over.',
+        )
+    return Source.parse(database.mysql_connection_string, subject=database.id)
+
+
 def _mirrored(database: Database, tables: dict[str, Table]) -> dict[str, Table]:
     return {name: table for name, table in tables.items() if database.mirrors(name)}
 
@@ -188,7 +203,7 @@ def _mirrored(database: Database, tables: dict[str, Table]) -> dict[str, Table]:
 class _Run:
     def __init__(self, database: Database, control: Control, owner: str, wait: float) -> None:
         self.database, self.control, self.owner, self.wait = database, control, owner, wait
-        self.source = Source.parse(database.mysql_connection_string, subject=database.id)
+        self.source = _source_of(database)
         self.done = Synced()
         self._position: Position | None = None
 
@@ -243,22 +258,29 @@ class _Run:
         """Whether there is a replica of ours; takes down its position."""
         replica = self.database.replica
         with self._access("look"):
-            owner = owner_of(replica)
-            if owner == "absent":
+            if not self._require_consent():
                 return False
-            if owner != "ours":
-                whose = "by the Node server" if owner == "duckling-server" else "by somebody else"
-                raise ReplicaError(
-                    f"the file was made {whose}; nothing is written to it without consent",
-                    subject=str(replica),
-                    operation="sync",
-                    hint=f"duckling adopt {self.database.id} takes it over."
-                    if owner == "duckling-server"
-                    else "Move it away, or name another file in duckdbPath: a full copy then makes a new one.",
-                )
             with _opened(replica, read_only=True) as connection:
                 self._position = Ledger.open(connection).position()
         return True
+
+    def _require_consent(self) -> bool:
+        """Whether there is a file, which is ours then.
+
+        :raises ReplicaError: it is somebody else's.
+        """
+        owner = owner_of(self.database.replica)
+        if owner in {"absent", "ours"}:
+            return owner == "ours"
+        whose = "by the Node server" if owner == "duckling-server" else "by somebody else"
+        raise ReplicaError(
+            f"the file was made {whose}; nothing is written to it without consent",
+            subject=str(self.database.replica),
+            operation="sync",
+            hint=f"duckling adopt {self.database.id} takes it over."
+            if owner == "duckling-server"
+            else "Move it away, or name another file in duckdbPath: a full copy then makes a new one.",
+        )
 
     def _access(self, operation: str) -> contextlib.AbstractContextManager[None]:
         return replica_access(
@@ -279,13 +301,18 @@ class _Run:
             self.apply_until(target, copy.end)
             _sync_file(target)
             with self._access("full copy"):
+                # It took hours, maybe: somebody may have put a file there.
+                self._require_consent()
                 replace_replica(target, replica)
         self.done.copied = tuple(copy.tables)
         log.info("%s: %d tables copied", replica, len(copy.tables))
         self._is_there()
 
-    def renew_tables(self) -> None:
-        """Copy the tables again that could not be followed, and those that came into sight by the configuration."""
+    def renew_tables(self) -> bool:
+        """Copy the tables again that could not be followed, and those that came into sight by the configuration.
+
+        :returns: whether there were any.
+        """
         replica = self.database.replica
         with contextlib.closing(connect(self.source)) as connection:
             existing = _mirrored(self.database, read_tables(connection, self.source.database))
@@ -295,16 +322,21 @@ class _Run:
         names = sorted(name for name in existing if name in stale or name not in known)
         gone = sorted(stale - existing.keys())
         if not names and not gone:
-            return
+            return False
         target = state_path(replica, TABLES_SUFFIX)
         with self._copy_lock(), disk_errors(target.parent, subject=self.database.id, needed=0):
+            # What a killed run left is older than the replica is by now: changes in between would be missing.
+            _remove(target)
             if names:
                 log.info("copying again: %s", ", ".join(names))
                 names = list(self._copy(target, names).tables)
             with self._access("renew tables"), _opened(replica) as connection:
-                _exchange(connection, target, names, gone)
+                names = _exchange(connection, target, names, gone)
             _remove(target)
         self.done.copied += tuple(names)
+        for name in (*names, *gone):
+            self.done.recopy.pop(name, None)
+        return True
 
     def _copy_lock(self) -> FileLock:
         path = state_path(self.database.replica, COPY_LOCK_SUFFIX)
@@ -452,13 +484,19 @@ class _Run:
             done.timestamp = applied.timestamp
 
 
-def _exchange(connection: DuckDBPyConnection, fresh: Path, names: Collection[str], gone: Collection[str]) -> None:
-    """Put the tables of the file `fresh` in the place of the replica's, in one transaction; `gone` are dropped."""
+def _exchange(connection: DuckDBPyConnection, fresh: Path, names: list[str], gone: Collection[str]) -> list[str]:
+    """Put the tables of the file `fresh` in the place of the replica's, in one transaction; `gone` are dropped.
+
+    :returns: those that were exchanged. A table that was copied before another run brought the replica further is not:
+        the changes in between would be missing.
+    """
     ledger = Ledger.open(connection)
+    position = ledger.position()
     states: dict[str, TableState] = {}
     if names:
         connection.execute(f"ATTACH {literal(str(fresh))} AS fresh (READ_ONLY)")
         states = Ledger.open(connection, catalog="fresh").tables()
+        names = [name for name in names if _is_not_behind(states[name].start, position)]
     connection.begin()
     for name in (*names, *gone):
         connection.execute(f"DROP TABLE IF EXISTS main.{quote(name)}")
@@ -468,8 +506,15 @@ def _exchange(connection: DuckDBPyConnection, fresh: Path, names: Collection[str
         ledger.save_table(states[name])
         ledger.record("copied", name)
     connection.commit()
-    if names:
+    if states:
         connection.execute("DETACH fresh")
+    return names
+
+
+def _is_not_behind(start: Position | None, position: Position | None) -> bool:
+    return (
+        start is not None and position is not None and start.server == position.server and start.order >= position.order
+    )
 
 
 @contextlib.contextmanager

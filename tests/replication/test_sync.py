@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import duckdb
 import pytest
 
 from duckling_provider.core.access import replica_access
-from duckling_provider.core.errors import DucklingError, ReplicaError
+from duckling_provider.core.control import Control
+from duckling_provider.core.errors import ConfigError, DucklingError, ReplicaError
 from duckling_provider.core.locks import place_hold, release_hold
 from duckling_provider.core.snapshot import take_snapshot
+from duckling_provider.replication.copy import copy_tables
 from duckling_provider.replication.ledger import Ledger
+from duckling_provider.replication.source import Source, connect, current_position
 from duckling_provider.replication.stream import PositionLostError
-from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
+from duckling_provider.replication.sync import TABLES_SUFFIX, adopt_replica, sync, validate_replica
 
 pytestmark = pytest.mark.mysql
 
@@ -159,8 +163,10 @@ def test_a_snapshot_gets_its_turn_while_a_sync_follows_busy_changes(site, mariad
     writer.start()
     try:
         time.sleep(4)
+        began = time.monotonic()
         snapshot = take_snapshot(entry, wait=30)
-        assert follower.wait(60) == 0  # it made way, long before its time
+        # A stretch of the sync lasts ten seconds when nobody waits; whether it ends then or waits is its own matter.
+        assert time.monotonic() - began < 10
     finally:
         stop.set()
         writer.join()
@@ -261,4 +267,48 @@ def test_what_cannot_be_mirrored_exactly_is_told(site):
     assert big.startswith("t.big: ")
     assert "kept as text" in big
     assert day == "t: 1 zero dates became NULL"
+    is_equal(entry)
+
+
+@pytest.mark.parametrize("call", [sync, adopt_replica, validate_replica])
+def test_a_replica_with_another_writer_is_left_alone(site, call):
+    with pytest.raises(ConfigError) as caught:
+        call(site(writer="duckling-server"))
+    assert caught.value.field == "writer"
+
+
+def test_new_copies_that_a_killed_run_left_are_not_used(site):
+    """Between them and the replica's position lie changes that nobody would apply."""
+    orders(site)
+    entry = site(excludeTables=["log"])
+    sync(entry)
+    left = entry.replica.with_name(entry.replica.name + TABLES_SUFFIX)
+    source = Source.parse(entry.mysql_connection_string, subject="production")
+    with contextlib.closing(connect(source)) as connection:
+        position = current_position(connection)
+    copy_tables(source, left, ["log"], position=position, control=Control())
+    site.run("INSERT INTO log VALUES ('in between')", "UPDATE orders SET total = -5")
+    sync(entry)
+    entry = site()
+    assert sync(entry).copied == ("log",)
+    is_equal(entry)
+    assert not left.exists()
+
+
+def test_a_renamed_table_is_not_copied_again(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    site.run("RENAME TABLE orders TO sales", "UPDATE sales SET total = -6 WHERE id = 1")
+    assert sync(entry).copied == ()
+    is_equal(entry)
+
+
+def test_two_syncs_at_once_end_equal(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    site.run("UPDATE orders SET total = -7", "INSERT INTO log SELECT line FROM log", "UPDATE orders SET total = -8")
+    runs = [subprocess.Popen([sys.executable, "-c", _SYNC]) for _ in range(3)]
+    assert [run.wait(60) for run in runs] == [0, 0, 0]
     is_equal(entry)
