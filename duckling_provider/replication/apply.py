@@ -252,8 +252,12 @@ class Applier:
             # Rows and DDL in one transaction of the source: nobody's order is known but MySQL's.
             self._part()
         schema = change.schema if isinstance(change, ForeignSchemaChange) else None
+        steps: list[ddl.Step]
         try:
-            steps = ddl.parse(change.statement, self._database, schema=schema)
+            if ddl.drops_database(change.statement, self._database):
+                steps = [ddl.DropTable(name) for name in self._states]
+            else:
+                steps = ddl.parse(change.statement, self._database, schema=schema)
         except NotUnderstoodError as error:
             self._unfollowed(Unfollowed(f"a statement is not understood at “{error}”", None, change.statement))
             self._commit(Commit(change.position, change.timestamp))

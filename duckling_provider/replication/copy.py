@@ -229,7 +229,8 @@ class _Job:
         pace = Pace(statistics.row_bytes)
         transport = Transport(self._source, table, pace, fast=fast)
         writer = _Writer(self._replica, self._ledger, table)
-        total = max(1, statistics.rows)
+        row_bytes = max(1, statistics.row_bytes)
+        total = max(1, statistics.rows * row_bytes)
         self._control.begin(f"copy {table.name}", total)
         with self._reading(table) as (start, connection):
             if connection is not None:
@@ -240,7 +241,7 @@ class _Job:
             for piece in pieces:
                 writer.write(piece)
                 # The total is an estimate; the step is done when the table is.
-                more = max(0, min(writer.rows, total - 1) - shown)
+                more = max(0, min(writer.rows * row_bytes, total - 1) - shown)
                 self._control.advance(more)
                 shown += more
         writer.finish()
@@ -352,7 +353,8 @@ class _Writer:
         values = ", ".join(from_transport(column, f"c{n}") for n, column in enumerate(table.columns))
         self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"
         zeros = [zero for n, column in enumerate(table.columns) if (zero := zero_date(column, f"c{n}"))]
-        counts = " + ".join(f"count_if({zero})" for zero in zeros)
+        # count_if() of nothing but NULLs is NULL.
+        counts = " + ".join(f"coalesce(count_if({zero}), 0)" for zero in zeros)
         self._count = f"SELECT {counts} FROM {_BATCH}" if zeros else None
         self._zeros = 0
 

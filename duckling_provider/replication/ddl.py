@@ -7,6 +7,7 @@ and half of ALTER TABLE unparsed, and lose what stands in ``/*! */``; a mirror c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -118,6 +119,12 @@ Step: TypeAlias = (
 )
 
 
+def drops_database(statement: str, database: str) -> bool:
+    """Whether it is DROP DATABASE of `database`."""
+    match = _DROP_DATABASE.fullmatch(statement)
+    return match is not None and match.group(1).strip('`"').replace("``", "`") == database
+
+
 def parse(statement: str, database: str, *, schema: str | None = None) -> list[Step]:
     """What `statement` does to tables of `database`; empty when that is nothing that a mirror would see.
 
@@ -134,6 +141,10 @@ def mentioned(statement: str) -> set[str]:
 
 # ---- statements ----
 
+_DROP_DATABASE = re.compile(
+    r"\s*(?:/\*.*?\*/\s*)*DROP\s+(?:DATABASE|SCHEMA)\s+(?:IF\s+EXISTS\s+)?(`(?:[^`]|``)+`|[^\s;`]+)\s*;?\s*(?:/\*.*?\*/\s*)*",
+    re.IGNORECASE | re.DOTALL,
+)
 _PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK", "REPAIR"})
 _INDEX_WORDS = ("INDEX", "KEY", "UNIQUE", "FULLTEXT", "SPATIAL", "FOREIGN", "CHECK")
 _OPTIONS = frozenset(

@@ -35,7 +35,7 @@ _KEPT_HISTORY = 1000
 
 # No keys or indexes: a row that is deleted and inserted again in one transaction would collide with itself.
 _TABLES = {
-    "about": "version INTEGER NOT NULL, database VARCHAR NOT NULL",
+    "about": "version INTEGER NOT NULL, database VARCHAR NOT NULL, source VARCHAR NOT NULL",
     "position": 'file VARCHAR NOT NULL, "offset" UBIGINT NOT NULL, gtid VARCHAR NOT NULL, server VARCHAR NOT NULL, '
     "updated_at TIMESTAMP NOT NULL",
     "tables": "name VARCHAR NOT NULL, state VARCHAR NOT NULL, note VARCHAR NOT NULL, start VARCHAR, "
@@ -85,7 +85,7 @@ class Ledger:
         for name, columns in _TABLES.items():
             connection.execute(f"CREATE TABLE IF NOT EXISTS {ledger._prefix}.{name} ({columns})")
         if not ledger._rows("SELECT 1 FROM {}.about"):
-            ledger._run("INSERT INTO {}.about VALUES (?, ?)", [_VERSION, database])
+            ledger._run("INSERT INTO {}.about VALUES (?, ?, '')", [_VERSION, database])
         return ledger
 
     @classmethod
@@ -110,6 +110,13 @@ class Ledger:
                 hint="Install the release that wrote the replica, or a newer one.",
             )
         return ledger
+
+    def source(self) -> str:
+        """The name of the MySQL database that is mirrored; empty until it is known."""
+        return str(self._rows("SELECT source FROM {}.about")[0][0])
+
+    def set_source(self, name: str) -> None:
+        self._run("UPDATE {}.about SET source = ?", [name])
 
     def position(self) -> Position | None:
         """Everything up to here is in the replica; None before the first full copy is done."""

@@ -58,6 +58,8 @@ _STRETCH_SECONDS = 10.0
 _LOOK_EVERY = 2000
 #: Seconds between two notes of the position while only other databases change.
 _IDLE_SAVE_SECONDS = 60.0
+#: Seconds between two tries to open a file that somebody reads.
+_POLL = 0.2
 #: DuckDB's, for applying changes.
 _MEMORY = "1GiB"
 
@@ -154,7 +156,10 @@ def adopt_replica(
         tables = _mirrored(database, read_tables(connection, source.database))
         server = server_of(connection).identity
     with replica_access(database.replica, operation="adopt", owner=owner, wait=wait, control=control):
-        return adopt(database.replica, database.id, tables, server=server)
+        states = adopt(database.replica, database.id, tables, server=server)
+        with _opened(database.replica) as replica:
+            Ledger.open(replica).set_source(source.database)
+        return states
 
 
 def validate_replica(
@@ -214,18 +219,39 @@ class _Run:
         for finding in preflight(self.source, wanted=self.database.mirrors):
             log.warning("%s", finding)
         if self._is_there():
-            with contextlib.closing(connect(self.source)) as connection:
-                if self._position is not None and is_available(connection, self._position):
-                    return
+            if self._is_available():
+                self._leave_out()
+                return
             if self.database.on_position_lost == "fail":
-                raise PositionLostError(
-                    "the server has purged what follows it",
-                    position=self._position or Position("", 0),
-                    kept=[],
-                    subject=self.source.subject,
-                )
-            log.warning("the server has purged what follows %s: the replica is copied anew", self._position)
+                raise self._lost()
+            log.warning("the server no longer has what follows %s: the replica is copied anew", self._position)
         self._copy_all()
+
+    def _is_available(self) -> bool:
+        with contextlib.closing(connect(self.source)) as connection:
+            return self._position is not None and is_available(connection, self._position)
+
+    def _lost(self) -> PositionLostError:
+        return PositionLostError(
+            "the server no longer has what follows it: purged, or begun anew by RESET MASTER",
+            position=self._position or Position("", 0),
+            kept=[],
+            subject=self.source.subject,
+        )
+
+    def _leave_out(self) -> None:
+        """Tables that the configuration no longer wants are not followed from here on: should it want them again, they
+        need a new copy.
+        """
+        with self._access("sync"), self._opened(read_only=True) as connection:
+            states = Ledger.open(connection).tables().values()
+        names = [state.name for state in states if state.state == "ok" and not self.database.mirrors(state.name)]
+        if names:
+            with self._access("sync"), self._opened() as connection:
+                connection.begin()
+                for name in names:
+                    Ledger.open(connection).mark_recopy(name, "left out by the configuration")
+                connection.commit()
 
     @property
     def position(self) -> Position | None:
@@ -233,7 +259,7 @@ class _Run:
         return self._position
 
     def note_losses(self) -> None:
-        with self._access("look"), _opened(self.database.replica, read_only=True) as connection:
+        with self._access("sync"), self._opened(read_only=True) as connection:
             ledger = Ledger.open(connection)
             tables, counters = ledger.tables(), ledger.counters()
         notes = [
@@ -251,17 +277,29 @@ class _Run:
     def require_ours(self) -> None:
         if not self._is_there():
             raise ReplicaError(
-                "there is no such file", subject=str(self.database.replica), hint=f"duckling sync {self.database.id}"
+                "there is no such file",
+                subject=str(self.database.replica),
+                hint=f"A sync makes it: duckling sync {self.database.id}",
             )
+        if not self._is_available():
+            raise self._lost()
 
     def _is_there(self) -> bool:
         """Whether there is a replica of ours; takes down its position."""
         replica = self.database.replica
-        with self._access("look"):
+        with self._access("sync"):
             if not self._require_consent():
                 return False
-            with _opened(replica, read_only=True) as connection:
-                self._position = Ledger.open(connection).position()
+            with self._opened(read_only=True) as connection:
+                ledger = Ledger.open(connection)
+                self._position, mirrored = ledger.position(), ledger.source()
+        if mirrored not in {"", self.source.database}:
+            raise ReplicaError(
+                f"it mirrors the MySQL database {mirrored!r}, and mysqlConnectionString names {self.source.database!r}",
+                subject=str(replica),
+                operation="sync",
+                hint="Correct mysqlConnectionString; or move the replica away, and the next sync makes a new one.",
+            )
         return True
 
     def _require_consent(self) -> bool:
@@ -287,6 +325,24 @@ class _Run:
             self.database.replica, operation=operation, owner=self.owner, wait=self.wait, control=self.control
         )
 
+    @contextlib.contextmanager
+    def _opened(self, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+        """The replica, as soon as nobody else has it open in DuckDB; there must be one: DuckDB would make it."""
+        replica = self.database.replica
+        deadline = time.monotonic() + self.wait
+        with contextlib.ExitStack() as stack:
+            while True:
+                if not replica.exists():
+                    raise ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
+                try:
+                    connection = stack.enter_context(_opened(replica, read_only=read_only))
+                    break
+                except BusyError as error:
+                    if time.monotonic() >= deadline:
+                        raise
+                    self.control.wait_for(f"{replica} {error.cause}", _POLL)
+            yield connection
+
     # ---- copies ----
 
     def _copy_all(self) -> None:
@@ -294,10 +350,14 @@ class _Run:
         target = state_path(replica, COPY_SUFFIX)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._copy_lock(), disk_errors(target.parent, subject=self.database.id, needed=0):
+            if self._is_there() and self._is_available():
+                return  # another run has made it while this one waited
             copy = self._copy(target)
             with _opened(target) as connection:
                 # Each table knows what it has already; from here on nothing is missing in any.
-                Ledger.open(connection).save_position(copy.position)
+                ledger = Ledger.open(connection)
+                ledger.save_position(copy.position)
+                ledger.set_source(self.source.database)
             self.apply_until(target, copy.end)
             _sync_file(target)
             with self._access("full copy"):
@@ -315,12 +375,14 @@ class _Run:
         """
         replica = self.database.replica
         with contextlib.closing(connect(self.source)) as connection:
-            existing = _mirrored(self.database, read_tables(connection, self.source.database))
-        with self._access("look"), _opened(replica, read_only=True) as connection:
+            present = read_tables(connection, self.source.database)
+        with self._access("sync"), self._opened(read_only=True) as connection:
             known = Ledger.open(connection).tables()
+        self._warn_of_unknown(present.keys() | known.keys())
         stale = {name for name, state in known.items() if state.state != "ok"}
-        names = sorted(name for name in existing if name in stale or name not in known)
-        gone = sorted(stale - existing.keys())
+        names = sorted(name for name in _mirrored(self.database, present) if name in stale or name not in known)
+        # What is only left out by the configuration stays as it is.
+        gone = sorted(stale - present.keys())
         if not names and not gone:
             return False
         target = state_path(replica, TABLES_SUFFIX)
@@ -330,13 +392,18 @@ class _Run:
             if names:
                 log.info("copying again: %s", ", ".join(names))
                 names = list(self._copy(target, names).tables)
-            with self._access("renew tables"), _opened(replica) as connection:
+            with self._access("sync"), self._opened() as connection:
                 names = _exchange(connection, target, names, gone)
             _remove(target)
         self.done.copied += tuple(names)
         for name in (*names, *gone):
             self.done.recopy.pop(name, None)
         return True
+
+    def _warn_of_unknown(self, known: Collection[str]) -> None:
+        for name in self.database.include_tables:
+            if name not in known:
+                log.warning("%s: includeTables: there is no table %r", self.database.id, name)
 
     def _copy_lock(self) -> FileLock:
         path = state_path(self.database.replica, COPY_LOCK_SUFFIX)
@@ -444,7 +511,7 @@ class _Run:
         until = time.monotonic() + _STRETCH_SECONDS
         if deadline is not None:
             until = min(until, max(deadline, time.monotonic()))
-        with self._access("sync"), _opened(replica) as connection:
+        with self._access("sync"), self._opened() as connection:
             ledger = Ledger.open(connection)
             if ledger.position() != self._position:
                 raise _MovedError
@@ -530,8 +597,9 @@ def _opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnecti
     except duckdb.Error as error:
         message = str(error).splitlines()[0]
         if "Could not set lock" in message:
-            holder = message.partition("held in ")[2] or "another process"
-            raise BusyError(f"it is open in {holder}", holder=holder, subject=str(path)) from error
+            # What follows is DuckDB's advice to its own users.
+            holder = message.partition("held in ")[2].partition(". ")[0] or "another process"
+            raise BusyError(f"is open in {holder}", holder=holder, subject=str(path)) from error
         raise ReplicaError(f"DuckDB can't open it: {message}", subject=str(path), operation="sync") from error
     with connection:
         connection.execute("SET enable_progress_bar = false")

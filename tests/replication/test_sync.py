@@ -312,3 +312,102 @@ def test_two_syncs_at_once_end_equal(site):
     runs = [subprocess.Popen([sys.executable, "-c", _SYNC]) for _ in range(3)]
     assert [run.wait(60) for run in runs] == [0, 0, 0]
     is_equal(entry)
+
+
+def test_columns_of_nothing_but_null_are_copied(site):
+    site.run(
+        "CREATE TABLE t (id INT PRIMARY KEY, a TIMESTAMP NULL, b DATE, c DATETIME(6))",
+        "INSERT INTO t (id) VALUES (1), (2)",
+    )
+    entry = site()
+    sync(entry)
+    is_equal(entry)
+
+
+def test_a_table_that_was_left_out_for_a_while_is_copied_again(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    entry = site(excludeTables=["log"])
+    sync(entry)
+    site.run("INSERT INTO log VALUES ('unseen')", "UPDATE orders SET total = -9")
+    sync(entry)
+    assert rows(entry, "SELECT count(*) FROM log") == [(3,)]
+    entry = site()
+    assert sync(entry).copied == ("log",)
+    is_equal(entry)
+
+
+def test_another_database_of_the_same_server_is_refused(site, mariadb):
+    orders(site)
+    entry = site()
+    sync(entry)
+    other = mariadb.create_database()
+    before = entry.replica.read_bytes()
+    with pytest.raises(ReplicaError) as caught:
+        sync(_entry_for(site, mariadb.url(other)))
+    assert other in str(caught.value)
+    assert entry.replica.read_bytes() == before
+    mariadb.execute(f"DROP DATABASE {other}")
+
+
+def test_a_binlog_that_was_begun_anew_is_never_gone_on_with(site, new_server):
+    with new_server() as server:
+        name = server.create_database()
+        server.execute(["CREATE TABLE t (id INT PRIMARY KEY)", "INSERT INTO t VALUES (1)"], name)
+        entry = _entry_for(site, server.url(name))
+        sync(entry)
+        server.execute(["RESET MASTER", *(f"INSERT INTO t VALUES ({n})" for n in range(2, 40))], name)
+        for call in (sync, validate_replica, sync):
+            with pytest.raises(PositionLostError):
+                call(entry)
+
+
+def test_a_dropped_database_leaves_no_tables(site, mariadb, database):
+    orders(site)
+    entry = site()
+    sync(entry)
+    mariadb.execute([f"DROP DATABASE `{database}`", f"CREATE DATABASE `{database}`"])
+    site.run("CREATE TABLE fresh (id INT PRIMARY KEY)")
+    sync(entry)
+    assert [table.name for table in is_equal(entry).tables] == ["fresh"]
+    assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'") == [("fresh",)]
+
+
+def test_a_replica_that_vanishes_meanwhile_is_not_replaced_by_an_empty_file(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    follower = subprocess.Popen([sys.executable, "-c", _SYNC, "30"], stderr=subprocess.PIPE, text=True)
+    time.sleep(3)
+    entry.replica.unlink()
+    site.run("UPDATE orders SET total = -10")
+    assert "it is gone" in follower.communicate(timeout=60)[1]
+    assert not entry.replica.exists()
+    assert sorted(sync(entry).copied) == ["log", "orders"]
+
+
+def test_a_reader_is_waited_for(site):
+    orders(site)
+    entry = site()
+    sync(entry)
+    site.run("UPDATE orders SET total = -11")
+    program = (
+        "import sys, duckdb; c = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); sys.stdin.readline()"
+    )
+    reader = subprocess.Popen(
+        [sys.executable, "-c", program, str(entry.replica)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    reader.stdout.readline()
+    threading.Timer(3, reader.communicate, args=("\n",)).start()
+    assert sync(entry, wait=30).changes == 1000
+
+
+def test_two_first_copies_at_once_copy_once(site):
+    orders(site)
+    entry = site()
+    runs = [subprocess.Popen([sys.executable, "-c", _SYNC]) for _ in range(2)]
+    assert [run.wait(60) for run in runs] == [0, 0]
+    is_equal(entry)
+    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+        assert Ledger.open(connection).source() != ""
