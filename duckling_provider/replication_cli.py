@@ -50,7 +50,7 @@ def sync(
         }
         session.terminal.document(facts | ({"error": done.reason} if made_way else {}))
     if done.copied:
-        session.terminal.say(f"{id}: copied {len(done.copied)} tables")
+        session.terminal.say(f"{id}: copied {len(done.copied)} table{'s' * (len(done.copied) != 1)}")
     for note in done.notes:
         session.terminal.say(note)
     for name, reason in done.recopy.items():
