@@ -35,7 +35,7 @@ LAYERS = [
     ["snapshot", "body"],
     ["store", "s3", "s3_errors", "s3_multipart", "fetch"],
     ["stored", "local"],
-    ["backup", "verify", "restore", "retention", "check"],
+    ["backup", "verify", "restore", "retention", "check", "entries"],
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 

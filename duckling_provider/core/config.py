@@ -163,14 +163,25 @@ def load(environ: Mapping[str, str] | None = None) -> Installation:
     """
     settings = Settings.from_env(os.environ if environ is None else environ)
     path = settings.databases_file
-    hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
-    entries, mode = read_json(path, hint=hint)
+    entries, mode = read_json(
+        path, hint=f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
+    )
+    return interpret(entries, settings, mode=mode)
+
+
+def interpret(entries: Any, settings: Settings, *, mode: int = 0o600) -> Installation:
+    """What the content of a databases.json means.
+
+    :param entries: the parsed JSON.
+    :param mode: the file's permission bits.
+    :raises ConfigError: when it is no list.
+    """
     if not isinstance(entries, list):
         brackets = "Put [ and ] around the entry." if isinstance(entries, dict) else None
         raise ConfigError(f"expected a list of entries, got {kind(entries)}", entry=DATABASES_FILE, hint=brackets)
     warnings: list[str] = []
     if mode & 0o066:
-        others = f"others than its owner can read or write {path} (mode {mode:04o})"
+        others = f"others than its owner can read or write {settings.databases_file} (mode {mode:04o})"
         warnings.append(f"{DATABASES_FILE}: {others}: it holds secrets, chmod 600")
     databases: list[Database] = []
     problems: list[ConfigError] = []

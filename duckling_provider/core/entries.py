@@ -1,0 +1,113 @@
+"""Changing an entry of databases.json: checked by the rules that reading follows, then written in one step.
+
+Unknown fields, other entries and the order of everything stay as they were. Whoever edits sees secrets as ``***`` and
+sends them back like that: such a value stands for the one that is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from duckling_provider.core.config import Database, Installation, interpret
+from duckling_provider.core.environment import Settings
+from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError
+from duckling_provider.core.jsonfile import printable, read_json
+from duckling_provider.core.locks import FileLock, write_durably
+from duckling_provider.core.masking import MASK
+
+_LOCK_SUFFIX = ".lock"
+_LOCK_SECONDS = 10.0
+
+
+def change_s3(
+    settings: Settings, database_id: str, s3: Mapping[str, Any] | None, *, now: datetime | None = None
+) -> tuple[Database, tuple[str, ...]]:
+    """Set the ``s3`` object of an entry, or remove it, in the file; its mode is 0600 afterwards.
+
+    :param s3: the whole object; ``***`` stands for the value that is there. None removes it.
+    :param now: the clock, for tests; goes into ``updatedAt`` where the entry has that field.
+    :returns: the entry as it now is, and the warnings about it.
+    :raises NotFoundError: there is no entry of that id.
+    :raises ConfigError: the entry would be wrong; the file stays as it is.
+    :raises BusyError: somebody else changes the file just now.
+    """
+    # Where the name is a symbolic link, the file behind it is replaced and the link stays.
+    path = Path(os.path.realpath(settings.databases_file))
+    lock = path.with_name(f".{path.name}{_LOCK_SUFFIX}")
+    with FileLock(lock, operation="change of databases.json", wait=_LOCK_SECONDS):
+        before = _identity(path)
+        entries, _ = read_json(path)
+        interpret(entries, settings)  # no list: an error before anything is looked for in it
+        position = next((n for n, e in enumerate(entries) if isinstance(e, dict) and e.get("id") == database_id), None)
+        if position is None:
+            raise NotFoundError(f'no database "{printable(database_id)}" in {settings.databases_file}')
+        changed = copy.deepcopy(entries)
+        entry = changed[position]
+        if s3 is None:
+            entry.pop("s3", None)
+        else:
+            entry["s3"] = _unmasked(dict(s3), entry.get("s3"), database_id, "s3")
+        if "updatedAt" in entry:
+            moment = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
+            entry["updatedAt"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        installation = interpret(changed, settings)
+        database = installation.database(database_id)
+        _harms_nobody(installation, interpret(entries, settings))
+        _write(path, changed, before)
+    about = f"{database_id}: "
+    return database, tuple(w.removeprefix(about) for w in installation.warnings if w.startswith(about))
+
+
+def _unmasked(value: Any, current: Any, entry: str, path: str) -> Any:
+    """`value` with each ``***`` replaced by what stands at the same place of `current`."""
+    if value == MASK:
+        if current in (None, ""):
+            raise ConfigError(f"{MASK} stands for the value that is there, and there is none", entry=entry, field=path)
+        return current
+    if isinstance(value, dict):
+        known = current if isinstance(current, dict) else {}
+        return {
+            name: _unmasked(item, known.get(name), entry, f"{path}.{printable(name)}") for name, item in value.items()
+        }
+    return value
+
+
+def _harms_nobody(after: Installation, before: Installation) -> None:
+    """A later entry must not lose its place to this one (the same bucket and prefix, say)."""
+    known = {str(problem) for problem in before.problems}
+    for problem in after.problems:
+        if str(problem) not in known:
+            raise problem
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0, 0)  # `read_json` says what is wrong
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _write(path: Path, entries: list[Any], before: tuple[int, int, int]) -> None:
+    content = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    if _identity(path) != before:
+        raise BusyError(
+            "the file was edited meanwhile; nothing was changed",
+            holder="an editor",
+            subject=str(path),
+            hint="Try again.",
+        )
+    try:
+        write_durably(path, content.encode())
+    except OSError as error:
+        raise DucklingError(
+            f"cannot be written: {error.strerror}",
+            subject=str(path),
+            hint="Its folder must be writable for the user that this process runs as.",
+        ) from error
