@@ -37,15 +37,17 @@ _CDC_RUN = timedelta(minutes=10)
 
 
 def build_dags(installation: Installation) -> dict[str, DAG]:
-    """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>``, ``duckling_restore__<id>`` and, where the
-    replica is ours to write, ``duckling_sync__<id>``.
+    """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>``, ``duckling_restore__<id>``, with S3
+    ``duckling_verify__<id>`` and, where the replica is ours to write, ``duckling_sync__<id>``.
     """
     dags: dict[str, DAG] = {}
     for database in installation.databases:
         # Each DAG in a call of its own: with everything in one loop, late-bound names give one DAG the other's assets.
         warnings = tuple(w for w in installation.warnings if w.startswith(f"{database.id}: "))
-        for dag in (backup_dag(database, warnings=warnings), restore_dag(database)):
-            dags[dag.dag_id] = dag
+        made = [backup_dag(database, warnings=warnings), restore_dag(database)]
+        if database.s3 is not None:
+            made.append(verify_dag(database))
+        dags |= {dag.dag_id: dag for dag in made}
         if database.writer == "duckling" and database.mysql_connection_string.get_secret_value():
             dag = sync_dag(database, installation.settings)
             dags[dag.dag_id] = dag
@@ -155,6 +157,32 @@ def restore_dag(database: Database) -> DAG:
     return dag
 
 
+def verify_dag(database: Database) -> DAG:
+    """One task that proves a stored backup whole, run by hand."""
+    with DAG(
+        f"duckling_verify__{database.id}",
+        description=f"Proves that a backup of {database.name} can be restored",
+        schedule=None,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
+        tags=["duckling", "verify"],
+        params={"key": _key_param(database)},
+        doc_md=_verify_doc(database),
+    ) as dag:
+        HmacVerifySensor(
+            task_id="verify",
+            database_id=database.id,
+            key="{{ params.key }}",
+            poke_interval=15,
+            timeout=60,
+            doc_md="Reads the object whole: HMAC or SHA-256, length, and every DuckDB block.",
+        )
+    return dag
+
+
 def sync_dag(database: Database, settings: Settings) -> DAG:
     """One task that brings the replica up to date: every few minutes, or with ``CDC_ENABLED`` one run after the other.
 
@@ -201,19 +229,23 @@ def _task_defaults(database: Database, retry_delay: timedelta) -> dict[str, Any]
     return defaults
 
 
-def _restore_params(database: Database) -> dict[str, Param]:
+def _key_param(database: Database) -> Param:
     prefix = database.s3.path_prefix if database.s3 else ""
     example = f"{prefix}backup-2025-03-01T14-32-11-482Z.db"
+    return Param(
+        "latest",
+        type="string",
+        minLength=1,
+        title="Backup",
+        description=f"latest, or the key of a backup, like {example}. To see them all: duckling list {database.id}",
+        # No list of keys: made while parsing, it would be stale, and parsing must not ask S3.
+        examples=["latest"],
+    )
+
+
+def _restore_params(database: Database) -> dict[str, Param]:
     return {
-        "key": Param(
-            "latest",
-            type="string",
-            minLength=1,
-            title="Backup",
-            description=f"latest, or the key of a backup, like {example}. To see them all: duckling list {database.id}",
-            # No list of keys: made while parsing, it would be stale, and parsing must not ask S3.
-            examples=["latest"],
-        ),
+        "key": _key_param(database),
         "before": Param(
             None,
             type=["null", "string"],
@@ -262,6 +294,17 @@ def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
     if warnings:
         text += "\n**databases.json:**\n\n" + "".join(f"- {_plain(warning)}\n" for warning in warnings)
     return text
+
+
+def _verify_doc(database: Database) -> str:
+    return (
+        f"## Verification of a backup of {_plain(database.name)}\n\n"
+        + _table([("From", _target(database))])
+        + f"""
+Reads a backup whole and compares it with its proof, as a restore would; nothing is written. Each scheduled backup does
+this by itself; this is for older ones. Without Airflow: `duckling verify {database.id} KEY`.
+"""
+    )
 
 
 def _sync_doc(database: Database, settings: Settings) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from duckling_provider.core.catalog import iso
 from duckling_provider.core.check import CheckStep, check_database
 from duckling_provider.core.config import Database, Installation
 from duckling_provider.core.errors import DucklingError, human_bytes
 from duckling_provider.core.local import LocalBackups
 from duckling_provider.core.stored import CLIENT, list_backups
 from duckling_provider.session import Session
-from duckling_provider.terminal import Terminal, ago, iso
+from duckling_provider.terminal import Terminal, ago
 
 
 def show_databases(terminal: Terminal, installation: Installation) -> None:

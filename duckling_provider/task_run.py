@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,15 @@ from duckling_provider.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+
+#: The XCom in which a failed task leaves its error; Airflow clears it when the task is tried again.
+ERROR_KEY = "error"
+
+
+def recorded(error: DucklingError) -> dict[str, Any]:
+    """`error` as a small JSON object: ``kind`` (the class), ``what``, ``hint``, ``retryable``."""
+    return {"kind": type(error).__name__, "what": error.what, "hint": error.hint, "retryable": error.retryable}
 
 
 @contextmanager
@@ -59,7 +69,15 @@ class CoreTask:
                 self.log.error("%s", error.what)
                 if error.hint:
                     self.log.error("What to do: %s", error.hint)
+                self.record(recorded(error))
                 raise
+
+    def record(self, error: Mapping[str, Any]) -> None:
+        """Leave the error as an XCom: the page and the REST API show why a run failed without reading its log."""
+        with contextlib.suppress(Exception):  # the error itself matters more than its record
+            from airflow.sdk import get_current_context
+
+            get_current_context()["ti"].xcom_push(ERROR_KEY, dict(error))
 
     def on_kill(self) -> None:
         """Called by a signal handler; the core stops at its next safe point and cleans up."""

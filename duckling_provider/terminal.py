@@ -193,11 +193,6 @@ class LogLines(logging.Handler):
         self._terminal.warn(record.getMessage())
 
 
-def iso(moment: datetime) -> str:
-    """``"2025-03-01T14:32:11.482Z"``, as JavaScript's Date and the REST API write it."""
-    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def ago(moment: datetime | str, *, now: datetime | None = None) -> str:
     """``"3 h ago"``; one unit is enough to choose a backup by. `moment` is aware, or what `iso` made of one."""
     if isinstance(moment, str):

@@ -25,6 +25,11 @@ def stamp_of(moment: datetime) -> str:
     return f"{utc:%Y-%m-%dT%H-%M-%S}-{utc.microsecond // 1000:03d}Z"
 
 
+def iso(moment: datetime) -> str:
+    """``"2025-03-01T14:32:11.482Z"``, as JavaScript's Date and the REST API write it; `moment` must be aware."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def backup_name(stamp: str) -> str:
     return f"backup-{stamp}.db"
 

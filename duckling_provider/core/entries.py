@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from duckling_provider.core.catalog import iso
 from duckling_provider.core.config import Database, Installation, interpret
 from duckling_provider.core.environment import Settings
 from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError
@@ -54,8 +55,7 @@ def change_s3(
         else:
             entry["s3"] = _unmasked(dict(s3), entry.get("s3"), database_id, "s3")
         if "updatedAt" in entry:
-            moment = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
-            entry["updatedAt"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            entry["updatedAt"] = iso(now or datetime.now(timezone.utc))
         installation = interpret(changed, settings)
         database = installation.database(database_id)
         _harms_nobody(installation, interpret(entries, settings))

@@ -28,6 +28,7 @@ class Settings:
     backup_interval_hours: float = 24.0
     backup_retention_days: float = 7.0
     api_key: SecretStr | None = None
+    api_rate: str = "60/minute"  #: writes through the REST API, per caller
     sync_interval_minutes: float = 15.0
     cdc_enabled: bool = False
     auto_start_sync: bool = False
@@ -51,6 +52,7 @@ class Settings:
             backup_interval_hours=_env_number(environ, "BACKUP_INTERVAL_HOURS", 24.0, least=MIN_HOURS, most=MAX_HOURS),
             backup_retention_days=_env_number(environ, "BACKUP_RETENTION_DAYS", 7.0, least=0.0, most=MAX_DAYS),
             api_key=SecretStr(environ["DUCKLING_API_KEY"]) if environ.get("DUCKLING_API_KEY") else None,
+            api_rate=_env_rate(environ, "DUCKLING_API_RATE", "60/minute"),
             sync_interval_minutes=_env_number(
                 environ, "SYNC_INTERVAL_MINUTES", 15.0, least=MIN_HOURS * 60, most=MAX_HOURS * 60
             ),
@@ -79,6 +81,14 @@ def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:
         cause = f'expected true or false (or 1/0, yes/no, on/off), got "{printable(text)}"'
         raise ConfigError(cause, entry="environment", field=name)
     return words[text.strip().lower()]
+
+
+def _env_rate(environ: Mapping[str, str], name: str, default: str) -> str:
+    text = (environ.get(name) or default).strip().lower()
+    if not re.fullmatch(r"[1-9]\d{0,8}/(second|minute|hour)", text, re.ASCII):
+        cause = f'expected a rate such as 60/minute (second, minute or hour), got "{printable(text)}"'
+        raise ConfigError(cause, entry="environment", field=name)
+    return text
 
 
 def _env_list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

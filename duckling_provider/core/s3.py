@@ -314,7 +314,7 @@ class S3Store:
                 raise StoreError("the object that was just written is not listed", subject=self.url + key)
 
         steps: list[tuple[str, str, Callable[[], None]]] = [
-            ("bucket", "s3:ListBucket", self._head_bucket),
+            ("bucket", "s3:ListBucket", self.reach),
             ("put, and head with encryption", "s3:PutObject", put),
             ("ranged get", "s3:GetObject", ranged_get),
             ("list", "s3:ListBucket", listing),
@@ -326,12 +326,16 @@ class S3Store:
                 step()
             except DucklingError as error:
                 yield ProbeStep(name, action, str(error))
-                if step == self._head_bucket and not isinstance(error, AccessDeniedError):
+                if step == self.reach and not isinstance(error, AccessDeniedError):
                     return  # no bucket, or no answer at all: every further step would say the same
             else:
                 yield ProbeStep(name, action)
 
-    def _head_bucket(self) -> None:
+    def reach(self) -> None:
+        """HeadBucket: whether the bucket is there, for these credentials.
+
+        :raises StoreError: with the store's own words for why not.
+        """
         try:
             with self._translator.errors("s3:ListBucket", ""):
                 self._client.head_bucket(Bucket=self._bucket)
@@ -340,6 +344,10 @@ class S3Store:
             raise NoSuchBucketError(
                 "no such bucket", code="404", subject=self.url, hint="Check s3.bucket, s3.region and s3.endpoint."
             ) from None
+        except AccessDeniedError:
+            # Nor does a 403: a listing that is refused as well has one.
+            next(self.list(self.prefix), None)
+            raise
 
 
 def _same_kms_key(stored: str | None, wanted: str) -> bool:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from duckling_provider.api.mount import PREFIX, RootPaths, app
+
 
 class DucklingPlugin(AirflowPlugin):
-    """Found by the entry point ``airflow.plugins``."""
+    """Found by the entry point ``airflow.plugins``, and loaded by every Airflow process: nothing heavy here."""
 
     name = "duckling"
+    fastapi_apps = [{"app": app, "url_prefix": PREFIX, "name": "Duckling"}]  # noqa: RUF012 - Airflow's interface
+    fastapi_root_middlewares = [{"middleware": RootPaths, "args": [], "kwargs": {}, "name": "Duckling"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Duckling",
+            "href": f"{PREFIX}/",
+            "destination": "nav",
+            "url_route": "duckling",
+            "category": "browse",
+        }
+    ]

@@ -67,6 +67,7 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
         if event["status"] == "missing":
             raise AirflowSensorTimeout(f"{self.key} did not appear within {self.timeout:g} s")
         if event["status"] == "error":
+            self.record({name: event[name] for name in ("kind", "what", "hint", "retryable")})
             raise (AirflowException if event["retryable"] else AirflowFailException)(event["message"])
         return self._verified(context, event["result"])
 

@@ -15,6 +15,7 @@ from duckling_provider.core.control import Control
 from duckling_provider.core.errors import DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.progress_log import ProgressLog
+from duckling_provider.task_run import recorded
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ class HmacVerifyTrigger(BaseTrigger):
     """Wait until a backup is there, read it once, and say whether it is whole.
 
     Fires one event, a dict with ``status``: ``"verified"`` with ``result``, ``"missing"`` when the object did not
-    appear in time, ``"error"`` with ``message`` and ``retryable``. The arguments are stored in Airflow's database:
-    names only.
+    appear in time, ``"error"`` with ``message`` and what `task_run.recorded` tells. The arguments are stored in
+    Airflow's database: names only.
 
     :param database_id: the entry of databases.json, which must be readable for the triggerer too.
     :param key: the backup's key, or ``latest``.
@@ -68,7 +69,7 @@ class HmacVerifyTrigger(BaseTrigger):
             try:
                 result = await verify()
             except DucklingError as error:
-                return {"status": "error", "message": str(error), "retryable": error.retryable}
+                return {"status": "error", "message": str(error), **recorded(error)}
             except asyncio.CancelledError:
                 self._control.cancel()  # the thread does not end with the coroutine
                 raise

@@ -1,0 +1,79 @@
+"""The application: routes, documentation, and every failure in the contract's shape."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from duckling_provider import __version__
+from duckling_provider.api import backups, databases, monitoring
+from duckling_provider.api.limits import Guard
+from duckling_provider.api.problems import ApiError, of_core
+from duckling_provider.core.errors import DucklingError
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTION = """
+Backups of DuckDB replicas. Each call needs `Authorization: Bearer …`, with `DUCKLING_API_KEY` or a token of Airflow's
+(`POST /auth/token`), whose user may do what he may do with the database's DAGs.
+
+Errors are `{"success": false, "error": "…"}`.
+"""
+
+
+def create_app() -> FastAPI:
+    """Make the application. It is mounted under `mount.PREFIX`, and answers the contract's own paths as well."""
+    # Its documentation works without a connection to anywhere: FastAPI's own loads its scripts from a public host.
+    app = FastAPIOffline(
+        title="Duckling", version=__version__, description=_DESCRIPTION, docs_url="/docs", redoc_url=None
+    )
+    app.include_router(backups.router)
+    app.include_router(databases.router)
+    app.include_router(monitoring.router)
+    app.add_middleware(Guard)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DucklingError, _core_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ApiError):
+        raise error
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+async def _core_error(request: Request, error: Exception) -> JSONResponse:
+    return await _api_error(request, of_core(error) if isinstance(error, DucklingError) else error)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """Which field is wrong and how; never its value, which may be a secret in the wrong place."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    told = []
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+        told.append(f"{'.'.join(place) or 'body'}: {problem['msg']}")
+    return JSONResponse({"success": False, "error": "; ".join(told)}, 400)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    text = {404: "there is no such path", 405: f"this path has no method {request.method}"}.get(error.status_code)
+    body = {"success": False, "error": text or str(error.detail)}
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    """A mistake in the program: the log has the traceback, the answer does not."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"success": False, "error": "an internal error; the API server's log tells more"}, 500)

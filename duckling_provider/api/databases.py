@@ -1,0 +1,245 @@
+"""Calls about the entries of databases.json: what is configured, how it stands, whether the store can be reached."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from duckling_provider.api.backups import Db
+from duckling_provider.api.problems import ApiError
+from duckling_provider.api.site import (
+    CallerDep,
+    Shape,
+    database_for,
+    installation,
+    plain,
+    problems,
+    remote_store,
+    statuses,
+)
+from duckling_provider.api.status import Status
+from duckling_provider.core.catalog import iso
+from duckling_provider.core.check import check_database
+from duckling_provider.core.config import Database
+from duckling_provider.core.entries import change_s3
+from duckling_provider.core.environment import Settings
+from duckling_provider.core.errors import DucklingError, StoreError
+from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.s3 import S3Store
+from duckling_provider.core.stored import list_backups
+
+router = APIRouter(tags=["databases"])
+
+Id = Annotated[
+    str, Path(min_length=1, max_length=200, description="The entry's id in databases.json.", examples=["production"])
+]
+
+_S3: dict[str, Any] = {
+    "enabled": True,
+    "bucket": "my-backups",
+    "region": "eu-central-1",
+    "accessKeyId": "AKIAEXAMPLE",
+    "secretAccessKey": "***",
+    "encryption": "client-aes256",
+    "encryptionKey": "***",
+}
+
+
+class DatabaseStatus(Shape):
+    """Whether the database could be brought back now; ages in seconds."""
+
+    state: str = Field(description="no backup, overdue, failing or protected.")
+    reason: str
+    age: float | None = Field(description="Since the last verified backup was taken.")
+    due: float | None = Field(description="From that age on the state is overdue; null where nothing is scheduled.")
+    last_verified_key: str | None
+    last_verified_size: int | None
+    next_backup_at: str | None
+    sync_lag: float | None = Field(description="At most so far behind MySQL.")
+    hold: str | None = Field(description="Who keeps writers away just now, where this host has the replica.")
+
+
+class Listed(Shape):
+    success: bool = True
+    databases: list[dict[str, Any]] = Field(
+        description="Entries as they stand in the file, secrets as ***, and status."
+    )
+    problems: list[str] = Field(description="Entries with mistakes; they have no DAGs.")
+
+
+class Settings_(Shape):  # noqa: N801 - the core's Settings are another thing
+    success: bool = True
+    s3: dict[str, Any] | None = Field(examples=[_S3])
+    warnings: list[str] = Field(default_factory=list)
+
+
+class S3Body(BaseModel):
+    """The whole s3 object, by the rules of databases.json. A secret sent as *** stays what it is."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": _S3})
+
+    enabled: bool
+    bucket: str | None = None
+    region: str | None = None
+
+
+class Tested(Shape):
+    """A connection test; `steps` only when they were asked for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"success": True, "message": "S3 connection successful (HeadBucket)"}}
+    )
+
+    success: bool = True
+    message: str
+    steps: list[dict[str, Any]] | None = None
+
+
+class BackupAutomation(Shape):
+    enabled: bool
+    interval_hours: float
+    retention_days: float
+    last_backup_at: str | None
+    s3_enabled: bool = Field(alias="s3Enabled")
+    s3_last_upload_at: str | None = Field(alias="s3LastUploadAt")
+
+
+class Automation(Shape):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "backup": {
+                    "enabled": True,
+                    "intervalHours": 24,
+                    "retentionDays": 7,
+                    "lastBackupAt": "2025-03-01T14:32:11.482Z",
+                    "s3Enabled": True,
+                    "s3LastUploadAt": "2025-03-01T14:32:11.482Z",
+                }
+            }
+        }
+    )
+
+    backup: BackupAutomation
+
+
+@router.get("/api/databases", response_model=Listed, responses=problems())
+def databases(caller: CallerDep) -> Any:
+    """Every database that the caller may see, secrets masked, and how it stands by what runs recorded."""
+    found = installation()
+    visible = caller.visible(found.databases)
+    return Listed(
+        databases=[
+            {**database.masked(), "status": status_json(status).model_dump(by_alias=True)}
+            for database, status in zip(visible, statuses(visible), strict=True)
+        ],
+        # Who may not see every entry may not read about the broken ones either.
+        problems=[str(problem) for problem in found.problems] if len(visible) == len(found.databases) else [],
+    )
+
+
+@router.get("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems())
+def get_s3(caller: CallerDep, database_id: Id) -> Any:
+    """The s3 object of an entry, secrets as ***; null where there is none."""
+    database = database_for(caller, "configure", database_id)
+    return Settings_(s3=database.masked().get("s3"))
+
+
+@router.put("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems(409, 413, 429))
+def put_s3(caller: CallerDep, database_id: Id, body: S3Body) -> Any:
+    """Set the s3 object of an entry: checked by the rules of databases.json, then written in one step, mode 0600."""
+    return change(caller, database_id, body.model_dump(exclude_unset=True))
+
+
+@router.delete("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems(409, 429))
+def delete_s3(caller: CallerDep, database_id: Id) -> Any:
+    """Remove the s3 object of an entry. Backups that are in S3 stay there; from now on there are local ones only."""
+    return change(caller, database_id, None)
+
+
+@router.post("/api/databases/{database_id}/s3/test", response_model=Tested, responses=problems(429, 502))
+def try_s3(
+    caller: CallerDep,
+    database_id: Id,
+    steps: Annotated[  # noqa: FBT002 - a query parameter
+        bool, Query(description="Try everything that backups need under the prefix, not the bucket alone.")
+    ] = False,
+) -> Any:
+    """HeadBucket with the entry's credentials; with `steps`, put, ranged get, list, multipart upload and delete too."""
+    database = database_for(caller, "backup", database_id)
+    store = remote_store(database)
+    if not steps:
+        if isinstance(store, S3Store):
+            try:
+                store.reach()
+            except StoreError as error:
+                raise ApiError(502, " ".join(p for p in (f"{error.cause}.", error.hint) if p)) from error
+        return {"success": True, "message": "S3 connection successful (HeadBucket)"}
+    tried = connection_steps(database)
+    failed = next((step for step in tried if step["error"]), None)
+    if failed is not None:
+        raise ApiError(502, str(failed["error"]), more={"steps": tried})
+    return Tested(message="S3 connection successful", steps=tried)
+
+
+@router.get("/api/automation/status", response_model=Automation, responses=problems())
+def automation(caller: CallerDep, db: Db) -> Any:
+    """The schedule of a database's backups and when the last were made."""
+    database = database_for(caller, "read", db)
+    backup = statuses([database])[0].record.verified
+    local = next(iter(list_backups(LocalBackups(database))), None)
+    made = [found.created for found in (backup, local) if found is not None]
+    return {
+        "backup": {
+            "enabled": database.auto_backup,
+            "intervalHours": plain(database.interval_hours),
+            "retentionDays": plain(database.local_retention_days),
+            "lastBackupAt": iso(max(made)) if made else None,
+            "s3Enabled": database.s3 is not None,
+            "s3LastUploadAt": iso(backup.created) if backup is not None and database.s3 is not None else None,
+        }
+    }
+
+
+# ---- what the page does as well ----------------------------------------------------------------------------
+
+
+def change(caller: CallerDep, database_id: str, s3: dict[str, Any] | None) -> Settings_:
+    """Write an entry's s3 object, and answer with what is there now."""
+    caller.demand("configure", database_id)
+    database, warnings = change_s3(Settings.from_env(os.environ), database_id, s3)
+    return Settings_(s3=database.masked().get("s3"), warnings=list(warnings))
+
+
+def connection_steps(database: Database) -> list[dict[str, Any]]:
+    """The steps of a connection test that were reached: ``name``, ``detail``, ``error``."""
+    try:
+        store = remote_store(database)
+    except DucklingError as error:
+        return [{"name": "store", "detail": "", "error": str(error)}]
+    return [
+        {"name": step.name.removeprefix("store: "), "detail": step.detail, "error": step.error}
+        for step in check_database(database, store)
+        # Replica and folders are the worker's business, whose host this need not be.
+        if step.name.startswith("store")
+    ]
+
+
+def status_json(status: Status) -> DatabaseStatus:
+    """A status as the API shows it."""
+    record = status.record
+    verified, sync = record.verified, record.sync
+    return DatabaseStatus(
+        state=status.state,
+        reason=status.reason,
+        age=status.age,
+        due=status.due,
+        last_verified_key=verified.key if verified else None,
+        last_verified_size=verified.size if verified else None,
+        next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
+        sync_lag=sync.lag_now(status.moment) if sync else None,
+        hold=str(status.hold) if status.hold else None,
+    )

@@ -1,0 +1,86 @@
+"""What keeps the API from being overrun: bodies that end, writes that are counted, guesses that get slow; and a line in
+the log for each call.
+
+Counted in memory, per process: enough against scripts in a loop, which is what it is for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.exceptions import HTTPException
+
+from duckling_provider.api.problems import ApiError
+from duckling_provider.core.environment import Settings
+from duckling_provider.core.jsonfile import printable
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a request's body. The largest that is meant is an entry's s3 object: a few kilobytes.
+MAX_BODY = 64 * 1024
+#: Wrong credentials from one address.
+_GUESSES = "30/minute"
+
+_limiter = MovingWindowRateLimiter(MemoryStorage())
+_rate = lru_cache(maxsize=8)(parse)
+
+
+def count_write(caller: str) -> None:
+    """:raises ApiError: 429 when `caller` writes more often than ``DUCKLING_API_RATE`` allows."""
+    _count(_rate(Settings.from_env(os.environ).api_rate), "write", caller, "too many requests that change something")
+
+
+def count_guess(address: str) -> None:
+    """:raises ApiError: 429 after too many wrong credentials from one address."""
+    _count(_rate(_GUESSES), "guess", address, "too many wrong credentials")
+
+
+def _count(rate: RateLimitItem, kind: str, who: str, error: str) -> None:
+    if not _limiter.hit(rate, kind, who):
+        wait = max(1, int(_limiter.get_window_stats(rate, kind, who).reset_time - time.time()) + 1)
+        raise ApiError(429, f"{error}; try again in {wait} s", headers={"Retry-After": str(wait)})
+
+
+class Guard:
+    """ASGI middleware: bounds each body, and logs each call without its query, which may hold anything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, received = time.monotonic(), 0, 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
+            return message
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, told)
+        finally:
+            caller = scope.get("state", {}).get("duckling_caller", "-")
+            took = (time.monotonic() - started) * 1000
+            path = printable(scope["path"], limit=200)
+            log.info("%s %s %s by %s in %.0f ms", scope["method"], path, status or "gone", printable(caller), took)

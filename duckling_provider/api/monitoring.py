@@ -1,0 +1,159 @@
+"""For monitors: one status code that says whether everything could be recovered, and numbers for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from pydantic import Field
+
+from duckling_provider.api.databases import DatabaseStatus, status_json
+from duckling_provider.api.problems import ApiError
+from duckling_provider.api.site import (
+    NO_CREDENTIALS,
+    CallerDep,
+    GuestDep,
+    Shape,
+    database_for,
+    installation,
+    problems,
+    statuses,
+)
+from duckling_provider.api.status import Status
+from duckling_provider.core.errors import ConfigError
+
+router = APIRouter(tags=["monitoring"])
+
+
+class NamedStatus(DatabaseStatus):
+    id: str
+
+
+class Health(Shape):
+    """Without credentials only the counts."""
+
+    success: bool
+    status: str = Field(description="ok, or overdue when a database has no verified backup of the age it should have.")
+    databases: int
+    overdue: int
+    details: list[NamedStatus] | None = None
+
+
+@router.get(
+    "/health", response_model=Health, responses={**problems(), 503: {"model": Health, "description": "Overdue"}}
+)
+def health(
+    caller: GuestDep,
+    db: Annotated[str | None, Query(min_length=1, max_length=200, description="Only this database.")] = None,
+) -> Any:
+    """200 when each database has a verified backup no older than its schedule promises, 503 otherwise. Without
+    credentials it tells counts, with them which.
+    """
+    try:
+        found = installation()
+    except ConfigError:
+        return JSONResponse(Health(success=False, status="misconfigured", databases=0, overdue=0).model_dump(), 503)
+    broken = len({problem.entry for problem in found.problems})
+    if db is not None:
+        if caller is None:
+            raise ApiError(401, NO_CREDENTIALS, headers={"WWW-Authenticate": "Bearer"})
+        chosen, broken = [database_for(caller, "read", db)], 0
+    else:
+        chosen = list(found.databases) if caller is None else caller.visible(found.databases)
+    current = statuses(chosen)
+    # An entry with a mistake gets no backups.
+    overdue = sum(not status.recoverable for status in current) + broken
+    details = None
+    if caller is not None:
+        details = [NamedStatus(id=s.database.id, **status_json(s).model_dump()) for s in current]
+    body = Health(
+        success=not overdue,
+        status="overdue" if overdue else "ok",
+        databases=len(chosen) + broken,
+        overdue=overdue,
+        details=details,
+    ).model_dump(by_alias=True)
+    if caller is None:
+        del body["details"]
+    return JSONResponse(body, 503 if overdue else 200)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={**problems(), 200: {"content": {"text/plain": {}}, "description": "Prometheus text format"}},
+)
+def metrics(caller: CallerDep) -> Any:
+    """Ages, sizes, durations, lags and holds in the Prometheus text format."""
+    found = installation()
+    registry = CollectorRegistry()
+    registry.register(_Statuses(statuses(caller.visible(found.databases)), broken=len(found.problems)))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Statuses(Collector):
+    """What is known at the moment of the scrape; nothing is kept between two of them."""
+
+    def __init__(self, found: Iterable[Status], *, broken: int) -> None:
+        self._statuses = list(found)
+        self._broken = broken
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "duckling_databases_misconfigured", "Mistakes in databases.json that keep entries out.", self._broken
+        )
+        rows: list[tuple[str, str, Any]] = [
+            ("backup_last_success_timestamp_seconds", "When the last verified backup was taken.", _taken),
+            ("backup_verified_timestamp_seconds", "When that backup was last read back and proven.", _verified),
+            ("backup_age_seconds", "Age of the last verified backup.", lambda s: s.age),
+            ("backup_due_seconds", "From this age on the backup is overdue.", lambda s: s.due),
+            ("backup_size_bytes", "Size of the last verified backup.", _size),
+            ("backup_duration_seconds", "Duration of the run that made it.", _duration),
+            ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
+            ("backup_failing", "1 when the newest backup or verification failed.", _failing),
+            ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
+            (
+                "replica_held",
+                "1 while somebody keeps writers away, where this host has it.",
+                lambda s: int(bool(s.hold)),
+            ),
+        ]
+        for name, text, value_of in rows:
+            family = GaugeMetricFamily(f"duckling_{name}", text, labels=["database"])
+            for status in self._statuses:
+                value = value_of(status)
+                if value is not None:
+                    family.add_metric([status.database.id], value)
+            yield family
+
+
+def _taken(status: Status) -> float | None:
+    return status.record.verified.created.timestamp() if status.record.verified else None
+
+
+def _verified(status: Status) -> float | None:
+    verified = status.record.verified.verified if status.record.verified else None
+    return verified.timestamp() if verified else None
+
+
+def _size(status: Status) -> int | None:
+    return status.record.verified.size if status.record.verified else None
+
+
+def _duration(status: Status) -> float | None:
+    duration = status.record.verified.duration_ms if status.record.verified else None
+    return None if duration is None else duration / 1000
+
+
+def _failing(status: Status) -> int:
+    return int(any(run is not None and run.state == "failed" for run in (status.record.backup, status.record.verify)))
+
+
+def _lag(status: Status) -> float | None:
+    return status.record.sync.lag_now(status.moment) if status.record.sync else None

@@ -1,0 +1,143 @@
+"""Runs of our DAGs: begun once, waited for without holding them up, and told as the contract's results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.api.common.trigger_dag import trigger_dag
+from airflow.api_fastapi.app import API_ROOT_PATH
+from airflow.models.dag import DagModel
+from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from duckling_provider.airflow_exceptions import AirflowException
+from duckling_provider.api.problems import ApiError, of_record
+from duckling_provider.api.records import Run, active_runs, read_run
+from duckling_provider.dag_ids import Kind, dag_id
+
+if TYPE_CHECKING:
+    from duckling_provider.api.callers import Caller
+
+log = logging.getLogger(__name__)
+
+#: Of two that can't be under way at the same time, the later is refused.
+_RIVALS: dict[Kind, tuple[Kind, ...]] = {
+    "backup": ("backup", "restore"),
+    "restore": ("backup", "restore"),
+    "verify": ("verify",),
+    "sync": ("sync",),
+}
+# Seconds between two looks at a run: a second for short ones, ever longer for the hours of a long one.
+_FIRST_LOOK, _LAST_LOOK, _LOOK_GROWTH = 0.5, 5.0, 1.1
+
+# SQLite has no row locks: two requests to one process at least must not both find nothing under way.
+_begin_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that was triggered: `url` is its page in Airflow."""
+
+    dag_id: str
+    run_id: str
+
+    @property
+    def url(self) -> str:
+        return run_url(self.dag_id, self.run_id)
+
+
+def run_url(dag: str, run_id: str) -> str:
+    """The path of a run's page, under Airflow's base path."""
+    return f"{API_ROOT_PATH.rstrip('/')}/dags/{quote(dag)}/runs/{quote(run_id, safe='')}"
+
+
+def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, Any] | None = None) -> Begun:
+    """Trigger a run.
+
+    :raises ApiError: 409 when the database is busy with another run, or its DAG can't run now.
+    """
+    name = dag_id(kind, database_id)
+    with _begin_lock, create_session() as session:
+        # The row of the backup DAG is the database's lock, for all API servers.
+        locked = dag_id("backup", database_id)
+        session.scalars(select(DagModel).where(DagModel.dag_id == locked).with_for_update()).one_or_none()
+        dag = session.get(DagModel, name)
+        if dag is None or dag.is_stale:
+            raise ApiError(409, f"Airflow has no DAG {name} yet; it reads databases.json anew within a minute or so")
+        for run in active_runs(session, database_id, _RIVALS[kind]):
+            raise ApiError(
+                409,
+                f'a {run.kind} of "{database_id}" is under way: run {run.run_id}',
+                more={"runId": run.run_id, "url": run_url(run.dag_id, run.run_id)},
+            )
+        if dag.is_paused:
+            raise ApiError(409, f"the DAG {name} is paused in Airflow, so its runs would never start; unpause it first")
+        try:
+            run_row = trigger_dag(
+                dag_id=name,
+                triggered_by=DagRunTriggeredByType.REST_API,
+                triggering_user_name=caller.name,
+                conf=dict(conf or {}),
+                session=session,
+            )
+        except (AirflowException, ValueError) as error:
+            raise ApiError(400, f"{name}: {error}") from error
+        if run_row is None:
+            raise ApiError(500, f"Airflow began no run of {name}")
+        begun = Begun(name, run_row.run_id)
+    log.info("%s began run %s of %s", caller.name, begun.run_id, name)
+    return begun
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: `results` of its tasks by name."""
+
+    run: Run
+    results: Mapping[str, Any]
+
+
+async def finished(begun: Begun, *, seconds: float | None = None) -> Outcome | None:
+    """Wait until the run has ended well; whoever waits may go away, the run goes on.
+
+    :param seconds: at the most; None waits as long as the run takes.
+    :returns: None when it was still under way after `seconds`.
+    :raises ApiError: it failed, or waits for a retry.
+    """
+    pause, deadline = _FIRST_LOOK, None if seconds is None else time.monotonic() + seconds
+    while True:
+        outcome = await run_in_threadpool(_look, begun)
+        if outcome is not None:
+            return outcome
+        if deadline is not None and time.monotonic() >= deadline:
+            return None
+        await asyncio.sleep(pause)
+        pause = min(_LAST_LOOK, pause * _LOOK_GROWTH)
+
+
+def _look(begun: Begun) -> Outcome | None:
+    more = {"runId": begun.run_id, "url": begun.url}
+    with create_session() as session:
+        found = read_run(session, begun.dag_id, begun.run_id)
+        if found is None:
+            raise ApiError(500, f"run {begun.run_id} was deleted while it was waited for", more=more)
+        run, results, tasks = found
+        if run.state == "success":
+            return Outcome(run, results)
+        if run.state == "failed":
+            raise of_record(run.error, more=more)
+        for task in tasks:
+            if str(task.state) == "up_for_retry":
+                problem = of_record(run.error, more={**more, "retrying": True})
+                problem.error += f" Airflow tries {task.task_id} again by itself; the run goes on."
+                raise problem
+    return None

@@ -1,0 +1,138 @@
+"""What every route needs: the configuration as it is now, the caller, the store of an entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Annotated, Any
+
+from airflow.utils.session import create_session
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict
+
+from duckling_provider.api.callers import Action, Caller, identify
+from duckling_provider.api.limits import count_guess, count_write
+from duckling_provider.api.problems import ApiError
+from duckling_provider.api.records import read_records
+from duckling_provider.api.status import Status, status_of
+from duckling_provider.core import config
+from duckling_provider.core.config import Database, Installation
+from duckling_provider.core.store import Store
+from duckling_provider.hooks.duckling import DucklingHook
+
+NO_CREDENTIALS = "no credentials: send Authorization: Bearer with DUCKLING_API_KEY or a token of Airflow's"
+
+
+async def guest(request: Request) -> Caller | None:
+    """The caller, None for who shows no credentials; wrong ones are counted and refused."""
+    try:
+        caller = await identify(request)
+    except ApiError as error:
+        if error.status == 401:
+            count_guess(request.client.host if request.client else "?")
+        raise
+    request.state.duckling_caller = caller.name if caller else "-"
+    if caller is not None and request.method not in ("GET", "HEAD"):
+        count_write(caller.name)
+    return caller
+
+
+async def caller(request: Request) -> Caller:
+    """The caller of a route that is for known ones only."""
+    found = await guest(request)
+    if found is None:
+        raise ApiError(401, NO_CREDENTIALS, headers={"WWW-Authenticate": "Bearer"})
+    return found
+
+
+CallerDep = Annotated[Caller, Depends(caller)]
+GuestDep = Annotated[Caller | None, Depends(guest)]
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def installation() -> Installation:
+    """databases.json as it is at this moment.
+
+    :raises ConfigError: when it can't be read as a whole.
+    """
+    return config.load()
+
+
+def database_for(caller: Caller, action: Action, database_id: str) -> Database:
+    """The entry, once the caller may do `action` with it.
+
+    :raises ApiError: 403 or 404.
+    :raises NotFoundError: there is no such entry.
+    :raises ConfigError: it is there but bad.
+    """
+    caller.demand("read", database_id)
+    database = installation().database(database_id)
+    caller.demand(action, database_id)
+    return database
+
+
+def remote_store(database: Database) -> Store:
+    """:raises ApiError: 400 when the entry has no S3."""
+    if database.s3 is None:
+        raise ApiError(400, f'S3 is not configured for "{database.id}": its backups are local only')
+    return DucklingHook(database.id).store()
+
+
+def statuses(databases: Sequence[Database]) -> list[Status]:
+    """Where each of them stands, by what runs recorded: no store is asked."""
+    moment = now()
+    with create_session() as session:
+        records = read_records(session, databases)
+    return [status_of(database, records[database.id], now=moment) for database in databases]
+
+
+def plain(number: float) -> float:
+    """24.0 as 24, which is how JSON's other writers put it."""
+    return int(number) if number == int(number) else number
+
+
+def lower_camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+class Shape(BaseModel):
+    """Of an answer: camelCase outside, nothing beyond what is declared."""
+
+    model_config = ConfigDict(alias_generator=lower_camel, populate_by_name=True, extra="forbid")
+
+
+class Problem(BaseModel):
+    """The shape of every error."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"example": {"success": False, "error": 'no database "prodution"'}}
+    )
+
+    success: bool = False
+    error: str
+
+
+_TEXTS: dict[int | str, str] = {
+    400: "Bad request, or S3 is not configured",
+    401: "No or wrong token",
+    403: "The Airflow user may not do this",
+    404: "Unknown database or key",
+    405: "The path has no such method",
+    409: "A backup or restore of that database is under way",
+    413: "The body is too large",
+    429: "Too many requests",
+    500: "The run failed on this side; see its log",
+    502: "The store refused or failed",
+    503: "Overdue",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that a route answers with, for its documentation."""
+    return {
+        status: {"model": Problem, "description": _TEXTS[status]} for status in sorted({400, 401, 403, 404, *statuses})
+    }

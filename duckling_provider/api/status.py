@@ -1,0 +1,112 @@
+"""Could this database be brought back now? One word for it, and why; pure, from what runs recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from duckling_provider.api.records import Record
+from duckling_provider.core.config import Database
+from duckling_provider.core.errors import DucklingError
+from duckling_provider.core.locks import Hold, read_hold
+
+State = Literal["no backup", "overdue", "failing", "protected"]
+
+#: By trouble: where there is nothing to restore, then what is older than it should be, then what will become so.
+STATES: tuple[State, ...] = ("no backup", "overdue", "failing", "protected")
+
+# What a backup may be late by: its own duration, and a quarter of the interval for a scheduler that is busy or a store
+# that is down for a while; alerts that come too early are switched off.
+_GRACE_SHARE = 0.25
+_LEAST_GRACE = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Status:
+    """:param state: see `STATES`.
+    :param reason: a sentence for people; empty where all is well.
+    :param age: seconds since the last verified backup was taken; None without one.
+    :param due: seconds after which that backup is too old; None where nothing is scheduled.
+    :param moment: when all this was found.
+    """
+
+    database: Database
+    record: Record
+    state: State
+    reason: str
+    age: float | None
+    due: float | None
+    moment: datetime
+    hold: Hold | None = None
+    hold_error: str = ""
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether there is a verified backup that is no older than the schedule promises."""
+        return self.state in ("protected", "failing")
+
+
+def status_of(database: Database, record: Record, *, now: datetime) -> Status:
+    """:param now: aware."""
+    hold, hold_error = _hold(database)
+    backup = record.verified
+    failed = next((run for run in (record.verify, record.backup) if run is not None and run.state == "failed"), None)
+    age = None if backup is None else max(0.0, (now - backup.created).total_seconds())
+    due = _due(database, record)
+    state: State
+    if age is None:
+        state = "no backup"
+        reason = failed.reason if failed else _why_none(record)
+    elif due is not None and age > due:
+        state = "overdue"
+        reason = failed.reason if failed else _why_late(record)
+    elif failed is not None:
+        state, reason = "failing", failed.reason
+    else:
+        state = "protected"
+        reason = "backups are not scheduled (AUTO_BACKUP is off)" if due is None else ""
+    return Status(database, record, state, reason, age, due, now, hold, hold_error)
+
+
+def by_trouble(statuses: Sequence[Status]) -> list[Status]:
+    """The worst first; within a state, the oldest backup first."""
+    return sorted(statuses, key=lambda s: (STATES.index(s.state), -(s.age or 0), s.database.id))
+
+
+def _due(database: Database, record: Record) -> float | None:
+    if not database.auto_backup:
+        return None
+    interval = timedelta(hours=database.interval_hours)
+    took = timedelta(milliseconds=(record.verified.duration_ms or 0) if record.verified else 0)
+    return (interval + max(_LEAST_GRACE, interval * _GRACE_SHARE) + took).total_seconds()
+
+
+def _why_none(record: Record) -> str:
+    if "backup" not in record.known:
+        return "Airflow has not read its DAGs yet"
+    if "backup" in record.paused:
+        return "its backup DAG is paused"
+    if any(run.kind == "backup" for run in record.active):
+        return "the first backup is under way"
+    return "no backup has run yet"
+
+
+def _why_late(record: Record) -> str:
+    if "backup" not in record.known:
+        return "Airflow no longer has its backup DAG"
+    if "backup" in record.paused:
+        return "its backup DAG is paused"
+    if any(run.kind == "backup" for run in record.active):
+        return "a backup is under way"
+    return "no backup since then; is Airflow's scheduler running?"
+
+
+def _hold(database: Database) -> tuple[Hold | None, str]:
+    """The hold on the replica, where this machine has it."""
+    try:
+        hold = read_hold(database.replica)
+    except (DucklingError, OSError) as error:
+        return None, str(error)
+    return (None if hold is None or hold.is_stale else hold), ""
