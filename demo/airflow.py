@@ -112,8 +112,10 @@ class Airflow:
     def service(self) -> Service:
         return Service("airflow", self.home)
 
-    def start(self) -> str:
+    def start(self, **more: str) -> str:
         """Start a standalone Airflow in the background, on port 8080 if that is free.
+
+        :param more: further variables of its environment.
 
         :return: its URL, before it answers there; see `wait`.
         """
@@ -135,6 +137,7 @@ class Airflow:
             # A change of databases.json shows after seconds.
             AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="10",
             AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="30",
+            **more,
         )
         self.service.start([*_AIRFLOW, "standalone"], environ)
         return url

@@ -66,10 +66,18 @@ def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
     with screen.step("Configuration", "writing databases.json") as step:
         step.result = _configure(data / "databases.json", where)
     with screen.step("Airflow", "waiting until it is healthy and lists the DAGs, about a minute") as step:
-        url = airflow.start()
+        url = airflow.start(DUCKLING_API_KEY=_api_key(data.parent))
         airflow.wait(url, _dag_ids(airflow))
         step.result = f"{url} is healthy and lists the DAGs"
     return url
+
+
+def _api_key(folder: Path) -> str:
+    """The bearer token of the REST API: made once, kept in a file for its owner only."""
+    path = folder / "api-key"
+    if not path.exists():
+        write_text(path, secrets.token_urlsafe(24))
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _configure(path: Path, where: Mapping[str, Any]) -> str:
@@ -115,6 +123,10 @@ def _explain(url: str, data: Path, airflow: Airflow, screen: Screen) -> None:
 URL       {url}
 Login     {user}
 Password  {password}
+
+Page      {url}/plugin/duckling, or Browse, Duckling: could everything be recovered now?
+API       curl -H "Authorization: Bearer $(cat {shlex.quote(shown(data.parent / "api-key"))})" "{url}/api/backups?db=shop"
+          and {url}/duckling/docs for the rest
 
 Back up   Open duckling_backup__shop and press Trigger; the first backups make themselves.
 Restore   Open duckling_restore__shop and press Trigger; "latest" is filled in. Other keys:

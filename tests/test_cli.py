@@ -96,7 +96,7 @@ class CommandLine:
 
 
 @pytest.fixture
-def duckling(installation) -> CommandLine:  # noqa: ARG001 - its environment is inherited
+def duckling(installation) -> CommandLine:
     return CommandLine(secrets=["mysql-password"])
 
 

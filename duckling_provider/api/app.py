@@ -54,14 +54,20 @@ async def _core_error(request: Request, error: Exception) -> JSONResponse:
     return await _api_error(request, of_core(error) if isinstance(error, DucklingError) else error)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """Which field is wrong and how; never its value, which may be a secret in the wrong place."""
     if not isinstance(error, RequestValidationError):
         raise error
     told = []
     for problem in error.errors():
-        place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-        told.append(f"{'.'.join(place) or 'body'}: {problem['msg']}")
+        where, *inside = problem["loc"]
+        place = ".".join(str(part) for part in inside)
+        if problem["type"] == "json_invalid":
+            told.append(f"the body is not JSON: {problem['ctx']['error']} at character {place}")
+        elif where == "body" and not place and "json" not in request.headers.get("content-type", ""):
+            told.append("the body must be a JSON object, sent with Content-Type: application/json")
+        else:
+            told.append(f"{place or where}: {problem['msg']}")
     return JSONResponse({"success": False, "error": "; ".join(told)}, 400)
 
 

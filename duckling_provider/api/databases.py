@@ -6,6 +6,7 @@ import os
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from duckling_provider.api.backups import Db
@@ -160,7 +161,12 @@ def delete_s3(caller: CallerDep, database_id: Id) -> Any:
     return change(caller, database_id, None)
 
 
-@router.post("/api/databases/{database_id}/s3/test", response_model=Tested, responses=problems(429, 502))
+@router.post(
+    "/api/databases/{database_id}/s3/test",
+    response_model=Tested,
+    response_model_exclude_unset=True,
+    responses=problems(429, 502),
+)
 def try_s3(
     caller: CallerDep,
     database_id: Id,
@@ -177,12 +183,12 @@ def try_s3(
                 store.reach()
             except StoreError as error:
                 raise ApiError(502, " ".join(p for p in (f"{error.cause}.", error.hint) if p)) from error
-        return {"success": True, "message": "S3 connection successful (HeadBucket)"}
+        return Tested(success=True, message="S3 connection successful (HeadBucket)")
     tried = connection_steps(database)
     failed = next((step for step in tried if step["error"]), None)
     if failed is not None:
         raise ApiError(502, str(failed["error"]), more={"steps": tried})
-    return Tested(message="S3 connection successful", steps=tried)
+    return Tested(success=True, message="S3 connection successful", steps=tried)
 
 
 @router.get("/api/automation/status", response_model=Automation, responses=problems())
@@ -192,7 +198,8 @@ def automation(caller: CallerDep, db: Db) -> Any:
     backup = statuses([database])[0].record.verified
     local = next(iter(list_backups(LocalBackups(database))), None)
     made = [found.created for found in (backup, local) if found is not None]
-    return {
+    # As plain JSON, in which 24 hours are 24 and not 24.0.
+    status = {
         "backup": {
             "enabled": database.auto_backup,
             "intervalHours": plain(database.interval_hours),
@@ -202,6 +209,7 @@ def automation(caller: CallerDep, db: Db) -> Any:
             "s3LastUploadAt": iso(backup.created) if backup is not None and database.s3 is not None else None,
         }
     }
+    return JSONResponse(status)
 
 
 # ---- what the page does as well ----------------------------------------------------------------------------

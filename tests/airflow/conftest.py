@@ -115,13 +115,13 @@ def _save(bag: Any) -> None:
 
 
 @pytest.fixture
-def save_dags(airflow_db: None) -> Callable[[Any], None]:  # noqa: ARG001
+def save_dags(airflow_db: None) -> Callable[[Any], None]:
     """``save_dags(bag)``: put what was parsed into the metadata database, as the DAG processor does."""
     return _save
 
 
 @pytest.fixture
-def run_dag(airflow_db: None) -> Iterator[Callable[..., FinishedRun]]:  # noqa: ARG001
+def run_dag(airflow_db: None) -> Iterator[Callable[..., FinishedRun]]:
     """``run_dag(dag_id, conf=None, folder=None) -> FinishedRun``: parse, save and run a DAG as `airflow dags test`.
 
     Without `folder`, a generated DAG.

@@ -60,7 +60,7 @@ def site(make_site, moto_server, contents):
 
 
 @pytest.fixture
-def copying(stop_at, site):  # noqa: ARG001 - the site has to be there
+def copying(stop_at, site):
     """A `duckling backup` that stands still in the middle of the copy."""
     return lambda: stop_at("backup", "production", at="write:2")
 

@@ -1,0 +1,608 @@
+"""The REST API in Airflow's real application, with a real store and real rows in the metadata database.
+
+No scheduler runs here: what a run leaves behind is written by `Runs`, as tasks would. tests/live has the whole way.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from duckling_provider.core.catalog import backup_name, stamp_of
+
+pytestmark = [pytest.mark.airflow, pytest.mark.server]
+
+KEY = "0123456789abcdef" * 4
+API_KEY = "an-api-key-of-the-tests"
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.fixture(scope="module")
+def airflow_app(airflow_db):
+    from airflow.api_fastapi.app import create_app, purge_cached_app
+
+    purge_cached_app()
+    yield create_app()
+    purge_cached_app()
+
+
+@pytest.fixture
+def client(airflow_app, installation, monkeypatch):
+    """`client(method, path, …)` with the API key; the API's limits are as good as off."""
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("DUCKLING_API_KEY", API_KEY)
+    monkeypatch.setenv("DUCKLING_API_RATE", "100000/second")
+    test_client = TestClient(airflow_app, raise_server_exceptions=False)
+    test_client.headers["Authorization"] = f"Bearer {API_KEY}"
+    return test_client
+
+
+def token(role: str) -> str:
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    return get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=role.lower(), role=role))
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+class Runs:
+    """Writes what runs leave in the metadata database."""
+
+    def __init__(self, database_id: str) -> None:
+        self.database_id = database_id
+
+    def add(
+        self,
+        kind: str,
+        state: str = "success",
+        *,
+        results: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        seconds: float = 12.5,
+        run_id: str | None = None,
+    ) -> str:
+        from airflow.api.common.trigger_dag import trigger_dag
+        from airflow.utils.session import create_session
+        from airflow.utils.types import DagRunTriggeredByType
+
+        run_id = run_id or f"made__{kind}__{time.monotonic_ns()}"
+        with create_session() as session:
+            end = NOW if state in ("success", "failed") else None
+            dag_id = f"duckling_{kind}__{self.database_id}"
+            row = trigger_dag(dag_id=dag_id, run_id=run_id, triggered_by=DagRunTriggeredByType.TEST, session=session)
+            row.state = state  # sets the dates as well
+            row.start_date, row.end_date = NOW - timedelta(seconds=seconds), end
+            session.flush()
+            self._leave(session, row, results or {}, error)
+        return run_id
+
+    def end(self, kind: str, run_id: str, state: str, *, results: Any = None, error: Any = None) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            row = session.query(DagRun).filter_by(dag_id=f"duckling_{kind}__{self.database_id}", run_id=run_id).one()
+            self._leave(session, row, results or {}, error)
+            row.state = state  # sets the dates as well
+            row.start_date, row.end_date = NOW - timedelta(seconds=7), NOW
+
+    def _leave(self, session: Any, row: Any, results: dict[str, Any], error: dict[str, Any] | None) -> None:
+        from airflow.models.xcom import XComModel
+
+        found = [(task, "return_value", value) for task, value in results.items()]
+        task = {"backup": "upload", "restore": "restore", "verify": "verify"}.get(row.dag_id.split("_")[1], "sync")
+        found += [(task, "error", error)] if error else []
+        for task, key, value in found:
+            session.add(
+                XComModel(dag_run_id=row.id, dag_id=row.dag_id, run_id=row.run_id, task_id=task, key=key, value=value)
+            )
+
+    def backed_up(self, *, hours_ago: float = 1.0, size: int = 1000, **more: Any) -> str:
+        """A verified backup of that age; returns its key."""
+        key = f"{self.database_id}/{backup_name(stamp_of(NOW - timedelta(hours=hours_ago)))}"
+        done = {"key": key, "size": size, "duration": 9, "mode": "client-aes256"}
+        self.add("backup", results={"snapshot": done, "upload": done, "verify": done}, **more)
+        return key
+
+
+@pytest.fixture
+def add_dags(parse_dags, save_dags):
+    """Put the DAGs of databases.json into the metadata database, without runs."""
+
+    def add(*database_ids: str) -> tuple[Runs, ...]:
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        bag = parse_dags()
+        save_dags(bag)
+        with create_session() as session:
+            for row in session.query(DagRun).filter(DagRun.dag_id.like(r"duckling\_%", escape="\\")):
+                session.delete(row)
+        return tuple(Runs(database_id) for database_id in database_ids)
+
+    return add
+
+
+@pytest.fixture
+def shop(installation, s3_server, make_replica, add_dags):
+    """The database `shop` with its replica, an empty bucket and its DAGs."""
+    s3 = s3_server.s3(s3_server.new_bucket(), encryption="client-aes256", encryptionKey=KEY)
+    installation.write(installation.entry("shop", s3=s3))
+    make_replica(installation.replica("shop"), rows=50)
+    (runs,) = add_dags("shop")
+    return runs
+
+
+def back_up(database: Any) -> str:
+    from duckling_provider.core.backup import back_up
+    from duckling_provider.core.s3 import open_store
+
+    done = back_up(database, open_store(database))
+    assert done.upload is not None
+    return str(done.upload.key)
+
+
+# ---- who may ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/backups?db=shop", "/api/databases", "/api/automation/status?db=shop", "/metrics"]
+)
+def test_nobody_gets_in_without_credentials_or_with_wrong_ones(client, shop, path):
+    for headers in (
+        {"Authorization": ""},
+        bearer("wrong"),
+        bearer("a.b.c"),
+        {"Authorization": "Basic eDp5"},
+        bearer(" "),
+    ):
+        answer = client.get(path, headers=headers)
+        assert (answer.status_code, answer.json()["success"]) == (401, False)
+
+
+def test_without_a_configured_key_that_way_is_off(client, shop, monkeypatch):
+    monkeypatch.delenv("DUCKLING_API_KEY")
+    assert client.get("/api/backups?db=shop").status_code == 401
+    assert client.get("/api/backups?db=shop", headers=bearer("")).status_code == 401
+    assert client.get("/api/backups?db=shop", headers=bearer(token("VIEWER"))).status_code == 200
+
+
+def test_a_viewer_may_look_and_change_nothing(client, shop, installation):
+    as_viewer = bearer(token("VIEWER"))
+    before = (installation.data_path / "databases.json").read_bytes()
+    for path in (
+        "/api/backups?db=shop",
+        "/api/databases",
+        "/api/automation/status?db=shop",
+        "/metrics",
+        "/health?db=shop",
+    ):
+        assert client.get(path, headers=as_viewer).status_code in (200, 503), path
+    for method, path, body in [
+        ("POST", "/api/backups/s3?db=shop", None),
+        ("POST", "/api/backups/s3/restore?db=shop", {"key": "latest"}),
+        ("POST", "/api/backups/s3/verify?db=shop", {"key": "latest"}),
+        ("DELETE", "/api/backups/s3?db=shop&key=shop/x.db", None),
+        ("GET", "/api/databases/shop/s3", None),
+        ("PUT", "/api/databases/shop/s3", {"enabled": False}),
+        ("DELETE", "/api/databases/shop/s3", None),
+        ("POST", "/api/databases/shop/s3/test", None),
+    ]:
+        answer = client.request(method, path, headers=as_viewer, json=body)
+        assert (answer.status_code, answer.json()["success"]) == (403, False), (method, path)
+    assert (installation.data_path / "databases.json").read_bytes() == before
+
+
+def test_a_cookie_counts_for_pages_of_this_server_only(client, shop):
+    del client.headers["Authorization"]
+    client.cookies.set("_token", token("ADMIN"))
+    test = "/api/databases/shop/s3/test"
+    assert client.get("/api/backups?db=shop").status_code == 200
+    assert client.post(test).status_code == 403
+    assert client.post(test, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert client.post(test, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert client.post(test, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
+    assert client.post(test, headers={"Origin": "http://testserver"}).status_code == 200
+
+
+def test_guessing_gets_slow(client, shop):
+    from duckling_provider.api import limits
+
+    limits._limiter.storage.reset()
+    statuses = [client.get("/api/databases", headers=bearer(f"guess-{n}")).status_code for n in range(40)]
+    limits._limiter.storage.reset()
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+
+
+def test_writes_are_counted(client, shop, monkeypatch):
+    from duckling_provider.api import limits
+
+    limits._limiter.storage.reset()
+    monkeypatch.setenv("DUCKLING_API_RATE", "2/hour")
+    answers = [client.post("/api/databases/shop/s3/test") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[2].headers["Retry-After"]) > 0
+    assert client.get("/api/backups?db=shop").status_code == 200
+
+
+# ---- backups ---------------------------------------------------------------------------------------------------
+
+
+def test_backups_are_listed_newest_first_without_macs(client, shop, installation):
+    first, second = back_up(installation.database("shop")), back_up(installation.database("shop"))
+    found = client.get("/api/backups?db=shop").json()
+    assert [b["key"] for b in found["s3"]] == [second, first]
+    assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
+    assert set(found) == {"local", "s3"}
+    assert set(found["s3"][0]) == {"key", "size", "lastModified"}
+    assert set(found["local"][0]) == {"filename", "size", "createdAt"}
+
+
+def answered_when_ended(client: Any, shop: Runs, kind: str, path: str, **end: Any) -> Any:
+    """The answer to a POST whose run is ended in the way that `end` says, once it is there."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    body = end.pop("body", None)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(client.post(path, json=body)))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while True:
+        with create_session() as session:
+            row = session.query(DagRun).filter_by(dag_id=f"duckling_{kind}__shop", state="queued").one_or_none()
+            run_id, conf = (row.run_id, row.conf) if row else (None, None)
+        if run_id:
+            break
+        assert thread.is_alive() or answers, "it neither answers nor waits"
+        assert time.monotonic() < deadline, answers
+        time.sleep(0.05)
+    shop.end(kind, run_id, **end)
+    thread.join(timeout=30)
+    return answers[0], conf
+
+
+def test_a_backup_is_answered_with_the_result_of_its_run(client, shop):
+    done = {"key": "shop/backup-2025-03-01T14-32-11-482Z.db", "size": 214748364800, "duration": 5, "mode": "none"}
+    answer, _ = answered_when_ended(
+        client, shop, "backup", "/api/backups/s3?db=shop", state="success", results={"upload": done, "verify": done}
+    )
+    assert answer.status_code == 200
+    assert answer.json() == {"success": True, "key": done["key"], "size": 214748364800, "duration": 7000}
+
+
+def test_a_restore_carries_the_key_and_is_answered_with_its_result(client, shop, installation):
+    key = back_up(installation.database("shop"))
+    done = {"key": key, "size": 10, "duration": 5, "path": "/x", "kept": None}
+    answer, conf = answered_when_ended(
+        client, shop, "restore", "/api/backups/s3/restore?db=shop", body={"key": key}, state="success",
+        results={"restore": done},
+    )  # fmt: skip
+    assert conf == {"key": key}
+    assert answer.json() == {"success": True, "key": key, "size": 10, "duration": 5}
+
+
+@pytest.mark.parametrize(
+    "kind,status",
+    [
+        ("AccessDeniedError", 502),
+        ("IntegrityError", 502),
+        ("BusyError", 409),
+        ("NotFoundError", 404),
+        ("NoSpaceError", 500),
+    ],
+)
+def test_a_failed_run_is_answered_with_its_reason(client, shop, kind, status):
+    error = {"kind": kind, "what": "s3://b/k: it went wrong", "hint": "Do this.", "retryable": False}
+    answer, _ = answered_when_ended(client, shop, "backup", "/api/backups/s3?db=shop", state="failed", error=error)
+    assert answer.status_code == status
+    assert answer.json()["error"] == "s3://b/k: it went wrong. Do this."
+    assert answer.json()["success"] is False
+
+
+def test_without_waiting_the_run_is_named(client, shop):
+    answer = client.post("/api/backups/s3?db=shop&wait=false")
+    assert answer.status_code == 202
+    run_id = answer.json()["runId"]
+    assert answer.json()["url"].startswith("/dags/duckling_backup__shop/runs/manual__")
+    again = client.post("/api/backups/s3?db=shop&wait=false")
+    assert (again.status_code, again.json()["runId"]) == (409, run_id)
+    assert run_id in again.json()["error"]
+
+
+def test_of_many_at_once_one_begins(client, shop):
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(client.post("/api/backups/s3?db=shop&wait=false").status_code))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [202, 409, 409, 409, 409, 409]
+
+
+def test_a_restore_is_refused_while_a_backup_is_under_way(client, shop, installation):
+    key = back_up(installation.database("shop"))
+    shop.add("backup", "running")
+    answer = client.post("/api/backups/s3/restore?db=shop", json={"key": key})
+    assert answer.status_code == 409
+    assert "a backup of" in answer.json()["error"]
+
+
+def test_a_paused_dag_is_told_instead_of_waited_for(client, shop):
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.get(DagModel, "duckling_backup__shop").is_paused = True
+    try:
+        answer = client.post("/api/backups/s3?db=shop")
+    finally:
+        with create_session() as session:
+            session.get(DagModel, "duckling_backup__shop").is_paused = False
+    assert (answer.status_code, "paused" in answer.json()["error"]) == (409, True)
+
+
+@pytest.mark.parametrize(
+    "key,status",
+    [
+        ("other/backup-2025-03-01T14-32-11-482Z.db", 400),
+        ("shop/../other/backup-2025-03-01T14-32-11-482Z.db", 400),
+        ("/etc/passwd", 400),
+        ("shop/backup-2025-03-01T14-32-11-482Z.db.mac", 400),
+        ("shop/a\u0000b", 400),
+        ("", 400),
+        ("k" * 5000, 400),
+        ("shop/backup-2025-03-01T14-32-11-482Z.db", 404),
+        ("backup-2025-03-01T14-32-11-482Z.db", 404),
+    ],
+)
+def test_keys_that_are_none_are_refused_before_anything_begins(client, shop, key, status):
+    for path in ("/api/backups/s3/restore?db=shop", "/api/backups/s3/verify?db=shop"):
+        answer = client.post(path, json={"key": key})
+        assert (answer.status_code, answer.json()["success"]) == (status, False)
+    assert client.delete("/api/backups/s3", params={"db": "shop", "key": key}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "content,type_",
+    [
+        (b"{", "application/json"),
+        (b'{"key": 5}', "application/json"),
+        (b'{"key": "latest", "target_path": "/x"}', "application/json"),
+        (b"[]", "application/json"),
+        (b"", "application/json"),
+        (b"key=latest", "application/x-www-form-urlencoded"),
+        (b"\xff\xfe", "application/json"),
+        (b'{"key":' + b"[" * 3000, "application/json"),
+    ],
+)
+def test_bodies_that_are_none_are_refused_in_the_contracts_shape(client, shop, content, type_):
+    answer = client.post("/api/backups/s3/restore?db=shop", content=content, headers={"Content-Type": type_})
+    assert answer.status_code == 400
+    assert answer.json()["success"] is False
+    assert isinstance(answer.json()["error"], str)
+
+
+def test_a_body_ends_somewhere(client, shop):
+    answer = client.post("/api/backups/s3/restore?db=shop", content=b'{"key": "' + b"x" * 200_000 + b'"}')
+    assert (answer.status_code, answer.json()["success"]) == (413, False)
+
+
+def test_a_backup_is_deleted_with_its_mac(client, shop, installation, s3_server):
+    database = installation.database("shop")
+    key = back_up(database)
+    answer = client.delete("/api/backups/s3", params={"db": "shop", "key": key})
+    assert answer.status_code == 200
+    listed = s3_server.client().list_objects_v2(Bucket=database.s3.bucket)
+    assert listed.get("Contents", []) == []
+
+
+def test_a_backup_is_not_deleted_while_it_may_be_read(client, shop, installation):
+    key = back_up(installation.database("shop"))
+    shop.add("restore", "running")
+    assert client.delete("/api/backups/s3", params={"db": "shop", "key": key}).status_code == 409
+
+
+def test_a_store_that_is_gone_is_a_502(client, installation, s3_server, add_dags):
+    s3 = s3_server.s3("there-is-no-such-bucket")
+    installation.write(installation.entry("shop", s3=s3))
+    add_dags("shop")
+    for method, path in [("GET", "/api/backups?db=shop"), ("POST", "/api/databases/shop/s3/test")]:
+        answer = client.request(method, path)
+        assert (answer.status_code, answer.json()["success"]) == (502, False)
+        assert "bucket" in answer.json()["error"]
+
+
+def test_a_refused_connection_test_begins_with_the_stores_words(client, installation, moto_auth_server, add_dags):
+    nobody = moto_auth_server.user("s3:PutObject")
+    installation.write(installation.entry("shop", s3=nobody.s3(moto_auth_server.new_bucket())))
+    add_dags("shop")
+    answer = client.post("/api/databases/shop/s3/test")
+    assert answer.status_code == 502
+    assert answer.json()["error"].startswith("AccessDenied: Access Denied")
+    assert "s3:ListBucket" in answer.json()["error"]
+
+
+def test_the_connection_test_speaks_the_contracts_words(client, shop):
+    answer = client.post("/api/databases/shop/s3/test")
+    assert answer.json() == {"success": True, "message": "S3 connection successful (HeadBucket)"}
+    steps = client.post("/api/databases/shop/s3/test?steps=true").json()["steps"]
+    assert [step["name"] for step in steps][:2] == ["bucket", "put, and head with encryption"]
+
+
+def test_a_database_without_s3_lists_its_local_backups_and_refuses_the_rest(
+    client, installation, make_replica, add_dags
+):
+    from duckling_provider.core.backup import back_up
+
+    installation.write(installation.entry("shop"))
+    make_replica(installation.replica("shop"), rows=10)
+    add_dags("shop")
+    back_up(installation.database("shop"), None)
+    found = client.get("/api/backups?db=shop").json()
+    assert (len(found["local"]), found["s3"]) == (1, [])
+    for path in ("/api/backups/s3?db=shop", "/api/databases/shop/s3/test"):
+        assert client.post(path).status_code == 400
+
+
+def test_unknown_databases_and_paths_are_404(client, shop):
+    for path in ("/api/backups?db=shpo", "/api/automation/status?db=shpo", "/api/databases/shpo/s3", "/api/backups/x"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["success"]) == (404, False)
+    assert client.get("/api/backups").status_code == 400
+
+
+# ---- databases -------------------------------------------------------------------------------------------------
+
+
+def test_no_answer_holds_a_secret(client, shop, installation):
+    secrets = installation.database("shop").secrets()
+    key = back_up(installation.database("shop"))
+    shop.backed_up()
+    answers = [
+        client.get("/api/databases"),
+        client.get("/api/databases/shop/s3"),
+        client.put("/api/databases/shop/s3", json=client.get("/api/databases/shop/s3").json()["s3"]),
+        client.put("/api/databases/shop/s3", json={"enabled": True, "encryptionKey": secrets[0] + "x"}),
+        client.put("/api/databases/shop/s3", json={"enabled": secrets[0]}),
+        client.get("/api/backups?db=shop"),
+        client.get("/metrics"),
+        client.get("/health?db=shop"),
+        client.post("/api/backups/s3/restore?db=shop", json={"key": secrets[0] + key}),
+    ]
+    for answer in answers:
+        if answer.request.method == "POST":  # the caller's own words come back
+            continue
+        for secret in secrets:
+            assert secret not in answer.text
+    assert installation.database("shop").s3.encryption_key.hex() == KEY
+
+
+def test_settings_are_read_changed_and_removed(client, shop, installation):
+    s3 = client.get("/api/databases/shop/s3").json()["s3"]
+    assert (s3["secretAccessKey"], s3["encryptionKey"]) == ("***", "***")
+    changed = client.put("/api/databases/shop/s3", json={**s3, "s3BackupIntervalHours": 6})
+    assert changed.status_code == 200
+    assert installation.database("shop").interval_hours == 6
+    assert installation.database("shop").s3.encryption_key.hex() == KEY
+    wrong = client.put("/api/databases/shop/s3", json={**s3, "bucket": "!"})
+    assert (wrong.status_code, "s3.bucket" in wrong.json()["error"]) == (400, True)
+    assert client.delete("/api/databases/shop/s3").json()["s3"] is None
+    assert installation.database("shop").s3 is None
+
+
+def test_the_list_shows_how_each_database_stands(client, shop):
+    key = shop.backed_up(hours_ago=2, size=77)
+    (entry,) = client.get("/api/databases").json()["databases"]
+    assert entry["id"] == "shop"
+    assert entry["status"]["state"] == "protected"
+    assert entry["status"]["lastVerifiedKey"] == key
+    assert 7200 <= entry["status"]["age"] < 7300
+
+
+def test_automation_status_has_the_contracts_fields(client, shop):
+    key = shop.backed_up(hours_ago=3)
+    status = client.get("/api/automation/status?db=shop").json()
+    assert set(status) == {"backup"}
+    backup = status["backup"]
+    assert set(backup) == {"enabled", "intervalHours", "retentionDays", "lastBackupAt", "s3Enabled", "s3LastUploadAt"}
+    assert (backup["enabled"], backup["intervalHours"], backup["retentionDays"]) == (True, 24, 7)
+    assert backup["s3LastUploadAt"].replace(":", "-").replace(".", "-") == key[len("shop/backup-") : -3]
+
+
+# ---- monitoring ------------------------------------------------------------------------------------------------
+
+
+def test_health_is_503_as_soon_as_one_database_is_overdue(client, shop):
+    def health(path: str = "/health") -> Any:
+        answer = client.get(path)
+        return answer.status_code, answer.json()["status"], answer.json()["overdue"]
+
+    assert health() == (503, "overdue", 1)
+    shop.backed_up(hours_ago=40)
+    assert health() == (503, "overdue", 1)
+    shop.backed_up(hours_ago=1)
+    assert health() == (200, "ok", 0)
+    assert client.get("/health").json()["details"][0]["state"] == "protected"
+
+
+def test_health_tells_strangers_counts_only(client, shop):
+    shop.backed_up()
+    answer = client.get("/health", headers={"Authorization": ""})
+    assert answer.json() == {"success": True, "status": "ok", "databases": 1, "overdue": 0}
+    assert client.get("/health?db=shop", headers={"Authorization": ""}).status_code == 401
+
+
+def test_a_failing_backup_shows_while_the_last_one_is_still_young(client, shop):
+    shop.backed_up(hours_ago=1)
+    error = {"kind": "StoreError", "what": "s3://b/: SlowDown", "hint": None, "retryable": True}
+    shop.add("backup", "failed", error=error)
+    (detail,) = client.get("/health").json()["details"]
+    assert (detail["state"], detail["reason"]) == ("failing", "s3://b/: SlowDown.")
+    assert client.get("/health").status_code == 200
+
+
+def test_a_backup_that_was_not_verified_does_not_count(client, shop):
+    done = {"key": f"shop/{backup_name(stamp_of(NOW))}", "size": 5, "duration": 9, "mode": "none"}
+    shop.add("backup", "failed", results={"snapshot": done, "upload": done})
+    assert client.get("/health").status_code == 503
+
+
+def test_metrics_are_what_prometheus_reads(client, shop):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    shop.backed_up(hours_ago=2, size=4711)
+    shop.add("sync", results={"sync": {"lag": 3.5, "position": "x", "recopy": {}}})
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    values = {name: family.samples[0].value for name, family in families.items() if family.samples}
+    assert values["duckling_backup_size_bytes"] == 4711
+    assert values["duckling_backup_duration_seconds"] == 12.5
+    assert values["duckling_backup_recoverable"] == 1
+    assert 7200 <= values["duckling_backup_age_seconds"] < 7300
+    assert values["duckling_sync_lag_seconds"] >= 3.5
+    assert values["duckling_replica_held"] == 0
+    assert families["duckling_backup_size_bytes"].samples[0].labels == {"database": "shop"}
+
+
+# ---- Airflow beside it -----------------------------------------------------------------------------------------
+
+
+def test_airflows_own_paths_stay_airflows(client):
+    assert client.get("/api/v2/version").json()["version"]
+    assert client.get("/api/v2/monitor/health").status_code == 200
+    assert client.get("/api/backupsandmore").json() == {"error": "API route not found"}
+
+
+def test_the_documentation_needs_no_other_host(client):
+    page = client.get("/duckling/docs").text
+    assert "https://" not in page.replace("https://fastapi.tiangolo.com", "")
+    assert client.get("/duckling/static-offline-docs/swagger-ui.css").status_code == 200
+    spec = client.get("/duckling/openapi.json").json()
+    assert "/api/backups/s3/restore" in spec["paths"]
+
+
+def test_calls_are_logged_without_their_query(client, shop, caplog):
+    caplog.set_level("INFO", logger="duckling_provider.api.limits")
+    client.get("/api/backups", params={"db": "shop", "token": "a-secret-in-the-query"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "duckling_provider.api.limits"]
+    assert any(line.startswith("GET /api/backups 200 by DUCKLING_API_KEY in") for line in lines)
+    assert not any("a-secret" in line for line in lines)
+
+
+def test_examples_in_the_specification_are_json(client):
+    spec = client.get("/duckling/openapi.json").json()
+    done = spec["components"]["schemas"]["Done"]["example"]
+    assert json.loads(json.dumps(done))["duration"] == 92384
