@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from airflow.utils.session import create_session
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
 from duckling_provider.api.callers import Action, Caller, identify
@@ -23,7 +24,11 @@ from duckling_provider.hooks.duckling import DucklingHook
 NO_CREDENTIALS = "no credentials: send Authorization: Bearer with DUCKLING_API_KEY or a token of Airflow's"
 
 
-async def guest(request: Request) -> Caller | None:
+# For the documentation, and for its button "Authorize": `callers.identify` reads the header.
+_bearer = HTTPBearer(auto_error=False, description="DUCKLING_API_KEY, or a token of Airflow's (POST /auth/token).")
+
+
+async def guest(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Caller | None:
     """The caller, None for who shows no credentials; wrong ones are counted and refused."""
     try:
         caller = await identify(request)
@@ -37,9 +42,8 @@ async def guest(request: Request) -> Caller | None:
     return caller
 
 
-async def caller(request: Request) -> Caller:
+async def caller(found: Annotated[Caller | None, Depends(guest)]) -> Caller:
     """The caller of a route that is for known ones only."""
-    found = await guest(request)
     if found is None:
         raise ApiError(401, NO_CREDENTIALS, headers={"WWW-Authenticate": "Bearer"})
     return found
