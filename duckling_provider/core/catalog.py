@@ -16,7 +16,7 @@ from duckling_provider.core.errors import DucklingError, NotFoundError
 MAC_SUFFIX = ".mac"
 LATEST = "latest"
 
-_NAME = re.compile(r"backup-(\d{4}-\d{2}-\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db", re.ASCII)
+_NAME = re.compile(r"backup-(\d{4})-(\d{2})-(\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db", re.ASCII)
 
 
 def stamp_of(moment: datetime) -> str:
@@ -39,9 +39,10 @@ def parse_name(name: str) -> datetime | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    day, hour, minute, second, millis = match.groups()
+    *whole, millis = map(int, match.groups())
     try:
-        return datetime.strptime(f"{day}T{hour}:{minute}:{second}.{millis}+0000", "%Y-%m-%dT%H:%M:%S.%f%z")
+        # Not strptime: a tenth of the time, and listings have thousands of names.
+        return datetime(*whole, millis * 1000, tzinfo=timezone.utc)  # type: ignore[misc]
     except ValueError:
         return None
 
