@@ -39,10 +39,10 @@ def parse_name(name: str) -> datetime | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    *whole, millis = map(int, match.groups())
+    year, month, day, hour, minute, second, millis = map(int, match.groups())
     try:
         # Not strptime: a tenth of the time, and listings have thousands of names.
-        return datetime(*whole, millis * 1000, tzinfo=timezone.utc)  # type: ignore[misc]
+        return datetime(year, month, day, hour, minute, second, millis * 1000, tzinfo=timezone.utc)
     except ValueError:
         return None
 
