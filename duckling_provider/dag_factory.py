@@ -274,11 +274,11 @@ def _restore_params(database: Database) -> dict[str, Param]:
 def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
     schedule = f"every {_hours(database.interval_hours)}" if database.auto_backup else "none (AUTO_BACKUP is off)"
     rows = [
-        ("Replica", f"`{database.replica}`"),
+        ("Replica", f"`{database.replica_path}`"),
         ("Schedule", schedule),
         (
             "Local backups",
-            f"`{database.backup_dir}`, kept {_days(database.local_retention_days, zero='until the next')}",
+            f"`{database.backup_path}`, kept {_days(database.local_retention_days, zero='until the next')}",
         ),
     ]
     if database.s3 is not None:
@@ -288,6 +288,8 @@ def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
         ]
     if database.queue:
         rows.append(("Queue", f"`{database.queue}`"))
+    if database.host:
+        rows.append(("Host", f"`{database.host}`"))
     text = f"## Backups of {_plain(database.name)}\n\n{_table(rows)}\n"
     text += f"To get the replica back, trigger **duckling_restore__{database.id}**, "
     text += f"or without Airflow: `duckling restore {database.id}`.\n"
@@ -309,7 +311,7 @@ this by itself; this is for older ones. Without Airflow: `duckling verify {datab
 
 def _sync_doc(database: Database, settings: Settings) -> str:
     when = "all the time" if settings.cdc_enabled else f"every {settings.sync_interval_minutes:g} minutes"
-    rows = [("Replica", f"`{database.replica}`"), ("Runs", when)]
+    rows = [("Replica", f"`{database.replica_path}`"), ("Runs", when)]
     if database.include_tables:
         rows.append(("Only", ", ".join(f"`{_plain(table)}`" for table in database.include_tables)))
     if database.exclude_tables:
@@ -325,10 +327,10 @@ restores: such a run is *skipped*, and the next one goes on. To prove that both 
 
 
 def _restore_doc(database: Database) -> str:
-    source = _target(database) if database.s3 is not None else f"`{database.backup_dir}`"
+    source = _target(database) if database.s3 is not None else f"`{database.backup_path}`"
     return (
         f"## Restore of {_plain(database.name)}\n\n"
-        + _table([("From", source), ("To", f"`{database.replica}`, or the file that you name")])
+        + _table([("From", source), ("To", f"`{database.replica_path}`, or the file that you name")])
         + f"""
 Trigger it as it is to go back to the newest backup, or choose a key or a time.
 

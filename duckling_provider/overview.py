@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from duckling_provider.core.catalog import iso
+from duckling_provider.core.catalog import ListedBackup, iso
 from duckling_provider.core.check import CheckStep, check_database
 from duckling_provider.core.config import Database, Installation
-from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
 from duckling_provider.core.local import LocalBackups
 from duckling_provider.core.stored import CLIENT, list_backups
 from duckling_provider.session import Session
@@ -33,11 +33,11 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
             [
                 facts["id"],
                 facts["name"],
-                "missing" if size is None else human_bytes(size),
+                _where(facts) if size is None else human_bytes(size),
                 f"every {facts['intervalHours']:g} h" if facts["autoBackup"] else "off",
                 facts["s3"] or "-",
                 facts["encryption"] or "-",
-                ago(last["createdAt"]) if last else "never",
+                ago(last["createdAt"]) if last else "never" if facts["here"] else "",
             ]
         )
     if rows:
@@ -52,12 +52,15 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
 
 def _facts(database: Database) -> dict[str, Any]:
     s3 = database.s3
-    last = next(iter(list_backups(LocalBackups(database))), None)
+    here = database.is_here
+    last = next(iter(list_backups(LocalBackups(database))), None) if here else None
     return {
         "id": database.id,
         "name": database.name,
-        "replica": str(database.replica),
-        "replicaSize": database.replica.stat().st_size if database.replica.is_file() else None,
+        "host": database.host,
+        "here": here,
+        "replica": str(database.replica_path),
+        "replicaSize": database.replica.stat().st_size if here and database.replica.is_file() else None,
         "autoBackup": database.auto_backup,
         "intervalHours": database.interval_hours,
         "s3": f"s3://{s3.bucket}/{s3.path_prefix}" if s3 else None,
@@ -65,6 +68,10 @@ def _facts(database: Database) -> dict[str, Any]:
         "encryption": s3.encryption if s3 else None,
         "lastLocalBackup": {"filename": last.name, "size": last.size, "createdAt": iso(last.created)} if last else None,
     }
+
+
+def _where(facts: dict[str, Any]) -> str:
+    return "missing" if facts["here"] else f"on {facts['host']}"
 
 
 def check_all(
@@ -114,18 +121,24 @@ def _steps(session: Session, database: Database) -> Iterator[CheckStep]:
 def show_backups(session: Session, database: Database) -> DucklingError | None:
     """Local backups and those in S3, newest first.
 
-    :returns: why the store could not be listed; the local ones are shown, and the error is told, all the same.
+    :returns: why one of the two could not be listed; the other is shown, and the error is told, all the same.
     """
     terminal = session.terminal
-    local = list_backups(LocalBackups(database))
-    remote, error, needs_mac = [], None, False
+    local: list[ListedBackup] = []
+    remote: list[ListedBackup] = []
+    error: DucklingError | None = None
+    needs_mac = False
+    try:
+        local = list_backups(LocalBackups(database))
+    except WrongHostError as caught:
+        error = caught
     try:
         store = session.store(database)
         if store is not None:
             needs_mac = store.mode == CLIENT
             remote = list_backups(store)
     except DucklingError as caught:
-        error = caught
+        error = error or caught
     shown = {
         "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
         "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],

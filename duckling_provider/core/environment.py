@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from duckling_provider.core.errors import ConfigError
-from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS
+from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
 from duckling_provider.core.jsonfile import printable
 
 DATABASES_FILE = "databases.json"
@@ -33,6 +34,7 @@ class Settings:
     cdc_enabled: bool = False
     auto_start_sync: bool = False
     excluded_tables: tuple[str, ...] = ()
+    host: str = ""  #: this machine's name, for those entries that name theirs
 
     @property
     def databases_file(self) -> Path:
@@ -59,6 +61,7 @@ class Settings:
             cdc_enabled=_env_bool(environ, "CDC_ENABLED", default="false"),
             auto_start_sync=_env_bool(environ, "AUTO_START_SYNC", default="false"),
             excluded_tables=_env_list(environ, "EXCLUDED_TABLES"),
+            host=_env_host(environ),
         )
 
 
@@ -72,6 +75,13 @@ def _env_path(environ: Mapping[str, str], name: str, default: str) -> Path:
     except OSError as error:
         hint = "Set it to an absolute path."
         raise ConfigError(f"no current folder: {error.strerror}", entry="environment", field=name, hint=hint) from None
+
+
+def _env_host(environ: Mapping[str, str]) -> str:
+    text = environ.get("DUCKLING_HOST", "").strip()
+    if fault := host_fault(text):
+        raise ConfigError(fault, entry="environment", field="DUCKLING_HOST")
+    return text or socket.gethostname()
 
 
 def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:

@@ -33,7 +33,7 @@ class LocalBackups:
 
     @property
     def url(self) -> str:
-        return f"{self._database.backup_dir}/"
+        return f"{self._database.backup_path}/"
 
     def _snapshot(self, key: str) -> Snapshot:
         return find_snapshot(self._database, key)
