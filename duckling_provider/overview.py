@@ -10,12 +10,13 @@ from typing import Any
 
 from duckling_provider.core.catalog import ListedBackup, iso
 from duckling_provider.core.check import CheckStep, check_database
-from duckling_provider.core.config import Database, Installation
+from duckling_provider.core.config import Database, Installation, Settings
 from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
 from duckling_provider.core.local import LocalBackups
 from duckling_provider.core.stored import CLIENT, list_backups
 from duckling_provider.session import Session
 from duckling_provider.terminal import Terminal, ago
+from duckling_provider.transfer_pool import find_slots, is_airflow_here
 
 
 def show_databases(terminal: Terminal, installation: Installation) -> None:
@@ -75,7 +76,12 @@ def _where(facts: dict[str, Any]) -> str:
 
 
 def check_all(
-    session: Session, databases: Sequence[Database], *, problems: Iterable[str], warnings: Iterable[str]
+    session: Session,
+    settings: Settings,
+    databases: Sequence[Database],
+    *,
+    problems: Iterable[str],
+    warnings: Iterable[str],
 ) -> bool:
     """Try each database for real, step by step, and say at once how each step went.
 
@@ -95,6 +101,11 @@ def check_all(
             if error:
                 errors.append(f"{database.id}: {step.name}: {error}")
         found.append({"id": database.id, "success": not any(step["error"] for step in steps), "steps": steps})
+    pool = _pool(settings)
+    if pool is not None:
+        terminal.say("Airflow")
+        terminal.say(f"  {'FAILED' if pool.error else 'ok    '}  {pool.name}: {pool.error or pool.detail}")
+        errors += [f"Airflow: {pool.error}"] if pool.error else []
     for problem in problems:
         terminal.say(f"BAD  {problem}")
     if terminal.json:
@@ -103,8 +114,24 @@ def check_all(
         if failures:
             result["error"] = failures[0]
         shown = [terminal.hide(warning) for warning in warnings]
-        terminal.document(result | {"databases": found, "problems": problems, "warnings": shown})
+        told = None if pool is None else {"name": settings.pool, "detail": pool.detail, "error": pool.error}
+        terminal.document(result | {"databases": found, "pool": told, "problems": problems, "warnings": shown})
     return not errors
+
+
+def _pool(settings: Settings) -> CheckStep | None:
+    """Whether tasks that transfer would ever be started; None where there is no Airflow, or no pool is wanted."""
+    if settings.pool is None or not is_airflow_here():
+        return None
+    name = f"pool {settings.pool}"
+    try:
+        slots = find_slots(settings.pool)
+    except DucklingError as error:
+        return CheckStep(name, f"not checked: {error.cause}")
+    if slots is None:
+        make = f'airflow pools set {settings.pool} {settings.pool_slots} "transfers of Duckling"'
+        return CheckStep(name, error=f"does not exist: tasks that transfer would wait for ever. Make it: {make}")
+    return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
 
 
 def _steps(session: Session, database: Database) -> Iterator[CheckStep]:

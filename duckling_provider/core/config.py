@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from duckling_provider.core import fields
 from duckling_provider.core.environment import DATABASES_FILE, Settings
 from duckling_provider.core.errors import ConfigError, NotFoundError, WrongHostError
 from duckling_provider.core.fields import MIN_HOURS, EntryShape, Report, S3Shape
-from duckling_provider.core.jsonfile import faults, kind, printable, read_json
+from duckling_provider.core.jsonfile import faults, kind, parse_json, printable, read_file
 from duckling_provider.core.keys import EncryptionKey
 from duckling_provider.core.masking import mask, mask_urls, spellings
 
@@ -190,7 +191,7 @@ class Installation:
                 return database
         for problem in self.problems:
             if problem.entry == database_id:
-                raise problem
+                raise problem.with_traceback(None)  # of an earlier time: what was loaded is kept
         ids = [database.id for database in self.databases]
         near = difflib.get_close_matches(database_id, ids, n=1)
         hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(ids[:10]) or 'none'}."
@@ -200,17 +201,22 @@ class Installation:
 def load(environ: Mapping[str, str] | None = None) -> Installation:
     """Read the environment and ``DATA_PATH/databases.json``.
 
-    A bad entry becomes one or more `Installation.problems` and leaves the others alone.
+    A bad entry becomes one or more `Installation.problems` and leaves the others alone. Within a process an unchanged
+    file under unchanged settings is not looked through again: with 1,000 entries that takes 0.2 seconds.
 
     :param environ: ``os.environ`` when omitted.
     :raises ConfigError: when the environment is wrong, or the file is missing, unreadable, no JSON or no list.
     """
     settings = Settings.from_env(os.environ if environ is None else environ)
     path = settings.databases_file
-    entries, mode = read_json(
-        path, hint=f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
-    )
-    return interpret(entries, settings, mode=mode)
+    hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
+    content, mode = read_file(path, hint=hint)
+    return _installation(settings, content, mode)
+
+
+@lru_cache(maxsize=1)
+def _installation(settings: Settings, content: bytes, mode: int) -> Installation:
+    return interpret(parse_json(content, settings.databases_file), settings, mode=mode)
 
 
 def interpret(entries: Any, settings: Settings, *, mode: int = 0o600) -> Installation:

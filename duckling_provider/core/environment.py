@@ -17,6 +17,7 @@ from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_f
 from duckling_provider.core.jsonfile import printable
 
 DATABASES_FILE = "databases.json"
+DEFAULT_POOL = "duckling_transfers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Settings:
     auto_start_sync: bool = False
     excluded_tables: tuple[str, ...] = ()
     host: str = ""  #: this machine's name, for those entries that name theirs
+    pool: str | None = DEFAULT_POOL  #: the Airflow pool of the tasks that transfer; None = Airflow's own default
+    pool_slots: int = 16  #: of that pool, when we have to make it
 
     @property
     def databases_file(self) -> Path:
@@ -62,6 +65,9 @@ class Settings:
             auto_start_sync=_env_bool(environ, "AUTO_START_SYNC", default="false"),
             excluded_tables=_env_list(environ, "EXCLUDED_TABLES"),
             host=_env_host(environ),
+            # Empty is a choice here, of no pool.
+            pool=environ.get("DUCKLING_POOL", DEFAULT_POOL).strip() or None,
+            pool_slots=_env_slots(environ),
         )
 
 
@@ -82,6 +88,13 @@ def _env_host(environ: Mapping[str, str]) -> str:
     if fault := host_fault(text):
         raise ConfigError(fault, entry="environment", field="DUCKLING_HOST")
     return text or socket.gethostname()
+
+
+def _env_slots(environ: Mapping[str, str]) -> int:
+    slots = _env_number(environ, "DUCKLING_POOL_SLOTS", 16.0, least=0.0, most=100_000.0)
+    if slots < 1 or slots != int(slots):
+        raise ConfigError("expected a whole number from 1", entry="environment", field="DUCKLING_POOL_SLOTS")
+    return int(slots)
 
 
 def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:

@@ -983,6 +983,29 @@ def test_every_example_of_the_guide_is_good_without_a_warning(site: Site) -> Non
         assert installation.databases[0].s3 is not None
 
 
+def test_an_unchanged_file_is_not_looked_through_again_and_a_changed_one_is(installation, monkeypatch):
+    installation.write(installation.entry("a"))
+    first = load()
+    assert load() is first
+    installation.write(installation.entry("b"))
+    second = load()
+    assert [database.id for database in second.databases] == ["b"]
+    monkeypatch.setenv("BACKUP_INTERVAL_HOURS", "3")
+    assert load().databases[0].interval_hours == 3
+    (installation.data_path / "databases.json").chmod(0o644)
+    assert "chmod 600" in load().warnings[0]
+
+
+def test_a_problem_that_is_raised_again_and_again_keeps_no_frames(installation):
+    installation.write(installation.entry("a", name=7))
+    depths = []
+    for _ in range(3):
+        with pytest.raises(ConfigError) as caught:
+            load().database("a")
+        depths.append(len(caught.traceback))
+    assert len(set(depths)) == 1
+
+
 def test_the_guide_has_every_field_and_variable() -> None:
     described = set(re.findall(r"`(\w+)`", GUIDE.read_text()))
     assert field_names(EntryShape) | field_names(S3Shape) <= described

@@ -134,7 +134,8 @@ def test_a_host_that_is_no_name_is_an_error_of_its_entry(installation, host):
     assert problem.field == "host"
 
 
-def test_a_wrong_host_in_the_environment_names_the_variable(installation, monkeypatch):
+@pytest.mark.usefixtures("installation")
+def test_a_wrong_host_in_the_environment_names_the_variable(monkeypatch):
     monkeypatch.setenv("DUCKLING_HOST", "a b")
     with pytest.raises(ConfigError) as caught:
         config.load()
