@@ -32,7 +32,7 @@ LAYERS = [
     ["jsonfile", "fields", "environment", "masking", "config"],
     ["catalog"],
     ["crypto", "blocks", "replica", "child", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
-    ["snapshot", "body"],
+    ["snapshot", "body", "imported"],
     ["store", "s3", "s3_errors", "s3_multipart", "fetch"],
     ["stored", "local"],
     ["backup", "verify", "restore", "retention", "check", "entries"],
