@@ -274,12 +274,12 @@ def _over(size: int, step: Callable[[bytearray], object]) -> Work:
 # -- Airflow --------------------------------------------------------------------------------------------------------
 
 
-def parse() -> Work:
+def parse() -> Callable[[], dict[str, Any]]:
     """The DAG file, beyond the import of Airflow itself."""
     import airflow.sdk  # noqa: F401
     from airflow.sdk import DAG, Asset, BaseOperator, BaseSensorOperator, Param  # noqa: F401
 
-    def work() -> dict[str, DAG]:
+    def work() -> dict[str, Any]:
         from duckling_provider.core import config
         from duckling_provider.dag_factory import build_dags
 
