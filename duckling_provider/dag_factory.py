@@ -315,7 +315,8 @@ def _restore_params(database: Database) -> dict[str, Param]:
 
 
 def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
-    schedule = f"every {_hours(database.interval_hours)}" if database.auto_backup else "none (AUTO_BACKUP is off)"
+    every = _every(timedelta(hours=database.interval_hours), database).description
+    schedule = every[0].lower() + every[1:] if database.auto_backup else "none (AUTO_BACKUP is off)"
     rows = [
         ("Replica", f"`{database.replica_path}`"),
         ("Schedule", schedule),
@@ -411,10 +412,6 @@ def _target(database: Database) -> str:
 def _plain(text: str) -> str:
     """Names are free text; keep them from breaking a table or a heading."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-
-
-def _hours(hours: float) -> str:
-    return "hour" if hours == 1 else f"{hours:g} hours"
 
 
 def _days(days: float, *, zero: str) -> str:

@@ -82,9 +82,11 @@ def check_all(
     *,
     problems: Iterable[str],
     warnings: Iterable[str],
+    is_here: bool,
 ) -> bool:
     """Try each database for real, step by step, and say at once how each step went.
 
+    :param is_here: that a database is on another machine is a failure; else its local half is passed over.
     :param problems: what is wrong with entries that can't be tried.
     :returns: whether every step went well; `problems` do not count.
     """
@@ -94,7 +96,7 @@ def check_all(
     for database in databases:
         terminal.say(database.id)
         steps = []
-        for step in _steps(session, database):
+        for step in _steps(session, database, is_here=is_here):
             error = terminal.hide(step.error) if step.error else None
             steps.append({"name": step.name, "detail": terminal.hide(step.detail), "error": error})
             terminal.say(f"  {'FAILED' if error else 'ok    '}  {step.name}: {error or step.detail}")
@@ -134,15 +136,20 @@ def _pool(settings: Settings) -> CheckStep | None:
     return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
 
 
-def _steps(session: Session, database: Database) -> Iterator[CheckStep]:
+def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+    store, fault = None, None
     try:
         store = session.store(database)
     except DucklingError as error:
         # The local half can be looked at all the same.
-        yield from (step for step in check_database(database, None) if step.name != "store")
-        yield CheckStep("store", error=str(error))
-    else:
-        yield from check_database(database, store)
+        fault = str(error)
+    for step in check_database(database, store):
+        if step.name == "host" and step.error and not is_here:
+            yield CheckStep("host", f"replica and local backups are on {database.host}: not looked at")
+        elif step.name != "store" or fault is None:
+            yield step
+    if fault is not None:
+        yield CheckStep("store", error=fault)
 
 
 def show_backups(session: Session, database: Database) -> DucklingError | None:

@@ -653,3 +653,8 @@ def test_on_another_machine_the_store_can_be_looked_at_and_copied_from(
     shown = duckling("databases")
     assert shown.code == 0
     assert "on db-1" in shown.out
+    # Asked for all, it is no failure that some are elsewhere.
+    checked = duckling("check")
+    assert checked.code == 0
+    assert "replica and local backups are on db-1: not looked at" in checked.out
+    assert "store: list" in checked.out
