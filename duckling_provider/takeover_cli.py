@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duckling_provider.core.catalog import iso
 from duckling_provider.core.environment import DATABASES_FILE
 from duckling_provider.core.errors import human_bytes
-from duckling_provider.terminal import ago, iso
+from duckling_provider.terminal import ago
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,6 @@ bookkeeping.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from duckling_provider.core import config
-from duckling_provider.core.catalog import ListedBackup, stamp_of
+from duckling_provider.core.catalog import ListedBackup
 from duckling_provider.core.config import Database, Installation
 from duckling_provider.core.control import Control
+from duckling_provider.core.entries import add_entries
 from duckling_provider.core.environment import DATABASES_FILE
 from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError, WrongHostError
 from duckling_provider.core.imported import import_backup, imported_path
 from duckling_provider.core.jsonfile import parse_json, read_file
-from duckling_provider.core.locks import write_durably
 from duckling_provider.core.snapshot import make_folder, sidecar_of
 from duckling_provider.core.store import Store
 from duckling_provider.core.stored import CLIENT, identify, list_backups
@@ -241,17 +240,10 @@ def _place_entries(surveyed: Survey, now: datetime) -> Iterator[Step]:
     if not added:
         return
     target = surveyed.target
-    entries = [_moved(found.database, surveyed.data) for found in added]
-    detail = f"{target}: {len(entries)} entries"
     make_folder(target.parent)
-    if target.exists():
-        content = read_file(target)[0]
-        before = target.with_name(f"{target.name}.before-{stamp_of(now)}")
-        write_durably(before, content)
-        entries = [*parse_json(content, target), *entries]
-        detail += f" added; as it was before: {before}"
-    write_durably(target, (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode())
-    yield Step("", DATABASES_FILE, detail)
+    kept = add_entries(target, [_moved(found.database, surveyed.data) for found in added], now=now)
+    detail = f"{target}: {', '.join(found.database.id for found in added)}"
+    yield Step("", DATABASES_FILE, detail if kept is None else f"{detail} added; as it was before: {kept}")
 
 
 def _moved(database: Database, data: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.airflow
 
 
 @pytest.fixture
-def pools(airflow_db):  # noqa: ARG001
+def pools(airflow_db):
     """``pools() -> {name: (slots, include_deferred)}`` of Airflow's database, which afterwards has none of ours."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
