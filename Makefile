@@ -5,7 +5,7 @@ PYTHON_BIN := $(VENV)/bin/python
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test lint types unit survival bench constraints clean
+.PHONY: help setup demo airflow airflow-stop test lint types unit survival bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,12 @@ survival: setup ## kills at every step, races, full disks, hostile stores: all o
 
 bench: setup ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
+
+dist: setup ## wheel and sdist in dist/, with their metadata and contents checked
+	@$(PYTHON_BIN) .ci/dist
+
+matrix: dist ## the wheel on Airflow 3.1, 3.2 and 3.3, each in an environment of its own: 30 minutes the first time
+	@.ci/matrix $(ARGS)
 
 constraints: ## pin the newest versions anew
 	@.ci/setup --venv-only

@@ -274,18 +274,40 @@ def _over(size: int, step: Callable[[bytearray], object]) -> Work:
 # -- Airflow --------------------------------------------------------------------------------------------------------
 
 
-def parse() -> Work:
+def parse() -> Callable[[], dict[str, Any]]:
     """The DAG file, beyond the import of Airflow itself."""
     import airflow.sdk  # noqa: F401
     from airflow.sdk import DAG, Asset, BaseOperator, BaseSensorOperator, Param  # noqa: F401
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from duckling_provider.core import config
         from duckling_provider.dag_factory import build_dags
 
-        build_dags(config.load())
+        return build_dags(config.load())
 
     return work
+
+
+def serialize() -> Work:
+    """All DAGs, made and serialized: what Airflow's DAG processor does with the file at each parse."""
+    try:
+        from airflow.serialization.serialized_objects import DagSerialization
+    except ImportError:  # Airflow 3.1
+        from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization  # type: ignore[no-redef]
+
+    build = parse()
+
+    def work() -> None:
+        for dag in build().values():
+            DagSerialization.to_dict(dag)
+
+    return work
+
+
+def parse_for_task(dag_id: str) -> Work:
+    """The DAG file in a process that is about to run a task of the DAG."""
+    os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"] = dag_id
+    return parse()
 
 
 JOBS: dict[str, Callable[..., Work]] = {
@@ -304,6 +326,8 @@ JOBS: dict[str, Callable[..., Work]] = {
         aes,
         mac,
         parse,
+        serialize,
+        parse_for_task,
     )
 }
 

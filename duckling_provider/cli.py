@@ -106,7 +106,9 @@ def check(
         chosen, problems, warnings = (session.chosen(installation, id),), [], session.warnings(installation, id)
     for warning in warnings:
         session.terminal.warn(warning)
-    all_well = check_all(session, chosen, problems=problems, warnings=warnings)
+    all_well = check_all(
+        session, installation.settings, chosen, problems=problems, warnings=warnings, is_here=id is not None
+    )
     if problems or not all_well:
         raise typer.Exit(BAD_USAGE if problems else FAILED)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Asset, Param
+from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
 from duckling_provider.core.errors import DucklingError
+from duckling_provider.dag_ids import parse_dag_id
 from duckling_provider.operators.backup import (
     DucklingBackupOperator,
     DucklingCleanupOperator,
@@ -21,11 +22,12 @@ from duckling_provider.operators.hold import DucklingHoldOperator, DucklingRelea
 from duckling_provider.operators.restore import S3RestoreOperator
 from duckling_provider.operators.sync import DucklingSyncOperator
 from duckling_provider.sensors.verify import HmacVerifySensor
+from duckling_provider.timetable import StaggeredTimetable
 
 if TYPE_CHECKING:
     from duckling_provider.core.config import Database, Installation, Settings
 
-#: Any fixed moment in the past: without catchup, a delta schedule starts when Airflow first sees the DAG.
+#: Any fixed moment in the past: schedules start when Airflow first sees the DAG.
 _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 # Delays double from try to try: a store that is down, or a replica held by a long restore, has some hours to come back.
@@ -36,22 +38,38 @@ _RESTORE_RETRY_DELAY = timedelta(minutes=1)
 _CDC_RUN = timedelta(minutes=10)
 
 
+# Before the transfers of backups, which can wait.
+_RESTORE_PRIORITY = 100
+
+
 def build_dags(installation: Installation) -> dict[str, DAG]:
     """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>``, ``duckling_restore__<id>``, with S3
     ``duckling_verify__<id>`` and, where the replica is ours to write, ``duckling_sync__<id>``.
+
+    In a process that is about to run a task of one of them, only the DAGs of that entry.
     """
     dags: dict[str, DAG] = {}
+    wanted = _wanted(get_parsing_context().dag_id)
     for database in installation.databases:
+        if wanted is not None and database.id != wanted:
+            continue
         # Each DAG in a call of its own: with everything in one loop, late-bound names give one DAG the other's assets.
         warnings = tuple(w for w in installation.warnings if w.startswith(f"{database.id}: "))
-        made = [backup_dag(database, warnings=warnings), restore_dag(database)]
+        pool = installation.settings.pool
+        made = [backup_dag(database, pool=pool, warnings=warnings), restore_dag(database, pool=pool)]
         if database.s3 is not None:
-            made.append(verify_dag(database))
+            made.append(verify_dag(database, pool=pool))
         dags |= {dag.dag_id: dag for dag in made}
         if database.writer == "duckling" and database.mysql_connection_string.get_secret_value():
             dag = sync_dag(database, installation.settings)
             dags[dag.dag_id] = dag
     return dags
+
+
+def _wanted(dag_id: str | None) -> str | None:
+    """The id of the one database that is needed; None for all, also when `dag_id` is no DAG of ours."""
+    ours = parse_dag_id(dag_id or "")
+    return None if ours is None else ours[1]
 
 
 def bad_entries(installation: Installation) -> DucklingError | None:
@@ -65,14 +83,18 @@ def bad_entries(installation: Installation) -> DucklingError | None:
     )
 
 
-def backup_dag(database: Database, *, warnings: tuple[str, ...] = ()) -> DAG:
-    """``snapshot >> upload >> verify >> cleanup``, or without S3 ``snapshot >> cleanup``."""
+def backup_dag(database: Database, *, pool: str | None = None, warnings: tuple[str, ...] = ()) -> DAG:
+    """``snapshot >> upload >> verify >> cleanup``, or without S3 ``snapshot >> cleanup``.
+
+    :param pool: of the tasks that transfer.
+    """
+    transfer = _transfer(pool)
     dag_id = f"duckling_backup__{database.id}"
     asset = _asset(dag_id, database)
     with DAG(
         dag_id,
         description=f"Backups of {database.name}",
-        schedule=timedelta(hours=database.interval_hours) if database.auto_backup else None,
+        schedule=_every(timedelta(hours=database.interval_hours), database) if database.auto_backup else None,
         start_date=_START,
         catchup=False,
         max_active_runs=1,
@@ -101,6 +123,7 @@ def backup_dag(database: Database, *, warnings: tuple[str, ...] = ()) -> DAG:
             snapshot="{{ ti.xcom_pull(task_ids='snapshot')['key'] }}",
             outlets=[asset],
             doc_md="Streams the snapshot to S3; a retry goes on where the try before it stopped.",
+            **transfer,
         )
         verify = HmacVerifySensor(
             task_id="verify",
@@ -109,13 +132,17 @@ def backup_dag(database: Database, *, warnings: tuple[str, ...] = ()) -> DAG:
             poke_interval=15,
             timeout=600,
             doc_md="Reads the object back and compares it with what was uploaded. No cleanup before this succeeds.",
+            **transfer,
         )
         snapshot >> upload >> verify >> cleanup
     return dag
 
 
-def restore_dag(database: Database) -> DAG:
-    """``pause >> restore >> resume``, run by hand; `resume` runs after a failure too, and the run stays failed."""
+def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
+    """``pause >> restore >> resume``, run by hand; `resume` runs after a failure too, and the run stays failed.
+
+    :param pool: of the task that transfers.
+    """
     dag_id = f"duckling_restore__{database.id}"
     with DAG(
         dag_id,
@@ -126,17 +153,17 @@ def restore_dag(database: Database) -> DAG:
         max_active_runs=1,
         # The runs of a paused DAG never start, and this is needed on a bad day.
         is_paused_upon_creation=False,
-        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
+        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY) | {"priority_weight": _RESTORE_PRIORITY},
         tags=["duckling", "restore"],
-        params=_restore_params(database),
         doc_md=_restore_doc(database),
     ) as dag:
+        params = _restore_params(database)
         target = "{{ params.target_path or '' }}"
         pause = DucklingHoldOperator(
             task_id="pause",
             database_id=database.id,
             target_path=target,
-            known_conf=list(_restore_params(database)),
+            known_conf=list(params),
             doc_md="Keeps away whoever writes the replica, until `resume`.",
         )
         restore = S3RestoreOperator(
@@ -148,17 +175,24 @@ def restore_dag(database: Database) -> DAG:
             keep_old="{{ params.keep_old }}",
             outlets=[_asset(dag_id, database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
+            **_transfer(pool),
         )
         resume = DucklingReleaseOperator(
             task_id="resume", database_id=database.id, doc_md="Lets the writers go on, whatever became of `restore`."
         )
         pause >> restore >> resume
         resume.as_teardown(setups=pause)
+    # Only now: each task would get a copy of its own, and serializing checks every one. With 1,000 entries that is half
+    # of all the time. A run hands them to its tasks all the same.
+    dag.params.update(params)
     return dag
 
 
-def verify_dag(database: Database) -> DAG:
-    """One task that proves a stored backup whole, run by hand."""
+def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
+    """One task that proves a stored backup whole, run by hand.
+
+    :param pool: of that task.
+    """
     with DAG(
         f"duckling_verify__{database.id}",
         description=f"Proves that a backup of {database.name} can be restored",
@@ -169,7 +203,6 @@ def verify_dag(database: Database) -> DAG:
         is_paused_upon_creation=False,
         default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
         tags=["duckling", "verify"],
-        params={"key": _key_param(database)},
         doc_md=_verify_doc(database),
     ) as dag:
         HmacVerifySensor(
@@ -179,7 +212,9 @@ def verify_dag(database: Database) -> DAG:
             poke_interval=15,
             timeout=60,
             doc_md="Reads the object whole: HMAC or SHA-256, length, and every DuckDB block.",
+            **_transfer(pool),
         )
+    dag.params["key"] = _key_param(database)
     return dag
 
 
@@ -192,7 +227,7 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
     with DAG(
         f"duckling_sync__{database.id}",
         description=f"Keeps the replica of {database.name} up to date",
-        schedule="@continuous" if settings.cdc_enabled else every,
+        schedule="@continuous" if settings.cdc_enabled else _every(every, database),
         start_date=_START,
         catchup=False,
         max_active_runs=1,
@@ -208,6 +243,14 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
             doc_md="Applies MySQL's binlog; skipped when a backup or a restore needs the replica.",
         )
     return dag
+
+
+def _every(interval: timedelta, database: Database) -> StaggeredTimetable:
+    return StaggeredTimetable.for_key(interval, database.id)
+
+
+def _transfer(pool: str | None) -> dict[str, Any]:
+    return {} if pool is None else {"pool": pool}
 
 
 def _asset(dag_id: str, database: Database) -> Asset:
@@ -272,13 +315,14 @@ def _restore_params(database: Database) -> dict[str, Param]:
 
 
 def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
-    schedule = f"every {_hours(database.interval_hours)}" if database.auto_backup else "none (AUTO_BACKUP is off)"
+    every = _every(timedelta(hours=database.interval_hours), database).description
+    schedule = every[0].lower() + every[1:] if database.auto_backup else "none (AUTO_BACKUP is off)"
     rows = [
-        ("Replica", f"`{database.replica}`"),
+        ("Replica", f"`{database.replica_path}`"),
         ("Schedule", schedule),
         (
             "Local backups",
-            f"`{database.backup_dir}`, kept {_days(database.local_retention_days, zero='until the next')}",
+            f"`{database.backup_path}`, kept {_days(database.local_retention_days, zero='until the next')}",
         ),
     ]
     if database.s3 is not None:
@@ -288,6 +332,8 @@ def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
         ]
     if database.queue:
         rows.append(("Queue", f"`{database.queue}`"))
+    if database.host:
+        rows.append(("Host", f"`{database.host}`"))
     text = f"## Backups of {_plain(database.name)}\n\n{_table(rows)}\n"
     text += f"To get the replica back, trigger **duckling_restore__{database.id}**, "
     text += f"or without Airflow: `duckling restore {database.id}`.\n"
@@ -309,7 +355,7 @@ this by itself; this is for older ones. Without Airflow: `duckling verify {datab
 
 def _sync_doc(database: Database, settings: Settings) -> str:
     when = "all the time" if settings.cdc_enabled else f"every {settings.sync_interval_minutes:g} minutes"
-    rows = [("Replica", f"`{database.replica}`"), ("Runs", when)]
+    rows = [("Replica", f"`{database.replica_path}`"), ("Runs", when)]
     if database.include_tables:
         rows.append(("Only", ", ".join(f"`{_plain(table)}`" for table in database.include_tables)))
     if database.exclude_tables:
@@ -325,10 +371,10 @@ restores: such a run is *skipped*, and the next one goes on. To prove that both 
 
 
 def _restore_doc(database: Database) -> str:
-    source = _target(database) if database.s3 is not None else f"`{database.backup_dir}`"
+    source = _target(database) if database.s3 is not None else f"`{database.backup_path}`"
     return (
         f"## Restore of {_plain(database.name)}\n\n"
-        + _table([("From", source), ("To", f"`{database.replica}`, or the file that you name")])
+        + _table([("From", source), ("To", f"`{database.replica_path}`, or the file that you name")])
         + f"""
 Trigger it as it is to go back to the newest backup, or choose a key or a time.
 
@@ -366,10 +412,6 @@ def _target(database: Database) -> str:
 def _plain(text: str) -> str:
     """Names are free text; keep them from breaking a table or a heading."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-
-
-def _hours(hours: float) -> str:
-    return "hour" if hours == 1 else f"{hours:g} hours"
 
 
 def _days(days: float, *, zero: str) -> str:

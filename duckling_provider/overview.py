@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from duckling_provider.core.catalog import iso
+from duckling_provider.core.catalog import ListedBackup, iso
 from duckling_provider.core.check import CheckStep, check_database
-from duckling_provider.core.config import Database, Installation
-from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.core.config import Database, Installation, Settings
+from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
 from duckling_provider.core.local import LocalBackups
 from duckling_provider.core.stored import CLIENT, list_backups
 from duckling_provider.session import Session
 from duckling_provider.terminal import Terminal, ago
+from duckling_provider.transfer_pool import find_slots, is_airflow_here
 
 
 def show_databases(terminal: Terminal, installation: Installation) -> None:
@@ -33,11 +34,11 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
             [
                 facts["id"],
                 facts["name"],
-                "missing" if size is None else human_bytes(size),
+                _where(facts) if size is None else human_bytes(size),
                 f"every {facts['intervalHours']:g} h" if facts["autoBackup"] else "off",
                 facts["s3"] or "-",
                 facts["encryption"] or "-",
-                ago(last["createdAt"]) if last else "never",
+                ago(last["createdAt"]) if last else "never" if facts["here"] else "",
             ]
         )
     if rows:
@@ -52,12 +53,15 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
 
 def _facts(database: Database) -> dict[str, Any]:
     s3 = database.s3
-    last = next(iter(list_backups(LocalBackups(database))), None)
+    here = database.is_here
+    last = next(iter(list_backups(LocalBackups(database))), None) if here else None
     return {
         "id": database.id,
         "name": database.name,
-        "replica": str(database.replica),
-        "replicaSize": database.replica.stat().st_size if database.replica.is_file() else None,
+        "host": database.host,
+        "here": here,
+        "replica": str(database.replica_path),
+        "replicaSize": database.replica.stat().st_size if here and database.replica.is_file() else None,
         "autoBackup": database.auto_backup,
         "intervalHours": database.interval_hours,
         "s3": f"s3://{s3.bucket}/{s3.path_prefix}" if s3 else None,
@@ -67,11 +71,22 @@ def _facts(database: Database) -> dict[str, Any]:
     }
 
 
+def _where(facts: dict[str, Any]) -> str:
+    return "missing" if facts["here"] else f"on {facts['host']}"
+
+
 def check_all(
-    session: Session, databases: Sequence[Database], *, problems: Iterable[str], warnings: Iterable[str]
+    session: Session,
+    settings: Settings,
+    databases: Sequence[Database],
+    *,
+    problems: Iterable[str],
+    warnings: Iterable[str],
+    is_here: bool,
 ) -> bool:
     """Try each database for real, step by step, and say at once how each step went.
 
+    :param is_here: that a database is on another machine is a failure; else its local half is passed over.
     :param problems: what is wrong with entries that can't be tried.
     :returns: whether every step went well; `problems` do not count.
     """
@@ -81,13 +96,18 @@ def check_all(
     for database in databases:
         terminal.say(database.id)
         steps = []
-        for step in _steps(session, database):
+        for step in _steps(session, database, is_here=is_here):
             error = terminal.hide(step.error) if step.error else None
             steps.append({"name": step.name, "detail": terminal.hide(step.detail), "error": error})
             terminal.say(f"  {'FAILED' if error else 'ok    '}  {step.name}: {error or step.detail}")
             if error:
                 errors.append(f"{database.id}: {step.name}: {error}")
         found.append({"id": database.id, "success": not any(step["error"] for step in steps), "steps": steps})
+    pool = _pool(settings)
+    if pool is not None:
+        terminal.say("Airflow")
+        terminal.say(f"  {'FAILED' if pool.error else 'ok    '}  {pool.name}: {pool.error or pool.detail}")
+        errors += [f"Airflow: {pool.error}"] if pool.error else []
     for problem in problems:
         terminal.say(f"BAD  {problem}")
     if terminal.json:
@@ -96,36 +116,63 @@ def check_all(
         if failures:
             result["error"] = failures[0]
         shown = [terminal.hide(warning) for warning in warnings]
-        terminal.document(result | {"databases": found, "problems": problems, "warnings": shown})
+        told = None if pool is None else {"name": settings.pool, "detail": pool.detail, "error": pool.error}
+        terminal.document(result | {"databases": found, "pool": told, "problems": problems, "warnings": shown})
     return not errors
 
 
-def _steps(session: Session, database: Database) -> Iterator[CheckStep]:
+def _pool(settings: Settings) -> CheckStep | None:
+    """Whether tasks that transfer would ever be started; None where there is no Airflow, or no pool is wanted."""
+    if settings.pool is None or not is_airflow_here():
+        return None
+    name = f"pool {settings.pool}"
+    try:
+        slots = find_slots(settings.pool)
+    except DucklingError as error:
+        return CheckStep(name, f"not checked: {error.cause}")
+    if slots is None:
+        make = f'airflow pools set {settings.pool} {settings.pool_slots} "transfers of Duckling"'
+        return CheckStep(name, error=f"does not exist: tasks that transfer would wait for ever. Make it: {make}")
+    return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
+
+
+def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+    store, fault = None, None
     try:
         store = session.store(database)
     except DucklingError as error:
         # The local half can be looked at all the same.
-        yield from (step for step in check_database(database, None) if step.name != "store")
-        yield CheckStep("store", error=str(error))
-    else:
-        yield from check_database(database, store)
+        fault = str(error)
+    for step in check_database(database, store):
+        if step.name == "host" and step.error and not is_here:
+            yield CheckStep("host", f"replica and local backups are on {database.host}: not looked at")
+        elif step.name != "store" or fault is None:
+            yield step
+    if fault is not None:
+        yield CheckStep("store", error=fault)
 
 
 def show_backups(session: Session, database: Database) -> DucklingError | None:
     """Local backups and those in S3, newest first.
 
-    :returns: why the store could not be listed; the local ones are shown, and the error is told, all the same.
+    :returns: why one of the two could not be listed; the other is shown, and the error is told, all the same.
     """
     terminal = session.terminal
-    local = list_backups(LocalBackups(database))
-    remote, error, needs_mac = [], None, False
+    local: list[ListedBackup] = []
+    remote: list[ListedBackup] = []
+    error: DucklingError | None = None
+    needs_mac = False
+    try:
+        local = list_backups(LocalBackups(database))
+    except WrongHostError as caught:
+        error = caught
     try:
         store = session.store(database)
         if store is not None:
             needs_mac = store.mode == CLIENT
             remote = list_backups(store)
     except DucklingError as caught:
-        error = caught
+        error = error or caught
     shown = {
         "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
         "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],

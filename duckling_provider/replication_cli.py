@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from duckling_provider.core.errors import DucklingError
 from duckling_provider.progress_log import human_seconds
+from duckling_provider.session import UsageError
+from duckling_provider.takeover_cli import adopt_installation, is_path
 
 if TYPE_CHECKING:
     from duckling_provider.replication.report import TableReport
@@ -63,11 +67,31 @@ def sync(
     session.terminal.say(f"{id}: {done.changes} changes applied, {lag}{at}")
 
 
-def adopt(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = False) -> None:
-    """Take over a replica that the Node server has made: from now on `duckling sync` continues it from its position."""
+def adopt(
+    context: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="ID|PATH", help="An entry's id, or a Node server's folder.", show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With PATH: do it. Without, it is only shown.")] = False,
+    backups: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="With PATH: look for the server's local backups there, too. Repeatable."),
+    ] = None,
+    wait: Wait = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Take over a replica that the Node server has made, at its position; or with PATH all of its installation."""
+    session = _session(context, as_json)
+    if is_path(target, _known_ids(session)):
+        if not adopt_installation(session, Path(target), backups=backups or (), yes=yes, wait=wait):
+            raise typer.Exit(FAILED)
+        return
+    if yes or backups:
+        raise UsageError("--yes and --backups go with a path", subject=target, hint="An id needs neither.")
     from duckling_provider.replication.sync import adopt_replica
 
-    session = _session(context, as_json)
+    id = target
     database = session.database(id)
     with session.control() as control:
         states = adopt_replica(database, wait=wait, control=control)
@@ -103,6 +127,14 @@ def validate(
     differing = sum(not table.equal for table in report.tables)
     session.terminal.say(f"{id}: {differing} of {len(report.tables)} tables differ, at {report.position}")
     raise typer.Exit(FAILED)
+
+
+def _known_ids(session: Session) -> list[str]:
+    """None when there is no usable databases.json, as on the day of a take-over."""
+    try:
+        return [database.id for database in session.installation().databases]
+    except DucklingError:
+        return []
 
 
 def _tell(session: Session, table: TableReport) -> None:

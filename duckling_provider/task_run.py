@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import DucklingError
+from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.progress_log import ProgressLog
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class CoreTask:
     """Mixin of our operators and sensor: one call into the core at a time, stopped by `on_kill`."""
 
     log: Any
+    database_id: str
     outlets: list[Any]
     #: Set by tasks that end with an object; `links.s3.S3ObjectLink` shows it.
     object_url: str = ""
@@ -59,10 +61,15 @@ class CoreTask:
 
     @contextmanager
     def core_call(self) -> Iterator[Control]:
-        """The `Control` to hand to the core; errors leave the block as Airflow's own."""
+        """The `Control` to hand to the core; errors leave the block as Airflow's own.
+
+        A task on another machine than the entry's `host` fails here, whatever it was about to do: it came by a wrong
+        queue, and the paths of a restore to elsewhere, say, mean that host too.
+        """
         self._control = control = Control(ProgressLog(self.log))
         with airflow_errors():
             try:
+                DucklingHook(self.database_id).database.require_host()
                 yield control
             except DucklingError as error:
                 # Lines of their own, because the log view cuts off a long exception.

@@ -30,6 +30,9 @@ _OTHER_SETTINGS = frozenset(
         "AUTO_START_SYNC",
         "CDC_ENABLED",
         "DUCKLING_API_KEY",
+        "DUCKLING_HOST",
+        "DUCKLING_POOL",
+        "DUCKLING_POOL_SLOTS",
         "EXCLUDED_TABLES",
         "SYNC_INTERVAL_MINUTES",
     }

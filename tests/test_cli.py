@@ -607,3 +607,54 @@ def test_a_store_that_never_answers_cannot_keep_a_stopped_command(duckling, site
     assert (stopped.code, stopped.json) == (143, {"success": False, "error": "stopped by SIGTERM"})
     assert site.replica.read_bytes() == before
     assert site.beside_the_replica() == set()
+
+
+# ---- another machine ---------------------------------------------------------------------------------------
+
+
+def test_on_another_machine_commands_name_both_hosts_and_touch_nothing(duckling, site, installation, monkeypatch):
+    entry = installation.entry(s3=site.server.s3(site.bucket), host="db-1")
+    installation.write(entry)
+    monkeypatch.setenv("DUCKLING_HOST", "db-1")
+    assert duckling("backup", "production").code == 0
+    monkeypatch.setenv("DUCKLING_HOST", "laptop")
+    before = {path: path.stat().st_mtime_ns for path in installation.data_path.rglob("*")}
+    for command in (
+        ["backup", "production"],
+        ["restore", "production"],
+        ["verify", "production", "--local"],
+        ["cleanup", "production"],
+        ["release", "production"],
+        ["sync", "production"],
+        ["adopt", "production"],
+        ["validate", "production"],
+        ["check", "production"],
+    ):
+        refused = duckling(*command)
+        assert refused.code == 1, command
+        assert 'on host "db-1", and this is "laptop"' in refused.err + refused.out, command
+        assert "DUCKLING_HOST=db-1" in refused.err + refused.out, command
+    assert {path: path.stat().st_mtime_ns for path in installation.data_path.rglob("*")} == before
+
+
+def test_on_another_machine_the_store_can_be_looked_at_and_copied_from(
+    duckling, site, installation, monkeypatch, tmp_path
+):
+    installation.write(installation.entry(s3=site.server.s3(site.bucket), host="db-1"))
+    monkeypatch.setenv("DUCKLING_HOST", "db-1")
+    assert duckling("backup", "production").code == 0
+    monkeypatch.setenv("DUCKLING_HOST", "laptop")
+    listed = duckling("list", "production", "--json")
+    assert listed.code == 1
+    assert (len(listed.json["s3"]), listed.json["local"]) == (1, [])
+    assert '"db-1"' in listed.json["error"]
+    assert duckling("verify", "production").code == 0
+    assert duckling("restore", "production", "--to", tmp_path / "copy.db").code == 0
+    shown = duckling("databases")
+    assert shown.code == 0
+    assert "on db-1" in shown.out
+    # Asked for all, it is no failure that some are elsewhere.
+    checked = duckling("check")
+    assert checked.code == 0
+    assert "replica and local backups are on db-1: not looked at" in checked.out
+    assert "store: list" in checked.out

@@ -32,7 +32,7 @@ LAYERS = [
     ["jsonfile", "fields", "environment", "masking", "config"],
     ["catalog"],
     ["crypto", "blocks", "replica", "child", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
-    ["snapshot", "body"],
+    ["snapshot", "body", "imported"],
     ["store", "s3", "s3_errors", "s3_multipart", "fetch"],
     ["stored", "local"],
     ["backup", "verify", "restore", "retention", "check", "entries"],
@@ -179,6 +179,63 @@ def test_the_version_has_one_place():
     assert importlib.metadata.version("duckling-provider") == duckling_provider.__version__
     assert get_provider_info()["versions"] == [duckling_provider.__version__]
     assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_the_changelog_begins_with_this_version():
+    heading = re.search(r"^## \[([^\]]+)\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert heading[1] == duckling_provider.__version__
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """A folder with wheel and sdist, built and checked as `make dist` does."""
+    folder = tmp_path_factory.mktemp("dist")
+    result = run(sys.executable, ROOT / ".ci" / "dist", folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(dist, tmp_path_factory):
+    """The programs of an environment that has the wheel, and what it needs from the environment of the tests."""
+    environment = tmp_path_factory.mktemp("installed") / "env"
+    assert run(sys.executable, "-m", "venv", "--without-pip", environment).returncode == 0
+    (wheel,) = dist.glob("*.whl")
+    python = environment / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install")
+    result = run(*pip, "--no-deps", "--no-index", wheel)
+    assert result.returncode == 0, result.stderr
+    folders = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    # A path from a .pth file may hold .pth files of its own, and those are not read: the editable install is not there.
+    others = importlib.metadata.distribution("apache-airflow-core").locate_file("")
+    (Path(folders) / "others.pth").write_text(f"{others}\n")
+    return environment / "bin"
+
+
+def test_the_wheel_alone_runs_the_command(installed, tmp_path):
+    result = run(installed / "duckling", "--version")
+    assert result.stdout.strip() == f"duckling {duckling_provider.__version__}"
+    where = run(installed / "python", "-I", "-c", "import duckling_provider; print(duckling_provider.__file__)").stdout
+    assert where.startswith(str(installed.parent))
+    assert "restore" in run(installed / "duckling", "--help", TERM="dumb", COLUMNS="120").stdout
+    result = run(installed / "duckling", "databases", DATA_PATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "databases.json: not found" in result.stderr
+
+
+@pytest.mark.airflow
+def test_the_wheel_alone_registers_with_airflow(installed, tmp_path):
+    program = """
+from airflow.providers_manager import ProvidersManager
+import duckling_provider
+print(duckling_provider.__file__, ProvidersManager().providers["duckling-provider"].version)
+"""
+    result = run(installed / "python", "-I", "-c", program, AIRFLOW_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    where, version = result.stdout.split()[-2:]
+    assert where.startswith(str(installed.parent))
+    assert version == duckling_provider.__version__
 
 
 def test_the_package_says_that_it_is_typed():

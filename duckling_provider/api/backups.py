@@ -14,7 +14,7 @@ from duckling_provider.api.problems import ApiError
 from duckling_provider.api.site import CallerDep, Shape, database_for, problems, remote_store, statuses
 from duckling_provider.core.catalog import LATEST, ListedBackup, checked_key, iso, parse_name
 from duckling_provider.core.config import Database
-from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.local import listed_here
 from duckling_provider.core.retention import delete_backup
 from duckling_provider.core.store import Store
 from duckling_provider.core.stored import list_backups, resolve
@@ -102,7 +102,7 @@ async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> Any:  # noqa:
 def backups(caller: CallerDep, db: Db) -> Any:
     """All backups of a database: local ones on this host, and those in S3, every page of the listing read."""
     database = database_for(caller, "read", db)
-    local = list_backups(LocalBackups(database))
+    local = listed_here(database)
     remote = list_backups(remote_store(database)) if database.s3 is not None else []
     # As plain JSON: the models of ten thousand rows would cost more than the listing.
     return JSONResponse(

@@ -28,9 +28,8 @@ from duckling_provider.core.config import Database
 from duckling_provider.core.entries import change_s3
 from duckling_provider.core.environment import Settings
 from duckling_provider.core.errors import DucklingError, StoreError
-from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.local import listed_here
 from duckling_provider.core.s3 import S3Store
-from duckling_provider.core.stored import list_backups
 
 router = APIRouter(tags=["databases"])
 
@@ -196,7 +195,7 @@ def automation(caller: CallerDep, db: Db) -> Any:
     """The schedule of a database's backups and when the last were made."""
     database = database_for(caller, "read", db)
     backup = statuses([database])[0].record.verified
-    local = next(iter(list_backups(LocalBackups(database))), None)
+    local = next(iter(listed_here(database)), None)
     made = [found.created for found in (backup, local) if found is not None]
     # As plain JSON, in which 24 hours are 24 and not 24.0.
     status = {

@@ -105,6 +105,8 @@ def _why_late(record: Record) -> str:
 
 def _hold(database: Database) -> tuple[Hold | None, str]:
     """The hold on the replica, where this machine has it."""
+    if not database.is_here:
+        return None, ""
     try:
         hold = read_hold(database.replica)
     except (DucklingError, OSError) as error:

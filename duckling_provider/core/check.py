@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duckling_provider.core.config import Database
-from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
 from duckling_provider.core.locks import read_hold, state_path
 from duckling_provider.core.replace import JOURNAL_SUFFIX
 from duckling_provider.core.replica import header_of, pending_wal, writer_of
@@ -28,9 +28,16 @@ class CheckStep:
 
 def check_database(database: Database, store: Store | None) -> Iterator[CheckStep]:
     """Look at the replica, the local backup folder and the store; yields each step as it is done."""
-    yield _step("replica", lambda: _replica(database.replica))
-    yield _step("hold", lambda: _hold(database.replica))
-    yield _step("local backups", lambda: _folder(database))
+    try:
+        database.require_host()
+    except WrongHostError as error:
+        yield CheckStep("host", error=str(error))
+    else:
+        if database.host is not None:
+            yield CheckStep("host", f"this is {database.host}")
+        yield _step("replica", lambda: _replica(database.replica))
+        yield _step("hold", lambda: _hold(database.replica))
+        yield _step("local backups", lambda: _folder(database))
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
         return

@@ -1,4 +1,4 @@
-"""Changing an entry of databases.json: checked by the rules that reading follows, then written in one step.
+"""Changing databases.json: what is written is checked by the rules that reading follows, and written in one step.
 
 Unknown fields, other entries and the order of everything stay as they were. Whoever edits sees secrets as ``***`` and
 sends them back like that: such a value stands for the one that is there.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.core.catalog import iso
+from duckling_provider.core.catalog import iso, stamp_of
 from duckling_provider.core.config import Database, Installation, interpret
 from duckling_provider.core.environment import Settings
 from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError
-from duckling_provider.core.jsonfile import printable, read_json
+from duckling_provider.core.jsonfile import parse_json, printable, read_file, read_json
 from duckling_provider.core.locks import FileLock, write_durably
 from duckling_provider.core.masking import MASK
 
@@ -62,6 +62,32 @@ def change_s3(
         _write(path, changed, before)
     about = f"{database_id}: "
     return database, tuple(w.removeprefix(about) for w in installation.warnings if w.startswith(about))
+
+
+def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime | None = None) -> Path | None:
+    """Write entries behind those of the file, or a new file; its mode is 0600 afterwards.
+
+    :param path: a databases.json, or where one is to be; its folder exists.
+    :returns: the copy of the file as it was before; None when there was none.
+    :raises ConfigError: the file that is there can't be used; it stays as it is.
+    :raises BusyError: somebody else changes it just now.
+    """
+    path = Path(os.path.realpath(path))
+    with FileLock(
+        path.with_name(f".{path.name}{_LOCK_SUFFIX}"), operation="change of databases.json", wait=_LOCK_SECONDS
+    ):
+        before = _identity(path)
+        if not path.exists():
+            _write(path, list(added), before)
+            return None
+        content, _ = read_file(path)
+        entries = parse_json(content, path)
+        if not isinstance(entries, list):
+            raise ConfigError("expected a list of entries", entry=str(path))
+        kept = path.with_name(f"{path.name}.before-{stamp_of(now or datetime.now(timezone.utc))}")
+        write_durably(kept, content)
+        _write(path, [*entries, *added], before)
+        return kept
 
 
 def _unmasked(value: Any, current: Any, entry: str, path: str) -> Any:

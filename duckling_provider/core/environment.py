@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from duckling_provider.core.errors import ConfigError
-from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS
+from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
 from duckling_provider.core.jsonfile import printable
 
 DATABASES_FILE = "databases.json"
+DEFAULT_POOL = "duckling_transfers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Settings:
     cdc_enabled: bool = False
     auto_start_sync: bool = False
     excluded_tables: tuple[str, ...] = ()
+    host: str = ""  #: this machine's name, for those entries that name theirs
+    pool: str | None = DEFAULT_POOL  #: the Airflow pool of the tasks that transfer; None = Airflow's own default
+    pool_slots: int = 16  #: of that pool, when we have to make it
 
     @property
     def databases_file(self) -> Path:
@@ -59,6 +64,10 @@ class Settings:
             cdc_enabled=_env_bool(environ, "CDC_ENABLED", default="false"),
             auto_start_sync=_env_bool(environ, "AUTO_START_SYNC", default="false"),
             excluded_tables=_env_list(environ, "EXCLUDED_TABLES"),
+            host=_env_host(environ),
+            # Empty is a choice here, of no pool.
+            pool=environ.get("DUCKLING_POOL", DEFAULT_POOL).strip() or None,
+            pool_slots=_env_slots(environ),
         )
 
 
@@ -72,6 +81,20 @@ def _env_path(environ: Mapping[str, str], name: str, default: str) -> Path:
     except OSError as error:
         hint = "Set it to an absolute path."
         raise ConfigError(f"no current folder: {error.strerror}", entry="environment", field=name, hint=hint) from None
+
+
+def _env_host(environ: Mapping[str, str]) -> str:
+    text = environ.get("DUCKLING_HOST", "").strip()
+    if fault := host_fault(text):
+        raise ConfigError(fault, entry="environment", field="DUCKLING_HOST")
+    return text or socket.gethostname()
+
+
+def _env_slots(environ: Mapping[str, str]) -> int:
+    slots = _env_number(environ, "DUCKLING_POOL_SLOTS", 16.0, least=0.0, most=100_000.0)
+    if slots < 1 or slots != int(slots):
+        raise ConfigError("expected a whole number from 1", entry="environment", field="DUCKLING_POOL_SLOTS")
+    return int(slots)
 
 
 def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:

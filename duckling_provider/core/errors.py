@@ -59,6 +59,15 @@ class NotFoundError(DucklingError):
     """An unknown database, or a backup that does not exist."""
 
 
+class WrongHostError(DucklingError):
+    """The replica and its local backups are on another machine than this; `host` and `here` name the two."""
+
+    def __init__(self, cause: str, *, host: str, here: str, subject: str, hint: str | None = None) -> None:
+        super().__init__(cause, subject=subject, hint=hint)
+        self.host = host
+        self.here = here
+
+
 class BusyError(DucklingError):
     """Somebody else holds the database, the replica or a backup; `holder` says who."""
 

@@ -50,6 +50,7 @@ class EntryShape(_Shape):
     created_at: str = ""
     updated_at: str = ""
     queue: str = ""
+    host: str = ""
     writer: str = "duckling"
     writer_conn_id: str = ""
     include_tables: list[str] = Field(default_factory=list)
@@ -203,6 +204,21 @@ def id_fault(text: str) -> str | None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
         return "expected letters (A-Z, a-z), digits, '_', '.' and '-', a letter or digit first"
     return None
+
+
+def host_fault(text: str) -> str | None:
+    """The name of a machine, as `hostname` tells it; empty is none."""
+    if not text or re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", text):
+        return None
+    return "expected the name that `hostname` prints on that machine: letters, digits, '.', '-' and '_'"
+
+
+def is_same_host(one: str, other: str) -> bool:
+    """Whether two names mean one machine: case does not count, nor does a domain that only one of them has."""
+    one, other = one.lower().rstrip("."), other.lower().rstrip(".")
+    if ("." in one) == ("." in other):
+        return one == other
+    return one.partition(".")[0] == other.partition(".")[0]
 
 
 def mysql_fault(text: str) -> str | None:

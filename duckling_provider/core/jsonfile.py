@@ -34,33 +34,50 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def read_json(path: Path, *, hint: str | None = None) -> tuple[Any, int]:
-    """Read a UTF-8 JSON file (a byte order mark is allowed).
+def read_file(path: Path, *, hint: str | None = None) -> tuple[bytes, int]:
+    """The content of a file, and its permission bits.
 
     :param hint: what to do when the file is not there.
-    :returns: the value, not yet looked at by `faults`, and the file's permission bits.
-    :raises ConfigError: missing, unreadable, not UTF-8, not JSON (with line and column); ``entry`` is the file's name.
+    :raises ConfigError: missing, unreadable; ``entry`` is the file's name.
     """
-    # Raised after the handlers, not in them: the decoders' exceptions carry the whole text, secrets and all.
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            text = file.read().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_object), mode
+            return file.read(), os.fstat(file.fileno()).st_mode & 0o777
     except FileNotFoundError:
-        cause = f"not found: looked for {path}"
+        raise ConfigError(f"not found: looked for {path}", entry=path.name, hint=hint) from None
     except OSError as error:
-        cause, hint = f"cannot read {path}: {error.strerror or type(error).__name__}", None
+        cause = f"cannot read {path}: {error.strerror or type(error).__name__}"
+        raise ConfigError(cause, entry=path.name) from None
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Read UTF-8 JSON (a byte order mark is allowed).
+
+    :param path: where it comes from, for messages.
+    :returns: the value, not yet looked at by `faults`.
+    :raises ConfigError: not UTF-8, not JSON (with line and column); ``entry`` is the file's name.
+    """
+    hint: str | None = None
+    # Raised after the handlers, not in them: the decoders' exceptions carry the whole text, secrets and all.
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        cause, hint = f"not UTF-8: byte {error.start + 1} of {path}", None
+        cause = f"not UTF-8: byte {error.start + 1} of {path}"
     except json.JSONDecodeError as error:
         message = error.msg if text.strip() else "the file is empty"
         cause, hint = f"not JSON: line {error.lineno}, column {error.colno}: {message}", f"Edit {path}."
     except RecursionError:
-        cause, hint = "nested too deeply", None
+        cause = "nested too deeply"
     except ValueError:
-        cause, hint = "holds a number of thousands of digits", None
+        cause = "holds a number of thousands of digits"
     raise ConfigError(cause, entry=path.name, hint=hint)
+
+
+def read_json(path: Path, *, hint: str | None = None) -> tuple[Any, int]:
+    """`read_file` and `parse_json` in one: the value, and the file's permission bits."""
+    content, mode = read_file(path, hint=hint)
+    return parse_json(content, path), mode
 
 
 def kind(value: Any) -> str:
@@ -80,7 +97,7 @@ def printable(text: str, limit: int = 60) -> str:
 
 
 def faults(value: Any) -> Iterator[tuple[str, str]]:
-    """Walk a value of `read_json`; yields (dotted path, cause) for everything that is no portable JSON."""
+    """Walk a value of `parse_json`; yields (dotted path, cause) for everything that is no portable JSON."""
     stack: list[tuple[str, Any, int]] = [("", value, 0)]
     while stack:
         path, item, depth = stack.pop()

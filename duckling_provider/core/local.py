@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import BinaryIO
 
-from duckling_provider.core.catalog import parse_name
+from duckling_provider.core.catalog import ListedBackup, parse_name
 from duckling_provider.core.config import Database
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import BusyError, DucklingError, NotFoundError
 from duckling_provider.core.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.core.store import OCTETS, Body, ProbeStep, StoredObject, UploadLog
-from duckling_provider.core.stored import describe
+from duckling_provider.core.stored import describe, list_backups
+
+
+def listed_here(database: Database) -> list[ListedBackup]:
+    """The local backups, newest first, for those who only show them; on another machine than theirs there are none."""
+    return list_backups(LocalBackups(database)) if database.is_here else []
 
 
 class LocalBackups:
@@ -33,7 +38,7 @@ class LocalBackups:
 
     @property
     def url(self) -> str:
-        return f"{self._database.backup_dir}/"
+        return f"{self._database.backup_path}/"
 
     def _snapshot(self, key: str) -> Snapshot:
         return find_snapshot(self._database, key)

@@ -112,7 +112,7 @@ def restore_backup(
 def _restore_elsewhere(
     database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
 ) -> tuple[int, str]:
-    if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica)):
+    if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise DucklingError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
         raise DucklingError(

@@ -172,7 +172,7 @@ def take_snapshot(
     moment = now or datetime.now(timezone.utc)
     folder = database.backup_dir
     with disk_errors(folder.parent, subject=database.id, needed=0):
-        _make_folder(folder)
+        make_folder(folder)
     clear_partials(folder)
     target = folder / backup_name(stamp_of(moment))
     if target.exists():
@@ -181,56 +181,34 @@ def take_snapshot(
     with (
         contextlib.ExitStack() as quiet,
         disk_errors(folder, subject=database.id, needed=_size_of(database.replica)),
-        _partial_file(partial) as out,
+        partial_file(partial) as out,
     ):
         source = quiet.enter_context(_quiet_replica(database.replica, owner=owner, wait=wait, control=control))
         before = identity(database.replica)
         header = header_of(database.replica)
         size = os.fstat(source).st_size
-        cloned = _clone(source, out)
+        cloned = clone(source, out)
         if cloned:
             _require_unchanged(database.replica, before)
             quiet.close()
         else:
             require_space(folder, size, subject=database.id, purpose="a local backup")
-        settings = database.s3
-        key = settings.encryption_key if settings is not None and settings.encryption == "client-aes256" else None
-        seal = _Seal(
-            size,
-            key,
-            part_size=settings.part_size if settings else 8 * MIB,
-            max_parts=settings.max_parts if settings else 10_000,
-        )
+        seal = Seal.for_database(database, size)
         verifier = BlockVerifier()
         control.begin("snapshot", size)
         if cloned:
-            _one_pass(out, size, [in_turn(seal.hash, verifier.update), seal.encrypt], control)
+            one_pass(out, size, [in_turn(seal.hash, verifier.update), seal.encrypt], control)
             os.fsync(out)
         else:
             with DurableWriter(out) as writer:
                 stages = [in_turn(seal.hash, verifier.update), seal.encrypt, writer.write]
-                _one_pass(source, size, stages, control)
+                one_pass(source, size, stages, control)
                 _require_unchanged(database.replica, before)
                 quiet.close()
         with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
             report = verifier.finish(size, file=copy)
         _judge(report, partial, database)
-        snapshot = Snapshot(
-            path=target,
-            database=database.id,
-            stamp=stamp_of(moment),
-            created_at=moment.astimezone(timezone.utc).isoformat(),
-            size=size,
-            sha256=seal.sha256.hexdigest(),
-            part_size=seal.plan.part_size,
-            part_checksums=seal.checksums.finish(),
-            checksum_key=seal.checksum_key.hex(),
-            iv=seal.iv.hex() if seal.iv else None,
-            mac=seal.mac.hexdigest() if seal.mac else None,
-            key_fingerprint=key.fingerprint if key else None,
-            storage=header.storage_name,
-            duration_ms=int((time.monotonic() - started) * 1000),
-        )
+        snapshot = seal.snapshot(target, database, moment, storage=header.storage_name, started=started)
         try:
             # The sidecar first: a copy that lies here without one is somebody else's file, never a torn backup of ours.
             snapshot.save()
@@ -262,11 +240,11 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
     if wanted == snapshot.plan and (key.fingerprint if key else None) == snapshot.key_fingerprint:
         return snapshot
     control = control or Control()
-    seal = _Seal(snapshot.size, key, part_size=settings.part_size, max_parts=settings.max_parts)
+    seal = Seal(snapshot.size, key, part_size=settings.part_size, max_parts=settings.max_parts)
     control.begin("seal", snapshot.size)
     fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _one_pass(fd, snapshot.size, [seal.hash, seal.encrypt], control)
+        one_pass(fd, snapshot.size, [seal.hash, seal.encrypt], control)
     finally:
         os.close(fd)
     if seal.sha256.hexdigest() != snapshot.sha256:
@@ -288,11 +266,22 @@ def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | Non
     return sealed
 
 
-class _Seal:
+class Seal:
     """The two stages of a pass that prepare a file for upload; they take about the same time."""
+
+    @classmethod
+    def for_database(cls, database: Database, size: int) -> Seal:
+        """As the entry wants the object to be, now."""
+        settings = database.s3
+        if settings is None:
+            return cls(size, None, part_size=8 * MIB, max_parts=10_000)
+        key = settings.encryption_key if settings.encryption == "client-aes256" else None
+        return cls(size, key, part_size=settings.part_size, max_parts=settings.max_parts)
 
     def __init__(self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int) -> None:
         lead = lead_bytes(encrypted=key is not None)
+        self._size = size
+        self._key = key
         self.plan = plan_parts(size + lead, part_size=part_size, max_parts=max_parts)
         self.sha256 = hashlib.sha256()
         self.checksum_key = secrets.token_bytes(32)
@@ -313,6 +302,30 @@ class _Seal:
         if self.mac is not None:
             self.mac.update(self._ciphertext[: self._stream.update_into(chunk, self._ciphertext)])
 
+    def snapshot(
+        self, target: Path, database: Database, moment: datetime, *, storage: str | None, started: float
+    ) -> Snapshot:
+        """What the sidecar says when all bytes have passed.
+
+        :param started: of `time.monotonic`.
+        """
+        return Snapshot(
+            path=target,
+            database=database.id,
+            stamp=stamp_of(moment),
+            created_at=moment.astimezone(timezone.utc).isoformat(),
+            size=self._size,
+            sha256=self.sha256.hexdigest(),
+            part_size=self.plan.part_size,
+            part_checksums=self.checksums.finish(),
+            checksum_key=self.checksum_key.hex(),
+            iv=self.iv.hex() if self.iv else None,
+            mac=self.mac.hexdigest() if self.mac else None,
+            key_fingerprint=self._key.fingerprint if self._key else None,
+            storage=storage,
+            duration_ms=int((time.monotonic() - started) * 1000),
+        )
+
 
 def clear_partials(folder: Path) -> None:
     """Remove what killed snapshots and uploads left; living ones hold an flock on their files."""
@@ -328,9 +341,9 @@ def clear_partials(folder: Path) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     if not folder.parent.exists():
-        _make_folder(folder.parent)
+        make_folder(folder.parent)
     if not folder.exists():
         folder.mkdir(exist_ok=True, mode=0o700)
         give_to_owner_of(folder.parent, folder)
@@ -344,7 +357,7 @@ def _size_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[int]:
+def partial_file(path: Path) -> Iterator[int]:
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -394,7 +407,7 @@ def _require_unchanged(replica: Path, before: tuple[int, int, int] | None) -> No
         )
 
 
-def _clone(source: int, target: int) -> bool:
+def clone(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
@@ -402,7 +415,7 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
+def one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
     with Fanout(*stages) as fanout:
         position = 0
         while position < size:

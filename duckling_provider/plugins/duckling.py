@@ -5,6 +5,8 @@ from __future__ import annotations
 from airflow.plugins_manager import AirflowPlugin
 
 from duckling_provider.api.mount import PREFIX, RootPaths, app
+from duckling_provider.plugins import pool
+from duckling_provider.timetable import StaggeredTimetable
 
 
 class DucklingPlugin(AirflowPlugin):
@@ -22,3 +24,5 @@ class DucklingPlugin(AirflowPlugin):
             "category": "browse",
         }
     ]
+    timetables = [StaggeredTimetable]  # noqa: RUF012 - Airflow's own way to declare them
+    listeners = [pool]  # noqa: RUF012

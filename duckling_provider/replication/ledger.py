@@ -235,6 +235,29 @@ def owner_of(path: Path) -> Owner:
     return "duckling-server" if ("main", "cdc_binlog_position") in found else "foreign"
 
 
+def server_position(path: Path, database_id: str) -> Position | None:
+    """Where the Node server has got to with the replica at `path`; None when its table has no row of the database.
+
+    :raises BusyError: when another process has it open for writing.
+    :raises ReplicaError: when DuckDB can't read it, or it is not the Node server's.
+    """
+    import duckdb
+
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            row = _server_row(connection, database_id)
+    except duckdb.Error as error:
+        raise _unreadable(path, error) from error
+    return None if row is None else Position(row[0], int(row[1]))
+
+
+def _server_row(connection: DuckDBPyConnection, database_id: str) -> tuple[str, int] | None:
+    found: tuple[str, int] | None = connection.execute(
+        "SELECT filename, position FROM main.cdc_binlog_position WHERE database_id = ?", [database_id]
+    ).fetchone()
+    return found
+
+
 def adopt(path: Path, database_id: str, tables: Mapping[str, Table], *, server: str = "") -> list[TableState]:
     """Take over a replica of the Node server: from now on its position is ours, its own tables stay as they are.
 
@@ -259,9 +282,7 @@ def adopt(path: Path, database_id: str, tables: Mapping[str, Table], *, server: 
     try:
         with duckdb.connect(str(path)) as connection:
             connection.begin()
-            row = connection.execute(
-                "SELECT filename, position FROM main.cdc_binlog_position WHERE database_id = ?", [database_id]
-            ).fetchone()
+            row = _server_row(connection, database_id)
             if row is None:
                 raise NotFoundError(
                     f"cdc_binlog_position has no row of {database_id}",

@@ -191,6 +191,7 @@ def validate_replica(
 
 
 def _source_of(database: Database) -> Source:
+    database.require_host()
     if database.writer != "duckling":
         raise ConfigError(
             f"is {database.writer!r}: that server writes the replica",

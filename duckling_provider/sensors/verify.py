@@ -45,6 +45,9 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         if self.deferrable:
+            # The triggerer may be anywhere: it reads the store alone.
+            with self.core_call():
+                pass
             self.defer(
                 trigger=HmacVerifyTrigger(
                     database_id=self.database_id,

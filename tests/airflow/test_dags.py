@@ -38,6 +38,7 @@ def test_every_entry_gets_a_backup_a_restore_and_a_sync_dag(installation, parse_
     assert set(good_dags(parse_dags)) == {
         "duckling_backup__a",
         "duckling_restore__a",
+        "duckling_verify__a",
         "duckling_sync__a",
         "duckling_backup__b-2.x",
         "duckling_restore__b-2.x",
@@ -60,7 +61,7 @@ def test_a_backup_without_s3_is_a_snapshot_and_a_cleanup(installation, parse_dag
 def test_backups_start_unpaused_without_catchup_one_at_a_time(installation, parse_dags):
     installation.write(installation.entry("a", s3=S3))
     dag = good_dags(parse_dags)["duckling_backup__a"]
-    assert dag.schedule == timedelta(hours=24)
+    assert dag.schedule.interval == timedelta(hours=24)
     assert dag.is_paused_upon_creation is False
     assert dag.catchup is False
     assert dag.max_active_runs == 1
@@ -74,14 +75,14 @@ def test_the_schedule_follows_the_entry_before_the_environment(installation, par
         installation.entry("c"),
     )
     dags = good_dags(parse_dags)
-    schedules = {name: dags[f"duckling_backup__{name}"].schedule for name in "abc"}
+    schedules = {name: dags[f"duckling_backup__{name}"].schedule.interval for name in "abc"}
     assert schedules == {"a": timedelta(minutes=30), "b": timedelta(hours=6), "c": timedelta(hours=6)}
 
 
 def test_an_edited_interval_takes_effect_at_the_next_parse(installation, parse_dags):
     for hours in (3, 5):
         installation.write(installation.entry("a", s3=S3 | {"s3BackupIntervalHours": hours}))
-        assert good_dags(parse_dags)["duckling_backup__a"].schedule == timedelta(hours=hours)
+        assert good_dags(parse_dags)["duckling_backup__a"].schedule.interval == timedelta(hours=hours)
 
 
 def test_without_automatic_backups_the_dag_is_there_for_triggering(installation, parse_dags, monkeypatch):
@@ -96,6 +97,58 @@ def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installatio
     for kind in ("backup", "restore"):
         assert {task.queue for task in dags[f"duckling_{kind}__a"].tasks} == {"host-7"}
         assert "host-7" not in {task.queue for task in dags[f"duckling_{kind}__b"].tasks}
+
+
+def test_transfers_share_a_pool_and_what_only_waits_or_copies_does_not(installation, parse_dags, monkeypatch):
+    installation.write(installation.entry("a", s3=S3))
+    for value, expected in ((None, "duckling_transfers"), ("mine", "mine"), ("", "default_pool")):
+        if value is not None:
+            monkeypatch.setenv("DUCKLING_POOL", value)
+        dags = good_dags(parse_dags)
+        pools = {(dag_id, task.task_id): task.pool for dag_id, dag in dags.items() for task in dag.tasks}
+        transfers = {
+            ("duckling_backup__a", "upload"),
+            ("duckling_backup__a", "verify"),
+            ("duckling_restore__a", "restore"),
+            ("duckling_verify__a", "verify"),
+        }
+        assert {task for task, pool in pools.items() if pool == expected} >= transfers
+        if expected != "default_pool":
+            assert {task for task, pool in pools.items() if pool == expected} == transfers
+
+
+def test_a_restore_goes_before_the_transfers_of_backups(installation, parse_dags):
+    installation.write(installation.entry("a", s3=S3))
+    dags = good_dags(parse_dags)
+    backups = [task.priority_weight for task in dags["duckling_backup__a"].tasks]
+    assert dags["duckling_restore__a"].get_task("restore").priority_weight > sum(backups)
+
+
+def test_the_params_are_the_dags_alone(installation, parse_dags):
+    """Each task's copy would be checked against its schema when the DAG is serialized: half of all the time."""
+    installation.write(installation.entry("a", s3=S3))
+    dags = good_dags(parse_dags)
+    assert set(dags["duckling_restore__a"].params) == {"key", "before", "target_path", "keep_old"}
+    assert set(dags["duckling_verify__a"].params) == {"key"}
+    assert [task.task_id for dag in dags.values() for task in dag.tasks if task.params] == []
+
+
+@pytest.mark.parametrize(
+    "running, expected",
+    [
+        ("duckling_backup__a", "a"),
+        ("duckling_verify__a", "a"),
+        ("duckling_sync__b", "b"),
+        ("my_own", "ab"),
+        ("duckling_report__a", "ab"),
+    ],
+)
+def test_a_process_that_runs_a_task_makes_the_dags_of_its_entry_only(
+    installation, parse_dags, monkeypatch, running, expected
+):
+    installation.write(installation.entry("a", s3=S3), installation.entry("b"))
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", running)
+    assert {dag_id.partition("__")[2] for dag_id in good_dags(parse_dags)} == set(expected)
 
 
 def test_a_restore_is_manual_never_paused_and_resumes_as_teardown(installation, parse_dags):

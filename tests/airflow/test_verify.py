@@ -158,6 +158,19 @@ def test_the_trigger_survives_the_way_through_airflows_database(stored):
     assert KEY not in json.dumps(arguments)
 
 
+def test_the_triggerer_verifies_on_any_machine(stored, installation, s3_server, monkeypatch):
+    """It reads the store alone, and there is one triggerer for all hosts."""
+    s3 = s3_server.s3(stored.bucket, encryption="client-aes256", encryptionKey=KEY)
+    installation.write(installation.entry("shop", s3=s3, host="db-1"))
+    monkeypatch.setenv("DUCKLING_HOST", "triggerer")
+    trigger = HmacVerifyTrigger(database_id="shop", key=stored.key, poke_interval=0.2, give_up_at=time.time())
+
+    async def outcome():
+        return (await anext(trigger.run())).payload
+
+    assert asyncio.run(outcome())["status"] == "verified"
+
+
 def test_a_cancelled_trigger_stops_its_thread(stored, s3_server, interceptor):
     """Otherwise a triggerer that is shut down would go on reading for hours."""
     reading, released = threading.Event(), threading.Event()

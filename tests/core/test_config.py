@@ -970,12 +970,12 @@ def test_the_module_imports_nothing_heavy() -> None:
 # ---- the documentation --------------------------------------------------------------------------------------------
 
 GUIDE = Path(__file__).parents[2] / "docs" / "configuration.md"
+PROVIDERS = GUIDE.with_name("providers.md")
 
 
-def test_every_example_of_the_guide_is_good_without_a_warning(site: Site) -> None:
-    examples = [
-        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    ]
+def test_every_example_of_the_guides_is_good_without_a_warning(site: Site) -> None:
+    text = GUIDE.read_text() + PROVIDERS.read_text()
+    examples = [json.loads(found) for found in re.findall(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
     assert len(examples) == 6
     for example in examples:
         installation = site.load(example if isinstance(example, list) else [{**ENTRY, "s3": example}])
@@ -983,11 +983,45 @@ def test_every_example_of_the_guide_is_good_without_a_warning(site: Site) -> Non
         assert installation.databases[0].s3 is not None
 
 
+def test_an_unchanged_file_is_not_looked_through_again_and_a_changed_one_is(installation, monkeypatch):
+    installation.write(installation.entry("a"))
+    first = load()
+    assert load() is first
+    installation.write(installation.entry("b"))
+    second = load()
+    assert [database.id for database in second.databases] == ["b"]
+    monkeypatch.setenv("BACKUP_INTERVAL_HOURS", "3")
+    assert load().databases[0].interval_hours == 3
+    (installation.data_path / "databases.json").chmod(0o644)
+    assert "chmod 600" in load().warnings[0]
+
+
+def test_a_problem_that_is_raised_again_and_again_keeps_no_frames(installation):
+    installation.write(installation.entry("a", name=7))
+    depths = []
+    for _ in range(3):
+        with pytest.raises(ConfigError) as caught:
+            load().database("a")
+        depths.append(len(caught.traceback))
+    assert len(set(depths)) == 1
+
+
+def test_the_providers_page_names_every_action_that_an_error_may_name() -> None:
+    core = GUIDE.parents[1] / "duckling_provider" / "core"
+    named = {action for path in core.glob("s3*.py") for action in re.findall(r"s3:[A-Z]\w+", path.read_text())}
+    page = PROVIDERS.read_text()
+    assert len(named) > 5
+    assert {action for action in named if f"`{action}`" not in page} == set()
+    policy = page[page.index('"Version"') : page.index("## Cloudflare R2")]
+    assert {action for action in named if f'"{action}"' not in policy} == set()
+
+
 def test_the_guide_has_every_field_and_variable() -> None:
     described = set(re.findall(r"`(\w+)`", GUIDE.read_text()))
     assert field_names(EntryShape) | field_names(S3Shape) <= described
     assert {"DATA_PATH", "BACKUP_PATH", "AUTO_BACKUP", "BACKUP_INTERVAL_HOURS", "BACKUP_RETENTION_DAYS"} <= described
     assert {"SYNC_INTERVAL_MINUTES", "CDC_ENABLED", "AUTO_START_SYNC", "EXCLUDED_TABLES"} <= described
+    assert {"DUCKLING_API_KEY", "DUCKLING_HOST", "DUCKLING_POOL", "DUCKLING_POOL_SLOTS"} <= described
 
 
 # ---- properties ---------------------------------------------------------------------------------------------------
