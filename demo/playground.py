@@ -125,8 +125,9 @@ Login     {user}
 Password  {password}
 
 Page      {url}/plugin/duckling, or Browse, Duckling: could everything be recovered now?
-API       curl -H "Authorization: Bearer $(cat {shlex.quote(shown(data.parent / "api-key"))})" "{url}/api/backups?db=shop"
-          and {url}/duckling/docs for the rest
+API       curl -H "Authorization: Bearer $(cat {shlex.quote(shown(data.parent / "api-key"))})" \\
+               "{url}/api/backups?db=shop"
+          {url}/duckling/docs for the rest
 
 Back up   Open duckling_backup__shop and press Trigger; the first backups make themselves.
 Restore   Open duckling_restore__shop and press Trigger; "latest" is filled in. Other keys:

@@ -1,4 +1,4 @@
-"""The API keeps what its OpenAPI document promises, whatever is sent: generated requests against Airflow's application."""
+"""The API keeps what its OpenAPI document promises, whatever is sent: generated requests to Airflow's application."""
 
 from __future__ import annotations
 
