@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A script's background job ignores Ctrl-C, and what it starts does too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
