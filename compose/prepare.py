@@ -101,7 +101,7 @@ def entries(values: Mapping[str, str]) -> list[dict[str, Any]]:
                 "id": database,
                 "name": name,
                 "mysqlConnectionString": f"mysql://duckling:{values['MYSQL_DUCKLING_PASSWORD']}@{_MYSQL}/{database}",
-                "duckdbPath": f"{_HOST_FOLDER}/replicas/{database}.db",
+                "duckdbPath": f"{_HOST_FOLDER}/{database}.db",
                 "queue": host,
                 "host": host,
                 "s3": s3,

@@ -1,4 +1,4 @@
-"""The topology of docker-compose.yaml as processes; `make cluster` alone runs it, see `pytest_collection_modifyitems`."""
+"""The topology of docker-compose.yaml as processes, which `make cluster` alone runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _ONLY_MYSQL = ("--gtid-mode", "--enforce-gtid-consistency")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [] if os.environ.get("DUCKLING_CLUSTER") else [item for item in items if item.get_closest_marker("cluster")]
-    if left_out:
+    left_out = [item for item in items if item.get_closest_marker("cluster")]
+    if left_out and not os.environ.get("DUCKLING_CLUSTER"):
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
 

@@ -1,6 +1,7 @@
 """The services of docker-compose.yaml as processes of this machine. Loaded by `runpy`.
 
-Commands, settings and health checks are those of that file; addresses, paths and what a small machine wants are replaced.
+Commands, settings and health checks are those of that file; replaced are addresses, paths, and what a small machine
+wants otherwise.
 """
 
 from __future__ import annotations
@@ -240,7 +241,13 @@ class Cluster:
         words = [self.here(word, name) for word in self.services[name].health_check]
         with undisturbed():
             return subprocess.run(
-                words, env=self.environment(name), cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+                words,
+                env=self.environment(name),
+                cwd=self.folder,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
             )
 
     def wait_healthy(self, *names: str, patience: float = 180) -> None:
@@ -316,9 +323,10 @@ class Cluster:
         """The log of a task's last try, which the API server asks its worker for."""
         path = f"dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
         try:
-            return json.dumps(self.api(f"{path}/logs/{task['try_number']}"))
+            lines = self.api(f"{path}/logs/{task['try_number']}")["content"]
         except (urllib.error.URLError, OSError) as error:
             return f"no log: {error}"
+        return "\n".join(str(line.get("event")) for line in lines)
 
 
 def _postgres(program: str) -> str:
