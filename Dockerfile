@@ -18,6 +18,8 @@ COPY --chown=airflow:0 constraints.txt /tmp/constraints.txt
 COPY --from=build --chown=airflow:0 /tmp/wheel /tmp/wheel
 RUN wheel=$(echo /tmp/wheel/*.whl) && \
     pip install --no-cache-dir --constraint /tmp/constraints.txt "duckling-provider[cluster] @ file://${wheel}" && \
-    pip check && \
     rm -rf /tmp/wheel
+# What would otherwise be found out when it starts.
+RUN python -c "import duckling_provider.plugins.duckling, airflow.providers.celery.executors.celery_executor, \
+airflow.providers.fab.auth_manager.fab_auth_manager, asyncpg, psycopg2"
 COPY --chown=airflow:0 dags /opt/airflow/dags

@@ -181,11 +181,16 @@ class Airflow:
 
 
 def request_json(
-    url: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, method: str | None = None
+    url: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    token: str | None = None,
+    method: str | None = None,
+    timeout: float = 10.0,
 ) -> Any:
     """JSON from our own Airflow; a POST when there is a body and no other `method`."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - http, our own loopback address
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - same
+    with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - same
         return json.load(response)

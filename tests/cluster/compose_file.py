@@ -12,7 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 
-_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)\}|(\w+|\{[^}]*\}))")
+#: An escaped dollar, or a variable whose absence is an error, or any other way to write one.
+_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+):\?[^}]*\}|(\w+|\{[^}]*\}))")
 
 
 class UnknownVariableError(Exception):

@@ -85,7 +85,9 @@ def proxy_fault() -> Any:
 
 
 @pytest.fixture(scope="session")
-def cluster(folder: Path, values: dict[str, str], mysql: Any, proxy: Any, s3_server: Any, moto_server: Any) -> Any:
+def cluster(
+    folder: Path, values: dict[str, str], mysql: Any, proxy: Any, s3_server: Any, moto_server: Any
+) -> Iterator[Any]:
     """All of the topology, healthy by the file's own health checks."""
     made = _NATIVE["Cluster"](folder, values)
     plain = s3_server.s3(s3_server.new_bucket(), endpoint=proxy.endpoint)
@@ -95,15 +97,18 @@ def cluster(folder: Path, values: dict[str, str], mysql: Any, proxy: Any, s3_ser
         f"127.0.0.1:{mysql.port}",
         {"none": plain, "client-aes256": client, "sse-s3": moto_server.s3(moto_server.new_bucket())},
     )
-    made.start_postgres()
-    made.start_redis()
-    made.run("init")
-    made.start("api-server")
-    made.wait_healthy("api-server")
-    rest = ("dag-processor", "scheduler", "triggerer", "worker-host-a", "worker-host-b")
-    for name in rest:
-        made.start(name)
-    made.wait_healthy(*rest)
-    ids = ("shop", "crm", "inventory")
-    made.wait_for_dags({f"duckling_{kind}__{name}" for kind in ("sync", "backup", "restore") for name in ids})
-    return made
+    try:
+        made.start_postgres()
+        made.start_redis()
+        made.run("init")
+        made.start("api-server")
+        made.wait_healthy("api-server")
+        rest = ("dag-processor", "scheduler", "triggerer", "worker-host-a", "worker-host-b")
+        for name in rest:
+            made.start(name)
+        made.wait_healthy(*rest)
+        ids = ("shop", "crm", "inventory")
+        made.wait_for_dags({f"duckling_{kind}__{name}" for kind in ("sync", "backup", "restore") for name in ids})
+        yield made
+    finally:
+        made.stop()

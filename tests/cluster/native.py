@@ -236,6 +236,11 @@ class Cluster:
             service.log.replace(service.log.with_suffix(f".{time.monotonic_ns()}.log"))
         service.start(self.command(name), environ)
 
+    def stop(self) -> None:
+        """End everything, Airflow before what it stands on; nobody here has work to bring to an end."""
+        for name in sorted(self.services, key=lambda name: not self.services[name].is_airflow):
+            self.service(name).stop(patience=2.0)
+
     def check(self, name: str) -> subprocess.CompletedProcess[str]:
         """Run the health check of a component once."""
         words = [self.here(word, name) for word in self.services[name].health_check]
@@ -273,12 +278,12 @@ class Cluster:
 
     def token(self) -> str:
         login = {"username": "admin", "password": self.values["AIRFLOW_ADMIN_PASSWORD"]}
-        return str(request_json(f"{self.url}/auth/token", login)["access_token"])
+        return str(request_json(f"{self.url}/auth/token", login, timeout=60)["access_token"])
 
     def api(self, path: str, body: Mapping[str, Any] | None = None, *, method: str | None = None) -> Any:
         """A call of Airflow's REST API as the administrator."""
         self._token = self._token or self.token()
-        return request_json(f"{self.url}/api/v2/{path}", body, token=self._token, method=method)
+        return request_json(f"{self.url}/api/v2/{path}", body, token=self._token, method=method, timeout=60)
 
     def wait_for_dags(self, wanted: set[str], patience: float = 120) -> None:
         deadline = time.monotonic() + patience

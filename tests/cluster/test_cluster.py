@@ -90,9 +90,9 @@ def test_the_api_server_shows_the_log_that_lies_on_the_worker(cluster):
 
 def test_the_rest_api_needs_neither_replicas_nor_another_port(cluster, values):
     url = f"{cluster.url}/api/backups?db=crm"
-    assert [backup["key"] for backup in request_json(url, token=values["DUCKLING_API_KEY"])["s3"]]
+    assert [backup["key"] for backup in request_json(url, token=values["DUCKLING_API_KEY"], timeout=60)["s3"]]
     with pytest.raises(urllib.error.HTTPError) as refused:
-        request_json(url, token="wrong")
+        request_json(url, token="wrong", timeout=60)
     assert refused.value.code == 401
 
 
@@ -104,7 +104,8 @@ def test_a_worker_killed_in_the_middle_of_an_upload_is_waited_for_and_the_upload
         [
             "CREATE TABLE inventory.photos (id INT PRIMARY KEY, photo BLOB NOT NULL)",
             f"INSERT INTO inventory.photos SELECT seq, RANDOM_BYTES(1024) FROM seq_1_to_{megabytes * 1024}",
-        ]
+        ],
+        "inventory",
     )
     run_all(cluster, "sync", ["inventory"])
     size = replica(cluster, "inventory").stat().st_size

@@ -52,7 +52,8 @@ def test_the_file_follows_the_compose_specification():
         jsonschema.validate(DOCUMENT | {"services": {"a": {"imagee": "x"}}}, schema)
 
 
-def test_the_script_writes_every_variable_and_no_other(prepared):
+def test_the_script_writes_every_variable_and_no_other_and_none_may_be_missing(prepared):
+    """A variable written without ``:?`` would be taken for empty, and would be named here with its braces."""
     assert set(COMPOSE["variables"](DOCUMENT)) == set(prepared) == set(PREPARE["VARIABLES"])
 
 
@@ -61,8 +62,8 @@ def test_no_secret_is_written_in_the_file(services):
     for name, service in DOCUMENT["services"].items():
         for variable, value in service.get("environment", {}).items():
             if SECRET.search(variable) or ("://" in str(value) and "@" in str(value)):
-                secret = value.partition("://")[2].rpartition("@")[0].partition(":")[2] if "://" in value else value
-                assert re.fullmatch(r"\$\{\w+\}", secret), f"{name}: {variable}"
+                secret = re.search(r"://[^:@]*:(.+)@", value)[1] if "://" in value else value
+                assert re.fullmatch(r"\$\{\w+:\?\}", secret), f"{name}: {variable}"
     values = [value for service in services.values() for value in service.environment.values()]
     assert any("redis://:" in value for value in values)
 
@@ -138,7 +139,7 @@ def test_nothing_of_ours_runs_as_root(services):
     )
     for name, service in services.items():
         if service.is_airflow:
-            assert DOCUMENT["services"][name]["user"] == "${AIRFLOW_UID}:0"
+            assert DOCUMENT["services"][name]["user"] == "${AIRFLOW_UID:?run python3 compose/prepare.py first}:0"
             assert service.raw["user"] != "0:0"
             assert service.raw["cap_drop"] == ["ALL"]
 
