@@ -5,7 +5,7 @@ PYTHON_BIN := $(VENV)/bin/python
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test lint types unit survival bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test lint types unit survival cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,10 @@ unit: setup ## only the tests; make unit ARGS="-k restore"
 
 survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)
+
+cluster: ## the topology of docker-compose.yaml as processes, two workers: minutes; make test only checks the file
+	@.ci/setup --cluster
+	@DUCKLING_CLUSTER=1 $(PYTHON_BIN) -m pytest tests/cluster $(ARGS)
 
 bench: setup ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)

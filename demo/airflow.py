@@ -167,23 +167,30 @@ class Airflow:
     def _missing(self, url: str, dag_ids: set[str]) -> str:
         """What is not there yet, in words; empty when everything is."""
         try:
-            health = _get(f"{url}/api/v2/monitor/health")
+            health = request_json(f"{url}/api/v2/monitor/health")
             parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
             ill = [part for part in parts if (health.get(part) or {}).get("status") != "healthy"]
             if ill:
                 return f"not healthy: {', '.join(ill)}"
             user, password = self.login()
-            token = _get(f"{url}/auth/token", {"username": user, "password": password})["access_token"]
-            listed = _get(f"{url}/api/v2/dags?limit=100", token=token)["dags"]
+            token = request_json(f"{url}/auth/token", {"username": user, "password": password})["access_token"]
+            listed = request_json(f"{url}/api/v2/dags?limit=100", token=token)["dags"]
             return ", ".join(sorted(dag_ids - {dag["dag_id"] for dag in listed}))
         except (OSError, ValueError, KeyError) as error:
             return f"the API server does not answer ({error})"
 
 
-def _get(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = None) -> Any:
-    """JSON from our own Airflow; a POST when there is a body."""
+def request_json(
+    url: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    token: str | None = None,
+    method: str | None = None,
+    timeout: float = 10.0,
+) -> Any:
+    """JSON from our own Airflow; a POST when there is a body and no other `method`."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 - http, our own loopback address
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - same
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - http, our own loopback address
+    with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - same
         return json.load(response)

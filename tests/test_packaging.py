@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from duckling_provider.get_provider_info import get_provider_info
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "duckling_provider" / "core"
 SCRIPTS = Path(sys.executable).parent
-EXTRAS = ("", "demo", "test")
+#: That of `make cluster` is there once it has run.
+EXTRAS = ("", "demo", "test", *(["cluster"] if importlib.util.find_spec("celery") else []))
 
 #: A core module may import from its own layer and those before it.
 LAYERS = [

@@ -91,12 +91,29 @@ def test_without_automatic_backups_the_dag_is_there_for_triggering(installation,
     assert good_dags(parse_dags)["duckling_backup__a"].schedule is None
 
 
-def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installation, parse_dags):
-    installation.write(installation.entry("a", s3=S3, queue="host-7"), installation.entry("b"))
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installation, parse_dags, deferrable, monkeypatch):
+    """Sensors that wait in the triggerer come back by the same queue; a teardown runs where its setup ran."""
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", str(deferrable))
+    installation.write(installation.entry("a", s3=S3, queue="host-7"), installation.entry("b", s3=S3 | {"bucket": "b"}))
     dags = good_dags(parse_dags)
-    for kind in ("backup", "restore"):
-        assert {task.queue for task in dags[f"duckling_{kind}__a"].tasks} == {"host-7"}
-        assert "host-7" not in {task.queue for task in dags[f"duckling_{kind}__b"].tasks}
+    tasks = {name: [task for dag_id, dag in dags.items() if dag_id.endswith(f"__{name}") for task in dag.tasks]
+             for name in "ab"}  # fmt: skip
+    assert {task.task_id for task in tasks["a"]} == {
+        "snapshot", "upload", "verify", "cleanup", "pause", "restore", "resume", "sync",
+    }  # fmt: skip
+    assert {task.queue for task in tasks["a"]} == {"host-7"}
+    assert "host-7" not in {task.queue for task in tasks["b"]}
+    assert {task.deferrable for task in tasks["a"] if task.task_id == "verify"} == {deferrable}
+    assert {task.queue for task in tasks["a"] if task.is_teardown} == {"host-7"}
+
+
+def test_no_task_names_a_queue_of_its_own(installation, parse_dags):
+    """Only so does an entry without a queue run on Airflow's default, whatever that is called."""
+    from airflow.sdk.bases.operator import DEFAULT_QUEUE
+
+    installation.write(installation.entry("a", s3=S3))
+    assert {task.queue for dag in good_dags(parse_dags).values() for task in dag.tasks} == {DEFAULT_QUEUE}
 
 
 def test_transfers_share_a_pool_and_what_only_waits_or_copies_does_not(installation, parse_dags, monkeypatch):
