@@ -69,12 +69,16 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
             )
         )
         parts.append(
-            Markup('<text class="chart-label" x="{}" y="{}" text-anchor="end" dominant-baseline="middle">{}</text>').format(
-                _LEFT - 8, height, scale.told(tick) if tick else "0"
-            )
+            Markup(
+                '<text class="chart-label" x="{}" y="{}" text-anchor="end" dominant-baseline="middle">{}</text>'
+            ).format(_LEFT - 8, height, scale.told(tick) if tick else "0")
         )
     middle = start + timedelta(seconds=seconds / 2)
-    for at, anchor in ((start, "start"), (middle, "middle"), (stop, "end")):
+    told = set()
+    for at, anchor in ((start, "start"), (stop, "end"), (middle, "middle")):
+        if _when(at, seconds) in told:
+            continue
+        told.add(_when(at, seconds))
         parts.append(
             Markup('<text class="chart-label" x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 f"{x(at):.1f}", _HEIGHT - 6, anchor, _when(at, seconds)
@@ -87,10 +91,10 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
     parts.append(Markup('<polyline class="chart-line" points="{}"/>').format(line))
     radius = 3 if len(points) <= 40 else 2
     for point in points:
-        told = f"{point.at:%Y-%m-%d %H:%M} UTC: {scale.told(point.value)}"
+        title = f"{point.at:%Y-%m-%d %H:%M} UTC: {scale.told(point.value)}"
         parts.append(
             Markup('<circle class="chart-point" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-                f"{x(point.at):.1f}", f"{y(point.value):.1f}", radius, told
+                f"{x(point.at):.1f}", f"{y(point.value):.1f}", radius, title
             )
         )
     parts.append(Markup("</svg>"))

@@ -138,6 +138,6 @@ def _task(row: Any, now: datetime) -> Task:
     if row.start_date is not None and state not in ("None", "scheduled", "queued"):
         seconds = ((row.end_date or now) - row.start_date).total_seconds()
     attempt, attempts = int(row.try_number or 0), int(row.max_tries or 0) + 1
-    return Task(row.task_id, state, _WORDS.get(state, state.replace("_", " ")), row.start_date, seconds, attempt, attempts)
-
-
+    return Task(
+        row.task_id, state, _WORDS.get(state, state.replace("_", " ")), row.start_date, seconds, attempt, attempts
+    )

@@ -116,7 +116,7 @@ def test(request: Request, caller: CallerDep, database_id: str) -> Response:
 @router.get("/databases/{database_id}/restore")
 def restore_form(request: Request, caller: CallerDep, database_id: str, key: Key = LATEST) -> Response:
     """What a restore would do, and the question for the name."""
-    return _confirm(request, caller, database_for(caller, "restore", database_id), "restore", key)
+    return _confirm(request, database_for(caller, "restore", database_id), "restore", key)
 
 
 @router.post("/databases/{database_id}/restore")
@@ -124,14 +124,14 @@ def restore(request: Request, caller: CallerDep, database_id: str, key: FormKey,
     """Begin a restore once the name is right, and go to its run."""
     database = database_for(caller, "restore", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, caller, database, "restore", key, typed=typed)
+        return _confirm(request, database, "restore", key, typed=typed)
     return _begin(request, caller, database, "restore", key)
 
 
 @router.get("/databases/{database_id}/delete")
 def delete_form(request: Request, caller: CallerDep, database_id: str, key: Key) -> Response:
     """What would be deleted, and the question for the name."""
-    return _confirm(request, caller, database_for(caller, "delete", database_id), "delete", key)
+    return _confirm(request, database_for(caller, "delete", database_id), "delete", key)
 
 
 @router.post("/databases/{database_id}/delete")
@@ -139,9 +139,18 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
     """Delete a backup from S3 once the name is right."""
     database = database_for(caller, "delete", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, caller, database, "delete", key, typed=typed)
+        return _confirm(request, database, "delete", key, typed=typed)
     gone = delete_now(caller, database_id, key)
     return RedirectResponse(Urls(request).database(database_id, store="1", deleted=gone.key), 303)
+
+
+@router.get("/databases/{database_id}/{action}")
+def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
+    """Whoever loads Airflow's window anew after a button was pressed comes back to the database."""
+    if action not in ("backup", "verify", "test"):
+        raise ApiError(404, "there is no such path")
+    caller.demand("read", database_id)
+    return RedirectResponse(Urls(request).database(database_id), 303)
 
 
 @router.get("/runs/{dag_id}/{run_id:path}")
@@ -200,7 +209,10 @@ def _database_page(
         newest_key=newest.key if newest else "",
         size_chart=chart("Size of backups", [Point(b.created, b.size) for b in points], _BYTES, ident="size"),
         time_chart=chart(
-            "Duration of backups", [Point(b.created, (b.duration_ms or 0) / 1000) for b in timed], _SECONDS, ident="time"
+            "Duration of backups",
+            [Point(b.created, (b.duration_ms or 0) / 1000) for b in timed],
+            _SECONDS,
+            ident="time",
         ),
         may={action: caller.may(action, database.id) for action in _ACTIONS},
         deleted=deleted,
@@ -240,9 +252,7 @@ def _is_name(database: Database, typed: str) -> bool:
     return typed.strip() in (database.id, database.name.strip())
 
 
-def _confirm(
-    request: Request, caller: Caller, database: Database, action: str, key: str, *, typed: str | None = None
-) -> Response:
+def _confirm(request: Request, database: Database, action: str, key: str, *, typed: str | None = None) -> Response:
     """The question before a restore or a deletion.
 
     :param typed: the wrong name that was typed; None when nothing was asked yet.

@@ -38,6 +38,12 @@ def span(seconds: float | None) -> str:
     return f"{whole // 86_400} d"
 
 
+def ago(moment: datetime, now: datetime) -> str:
+    """``3 h 10 min ago``; what lies in the future is a clock's mistake, and counts as now."""
+    seconds = (now - moment).total_seconds()
+    return "just now" if seconds < 10 else f"{span(seconds)} ago"
+
+
 def milliseconds(count: float | None) -> str:
     return "" if count is None else span(count / 1000)
 
@@ -101,8 +107,10 @@ def standing(status: Status) -> str:
     if status.state == "overdue":
         return f"The last verified backup is {age} old, and should be no older than {due}: {status.reason.rstrip('.')}."
     if status.state == "failing":
-        return f"The last verified backup is {age} old and could be restored, but the newest run failed: {status.reason}"
-    promise = f"; no older than {due}, as the schedule promises" if status.due is not None else ""
+        return (
+            f"The last verified backup is {age} old and could be restored, but the newest run failed: {status.reason}"
+        )
+    promise = f", and the schedule promises one no older than {due}" if status.due is not None else ""
     reason = f" {status.reason[:1].upper()}{status.reason[1:]}." if status.reason else ""
     return f"It could be brought back now: the last verified backup is {age} old{promise}.{reason}"
 
@@ -125,6 +133,7 @@ def summary(*, total: int, lost: int) -> str:
 def filters() -> dict[str, Any]:
     return {
         "span": span,
+        "ago": ago,
         "milliseconds": milliseconds,
         "size": size,
         "utc": utc,

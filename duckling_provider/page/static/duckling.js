@@ -124,7 +124,7 @@
       if (!answer || !answer.ok) return;
       const { content } = await answer.json();
       if (!Array.isArray(content)) return;
-      const lines = content.filter((line) => line.timestamp && line.event).slice(-LINES);
+      const lines = content.filter((line) => line.timestamp && line.event && !line.event.startsWith("::")).slice(-LINES);
       if (!lines.length) return;
       log.querySelector("pre").textContent = lines
         .map((line) => `${line.timestamp.slice(11, 19)}  ${line.level && line.level !== "info" ? `${line.level.toUpperCase()}  ` : ""}${line.event}`)
