@@ -104,10 +104,9 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
 def describe(points: Sequence[Point], scale: Scale, *, what: str) -> str:
     """The chart in a sentence."""
     values = [point.value for point in points]
-    return (
-        f"{len(points)} {what} from {points[0].at:%Y-%m-%d} to {points[-1].at:%Y-%m-%d}: the first {scale.told(values[0])}, "
-        f"the last {scale.told(values[-1])}, between {scale.told(min(values))} and {scale.told(max(values))}."
-    )
+    days = f"from {points[0].at:%Y-%m-%d} to {points[-1].at:%Y-%m-%d}"
+    ends = f"the first {scale.told(values[0])}, the last {scale.told(values[-1])}"
+    return f"{len(points)} {what} {days}: {ends}, between {scale.told(min(values))} and {scale.told(max(values))}."
 
 
 def axis(highest: float, units: Sequence[float]) -> list[float]:

@@ -65,7 +65,7 @@ def search(rows: Sequence[Row], text: str) -> list[Row]:
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
     """How many rows there are of each state; states without any are left out."""
-    found = {state: 0 for state in ROW_STATES}
+    found = dict.fromkeys(ROW_STATES, 0)
     for row in rows:
         found[row.state] += 1
     return {state: count for state, count in found.items() if count}

@@ -19,7 +19,7 @@ from duckling_provider.api.site import CallerDep, database_for, installation, no
 from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, parse_name
 from duckling_provider.core.config import Database
 from duckling_provider.core.errors import DucklingError, NotFoundError, human_bytes
-from duckling_provider.core.local import LocalBackups
+from duckling_provider.core.local import listed_here
 from duckling_provider.core.store import Store
 from duckling_provider.core.stored import CLIENT, list_backups
 from duckling_provider.dag_ids import Kind, parse_dag_id
@@ -222,7 +222,7 @@ def _database_page(
 
 def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], str]:
     """What is really there, and why the store could not tell."""
-    local = list_backups(LocalBackups(database))
+    local = listed_here(database)
     if database.s3 is None:
         return merge(recorded, None, local), ""
     try:
@@ -233,6 +233,12 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
 
 
 def _backups(database: Database) -> Store:
+    """Where the backups are that a restore may take.
+
+    :raises WrongHostError: on another host, where only Airflow's workers get to them.
+    """
+    if database.s3 is None:
+        database.require_host()
     return DucklingHook(database.id).backups()
 
 
@@ -296,6 +302,8 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
 
 def _size_here(database: Database) -> int | None:
     """The replica's size, where this host has it."""
+    if not database.is_here:
+        return None
     try:
         return database.replica.stat().st_size
     except OSError:
