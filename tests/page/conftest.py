@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from demo.airflow import PASSWORDS, Airflow
 from demo.databases import write_databases
 from demo.service import stop_all
-from demo.store import BUCKET, Store
+from demo.store import Store
 
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 KEY = "0123456789abcdef" * 4
@@ -30,16 +30,28 @@ class Live:
 
     url: str
     data: Path
-    objects: Path  #: where the store keeps the bucket
+    s3: dict[str, Any]
     passwords: dict[str, str]
 
     def replica(self, database_id: str = "shop") -> Path:
         return self.data / f"{database_id}.db"
 
+    def bucket(self) -> Any:
+        """The bucket, as a client of the test's own sees it."""
+        import boto3
+
+        resource = boto3.resource(
+            "s3",
+            endpoint_url=self.s3["endpoint"],
+            region_name=self.s3["region"],
+            aws_access_key_id=self.s3["accessKeyId"],
+            aws_secret_access_key=self.s3["secretAccessKey"],
+        )
+        return resource.Bucket(self.s3["bucket"])
+
     def stored(self, database_id: str = "shop") -> set[str]:
         """The names of the objects of a database."""
-        folder = self.objects / database_id
-        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return {found.key.rpartition("/")[2] for found in self.bucket().objects.filter(Prefix=f"{database_id}/")}
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +83,10 @@ def live(make_replica) -> Iterator[Live]:
         url = airflow.start(AUTO_BACKUP="false", AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer")
         airflow.wait(url, {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"})
         passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
-        yield Live(url, airflow.data, folder / "store" / "objects" / BUCKET, passwords)
+        yield Live(url, airflow.data, where, passwords)
     finally:
+        # Its runs have ended, and it takes its time.
+        airflow.service.stop(patience=3)
         stop_all(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,30 +103,44 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def log_in(page: Page, live: Live, user: str, url: str, path: str = "/") -> None:
+    """By Airflow's own form, to land on `path`."""
+    page.goto(f"{url}/auth/login?next={path}")
+    fill_in(page, live, user)
+    page.wait_for_url(f"{url}{path}")
+
+
+def fill_in(page: Page, live: Live, user: str) -> None:
+    page.fill("input[name=username]", user)
+    page.fill("input[name=password]", live.passwords[user])
+    page.click("button[type=submit]")
+
+
+@pytest.fixture(scope="session")
+def logins() -> dict[tuple[str, str], Any]:
+    """Cookies by user and URL: each logs in once."""
+    return {}
+
+
 @pytest.fixture
-def visit(live, browser) -> Iterator[Callable[..., Page]]:
-    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: logged in by Airflow's own form."""
+def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
+    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: in a context of its own, logged in."""
     contexts: list[BrowserContext] = []
 
     def visit(path: str, user: str = "admin", theme: str = "light", host: str | None = None, **options: Any) -> Page:
         url = live.url if host is None else live.url.replace("localhost", host)
-        plain = options.pop("java_script_enabled", True)
-        context = browser.new_context(viewport=options.pop("viewport", {"width": 1280, "height": 800}), **options)
+        if (user, url) not in logins:
+            context = browser.new_context()
+            log_in(context.new_page(), live, user, url)
+            logins[user, url] = context.storage_state()
+            context.close()
+        context = browser.new_context(
+            viewport={"width": 1280, "height": 800}, storage_state=logins[user, url], **options
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
-        page.goto(f"{url}/auth/login?next={path}")
-        page.fill("input[name=username]", user)
-        page.fill("input[name=password]", live.passwords[user])
-        page.click("button[type=submit]")
-        page.wait_for_url(f"{url}{path}**")
-        if plain:
-            return page
-        # Airflow's login needs a script; ours must not.
-        without = browser.new_context(java_script_enabled=False, storage_state=context.storage_state())
-        contexts.append(without)
-        page = without.new_page()
         page.goto(f"{url}{path}")
         return page
 
