@@ -293,6 +293,7 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
         mode=known.mode if known else "",
         verified=known.verified if known else None,
         complete=complete,
+        needs_mac=store.mode == CLIENT,
         is_newest=newest is not None and newest.key == full,
         others=sum(1 for backup in recorded if backup.key != full and backup.verified is not None),
         typed=typed,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import socket
 import time
-import uuid
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from benchmarks.page import multiply
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -98,43 +98,13 @@ def test_500_databases_under_a_second_and_without_a_request_to_any_store(page, i
 
 def _fill(installation, add_dags, count):
     """`count` databases with three verified backups each; rows are copied from those of the first, which is quick."""
-    from airflow.models.dag import DagModel
-    from airflow.models.dagrun import DagRun
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.models.xcom import XComModel
-    from airflow.utils.session import create_session
-    from sqlalchemy import insert, select
-
     ids = [f"db-{number:03}" for number in range(count)]
     installation.write(installation.entry(ids[0], s3=S3))
     (first,) = add_dags(ids[0])
     for hours in (20, 10, 1):
         first.backed_up(hours_ago=hours)
     installation.write(*(installation.entry(name, s3=S3) for name in ids))
-    with create_session() as session:
-        for model in (DagModel, DagRun, TaskInstance, XComModel):
-            table = model.__table__
-            found = [
-                dict(row) for row in session.execute(select(table).where(table.c.dag_id.like(f"%{ids[0]}"))).mappings()
-            ]
-            made = []
-            for number, name in enumerate(ids[1:], start=1):
-                for row in found:
-                    copy = {**row, "dag_id": row["dag_id"].replace(ids[0], name)}
-                    if model is DagRun:
-                        copy["id"] = row["id"] + 10_000 * number
-                    if model is TaskInstance:
-                        copy["id"] = uuid.uuid4()
-                    if "dag_run_id" in copy:
-                        copy["dag_run_id"] = row["dag_run_id"] + 10_000 * number
-                        copy["value"] = _renamed(row["value"], ids[0], name)
-                    made.append(copy)
-            session.execute(insert(table), made)
-
-
-def _renamed(value, old, new):
-
-    return json.loads(json.dumps(value).replace(old, new))
+    multiply(ids[0], ids[1:])
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def logins() -> dict[tuple[str, str], Any]:
 
 @pytest.fixture
 def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
-    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: in a context of its own, logged in."""
+    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: logged in, in its own context."""
     contexts: list[BrowserContext] = []
 
     def visit(path: str, user: str = "admin", theme: str = "light", host: str | None = None, **options: Any) -> Page:

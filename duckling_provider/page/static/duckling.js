@@ -124,7 +124,15 @@
       if (!answer || !answer.ok) return;
       const { content } = await answer.json();
       if (!Array.isArray(content)) return;
-      const lines = content.filter((line) => line.timestamp && line.event && !line.event.startsWith("::")).slice(-LINES);
+      let grouped = false; // Airflow's own lines around ours
+      const lines = content
+        .filter((line) => {
+          const event = String(line.event ?? "");
+          const border = event.startsWith("::");
+          if (border) grouped = event.startsWith("::group::");
+          return line.timestamp && event && !border && !grouped;
+        })
+        .slice(-LINES);
       if (!lines.length) return;
       log.querySelector("pre").textContent = lines
         .map((line) => `${line.timestamp.slice(11, 19)}  ${line.level && line.level !== "info" ? `${line.level.toUpperCase()}  ` : ""}${line.event}`)
