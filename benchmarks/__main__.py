@@ -15,10 +15,11 @@ from benchmarks.applying import applying
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
 from benchmarks.listing import listing
+from benchmarks.page import page
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
 
-_GROUPS = ("transfers", "memory", "plan", "dags", "listing", "copying", "applying", "recovery")
+_GROUPS = ("transfers", "memory", "plan", "dags", "listing", "page", "copying", "applying", "recovery")
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -61,6 +62,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield dags()
     if "listing" in groups:
         yield listing(200 if quick else 10_000, runs=runs)
+    if "page" in groups:
+        yield page(100 if quick else 500, runs=runs)
     if "copying" in groups:
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
     if "applying" in groups:

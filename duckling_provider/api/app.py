@@ -6,7 +6,7 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -15,6 +15,8 @@ from duckling_provider.api import backups, databases, monitoring
 from duckling_provider.api.limits import Guard
 from duckling_provider.api.problems import ApiError, of_core
 from duckling_provider.core.errors import DucklingError
+from duckling_provider.page import views
+from duckling_provider.page.render import error_page, wants_page
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ def create_app() -> FastAPI:
     app.include_router(backups.router)
     app.include_router(databases.router)
     app.include_router(monitoring.router)
+    views.install(app)
     app.add_middleware(Guard)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(DucklingError, _core_error)
@@ -44,17 +47,24 @@ def create_app() -> FastAPI:
     return app
 
 
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, ApiError):
-        raise error
+def _answer(request: Request, error: ApiError) -> Response:
+    """For a browser on the page, a page; else in the contract's shape."""
+    if wants_page(request):
+        return error_page(request, error.status, error.error, more=error.more, headers=error.headers)
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
-async def _core_error(request: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return _answer(request, error)
+
+
+async def _core_error(request: Request, error: Exception) -> Response:
     return await _api_error(request, of_core(error) if isinstance(error, DucklingError) else error)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     """Which field is wrong and how; never its value, which may be a secret in the wrong place."""
     if not isinstance(error, RequestValidationError):
         raise error
@@ -68,18 +78,17 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             told.append("the body must be a JSON object, sent with Content-Type: application/json")
         else:
             told.append(f"{place or where}: {problem['msg']}")
-    return JSONResponse({"success": False, "error": "; ".join(told)}, 400)
+    return _answer(request, ApiError(400, "; ".join(told)))
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     text = {404: "there is no such path", 405: f"this path has no method {request.method}"}.get(error.status_code)
-    body = {"success": False, "error": text or str(error.detail)}
-    return JSONResponse(body, error.status_code, headers=error.headers)
+    return _answer(request, ApiError(error.status_code, text or str(error.detail), headers=error.headers))
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     """A mistake in the program: the log has the traceback, the answer does not."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"success": False, "error": "an internal error; the API server's log tells more"}, 500)
+    return _answer(request, ApiError(500, "an internal error; the API server's log tells more"))

@@ -163,8 +163,8 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
 
 
 def read_history(session: Session, database: Database, *, limit: int = 100) -> tuple[list[Run], list[Backup]]:
-    """The newest runs of a database's backups, restores and verifications, and the backups that those made, each newest
-    first.
+    """The newest runs of a database's backups, restores and verifications, and the backups that those made and did not
+    clean up, each newest first.
 
     :param limit: of runs.
     """
@@ -183,6 +183,9 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
             backups[backup.key] = backup
         elif backup.verified is not None:
             backups[backup.key] = replace(earlier, verified=backup.verified)
+    for result in results.values():
+        for key in result.get("cleanup", {}).get("local" if database.s3 is None else "s3") or ():
+            backups.pop(key, None)
     ordered = sorted(backups.values(), key=lambda b: b.created, reverse=True)
     return [runs[number] for number in sorted(runs, reverse=True)], ordered
 

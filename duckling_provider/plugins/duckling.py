@@ -18,7 +18,8 @@ class DucklingPlugin(AirflowPlugin):
     external_views = [  # noqa: RUF012
         {
             "name": "Duckling",
-            "href": f"{PREFIX}/",
+            # Relative to the <base> of Airflow's pages, which is its base path.
+            "href": f"{PREFIX.removeprefix('/')}/",
             "destination": "nav",
             "url_route": "duckling",
             "category": "browse",

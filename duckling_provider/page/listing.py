@@ -1,0 +1,74 @@
+"""The backups of one database as one list: what runs recorded, what the store has, what this host has; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from duckling_provider.api.records import Backup
+from duckling_provider.core.catalog import ListedBackup
+
+
+@dataclass(frozen=True)
+class Item:
+    """One backup.
+
+    :param key: as restore, verify and delete take it.
+    :param verified: when it was proven, by a run; None when no run did.
+    :param stored: whether the store was asked and has it; None when it was not asked.
+    :param complete: False for an encrypted one whose ``.mac`` is missing: an upload that was interrupted.
+    :param here: this host has it as a local backup.
+    :param recorded: a run made it or looked at it.
+    """
+
+    key: str
+    created: datetime
+    size: int
+    mode: str = ""
+    verified: datetime | None = None
+    duration_ms: int | None = None
+    dag_id: str = ""
+    run_id: str = ""
+    stored: bool | None = None
+    complete: bool = True
+    here: bool = False
+    recorded: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+
+def recorded_items(backups: Iterable[Backup]) -> list[Item]:
+    """What runs recorded, newest first."""
+    items = [
+        Item(b.key, b.created, b.size, b.mode, b.verified, b.duration_ms, run_id=b.run_id, recorded=True)
+        for b in backups
+    ]
+    return sorted(items, key=lambda item: (item.created, item.key), reverse=True)
+
+
+def merge(
+    recorded: Sequence[Item],
+    remote: Iterable[ListedBackup] | None,
+    local: Iterable[ListedBackup],
+    *,
+    needs_mac: bool = False,
+) -> list[Item]:
+    """What is really there, newest first, with what runs recorded about it. What is nowhere any more is left out.
+
+    :param remote: of S3; None when the database has none, or it did not answer.
+    :param needs_mac: backups of this database are complete with a ``.mac`` only.
+    """
+    known = {item.name: item for item in recorded}
+    found: dict[str, Item] = {}
+    for backup in remote or ():
+        item = known.get(backup.name) or Item(backup.key, backup.created, backup.size)
+        found[backup.name] = replace(
+            item, key=backup.key, size=item.size or backup.size, stored=True, complete=backup.has_mac or not needs_mac
+        )
+    for backup in local:
+        item = found.get(backup.name) or known.get(backup.name) or Item(backup.key, backup.created, backup.size)
+        found[backup.name] = replace(item, size=item.size or backup.size, here=True)
+    return sorted(found.values(), key=lambda item: (item.created, item.key), reverse=True)

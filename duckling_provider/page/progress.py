@@ -1,0 +1,143 @@
+"""A run as its view shows it: what it is about, where it stands, each task, and why one failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from airflow.api_fastapi.app import API_ROOT_PATH
+from airflow.utils.session import create_session
+
+from duckling_provider.api.records import Run, read_run
+from duckling_provider.api.runs import run_url
+from duckling_provider.core.errors import human_bytes
+
+#: How a state of Airflow's is shown; what is not named here shows as it is called.
+_WORDS = {"None": "waiting", "up_for_retry": "waits for a retry", "up_for_reschedule": "waiting", "deferred": "running"}
+_DOING = {"backup": "Backup", "restore": "Restore", "verify": "Verification", "sync": "Sync"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run; `seconds` until now while it runs, None before."""
+
+    name: str
+    state: str
+    word: str
+    start: datetime | None
+    seconds: float | None
+    attempt: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run and its tasks. `error` is what a task recorded, for people; `result` what the run left."""
+
+    run: Run
+    database_id: str
+    tasks: tuple[Task, ...]
+    error: str
+    result: Mapping[str, Any]
+    seconds: float | None
+
+    @property
+    def title(self) -> str:
+        return f"{_DOING[self.run.kind]} of {self.database_id}"
+
+    @property
+    def airflow_url(self) -> str:
+        return run_url(self.run.dag_id, self.run.run_id)
+
+    @property
+    def key(self) -> str:
+        """Of the backup that it is about."""
+        return str(self.result.get("key") or self.run.conf.get("key") or "")
+
+    @property
+    def current(self) -> Task | None:
+        """The task that runs, or waits to run again."""
+        return next((task for task in self.tasks if task.state in ("running", "deferred", "up_for_retry")), None)
+
+    @property
+    def airflow_api(self) -> str:
+        """Where Airflow's own API has the tasks of this run."""
+        base = API_ROOT_PATH.rstrip("/")
+        return f"{base}/api/v2/dags/{quote(self.run.dag_id)}/dagRuns/{quote(self.run.run_id, safe='')}/taskInstances"
+
+    @property
+    def log_task(self) -> Task | None:
+        """The task whose log tells most now: that which runs, or failed, or ran last."""
+        begun = [task for task in self.tasks if task.seconds is not None and task.attempt]
+        failed = next((task for task in begun if task.state == "failed"), None)
+        return self.current or failed or (begun[-1] if begun else None)
+
+    @property
+    def sentence(self) -> str:
+        """Where it stands; free of numbers that change with every look, since it is read out loud."""
+        kind, state = _DOING[self.run.kind], self.run.state
+        if state == "success":
+            return f"{kind} done{self._done()}."
+        if state == "failed":
+            return f"{kind} failed."
+        if state == "queued":
+            return f"{kind} waits for Airflow to start it."
+        task = self.current
+        if task is None:
+            return f"{kind} is under way."
+        if task.state == "up_for_retry":
+            return f"{kind}: {task.name} failed, and Airflow will try it again."
+        return f"{kind}: {task.name} is running."
+
+    def _done(self) -> str:
+        made = self.result
+        if not made.get("key"):
+            return ""
+        size = human_bytes(int(made.get("size") or 0))
+        if self.run.kind == "restore":
+            return f": {made.get('path')} now holds {made['key']} ({size})"
+        return f": {made['key']} ({size}){' is whole' if self.run.kind == 'verify' else ''}"
+
+
+def read_progress(dag_id: str, run_id: str, database_id: str, *, now: datetime) -> Progress | None:
+    """None when there is no such run."""
+    with create_session() as session:
+        found = read_run(session, dag_id, run_id)
+        if found is None:
+            return None
+        run, results, rows = found
+        tasks = tuple(_task(row, now) for row in rows)
+    tried_again = any(task.state in ("up_for_retry", "failed") or task.attempt > 1 for task in tasks)
+    error = ""
+    if run.state != "success" and run.error is not None and tried_again:
+        error = " ".join(part for part in (f"{run.error.get('what')}.", run.error.get("hint")) if part)
+    elif run.state == "failed":
+        error = run.reason
+    made = results.get({"backup": "upload", "restore": "restore", "verify": "verify"}.get(run.kind, "sync"))
+    made = made or results.get("snapshot") or {}
+    end = run.end or now
+    seconds = None if run.start is None else (end - run.start).total_seconds()
+    return Progress(run, database_id, tasks, error, made, seconds)
+
+
+def in_order(tasks: tuple[Task, ...], kind: str) -> tuple[Task, ...]:
+    """As the DAG has them; Airflow's rows know no order before they began."""
+    order = {
+        "backup": ("snapshot", "upload", "verify", "cleanup"),
+        "restore": ("pause", "restore", "resume"),
+    }.get(kind, ())
+    return tuple(sorted(tasks, key=lambda task: order.index(task.name) if task.name in order else len(order)))
+
+
+def _task(row: Any, now: datetime) -> Task:
+    state = str(row.state)
+    seconds = None
+    if row.start_date is not None and state not in ("None", "scheduled", "queued"):
+        seconds = ((row.end_date or now) - row.start_date).total_seconds()
+    attempt, attempts = int(row.try_number or 0), int(row.max_tries or 0) + 1
+    return Task(
+        row.task_id, state, _WORDS.get(state, state.replace("_", " ")), row.start_date, seconds, attempt, attempts
+    )

@@ -1,0 +1,311 @@
+"""The routes of the page. What they show comes from `api`, and what they do is done there and checked there again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from airflow.utils.session import create_session
+from fastapi import APIRouter, FastAPI, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from duckling_provider.api import runs
+from duckling_provider.api.backups import delete_now, existing
+from duckling_provider.api.callers import Action, Caller
+from duckling_provider.api.databases import connection_steps
+from duckling_provider.api.problems import ApiError
+from duckling_provider.api.records import read_history
+from duckling_provider.api.site import CallerDep, database_for, installation, now, statuses
+from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, parse_name
+from duckling_provider.core.config import Database
+from duckling_provider.core.errors import DucklingError, NotFoundError, human_bytes
+from duckling_provider.core.local import listed_here
+from duckling_provider.core.store import Store
+from duckling_provider.core.stored import CLIENT, list_backups
+from duckling_provider.dag_ids import Kind, parse_dag_id
+from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.page import overview, wording
+from duckling_provider.page.charts import Point, Scale, chart
+from duckling_provider.page.listing import Item, merge, recorded_items
+from duckling_provider.page.progress import in_order, read_progress
+from duckling_provider.page.render import STATIC, Urls, page
+
+_RUNS_SHOWN = 10
+_BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
+_SECONDS = Scale((1.0, 60.0, 3600.0), wording.span)
+_ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "delete")
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+Page = Annotated[int, Query(alias="page", ge=1, le=1_000_000)]
+Search = Annotated[str, Query(max_length=200)]
+Key = Annotated[str, Query(min_length=1, max_length=1024)]
+FormKey = Annotated[str, Form(min_length=1, max_length=1024)]
+Typed = Annotated[str, Form(max_length=1024)]
+
+
+def install(app: FastAPI) -> None:
+    """Add the page to the application."""
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="duckling-static")
+
+
+@router.get("/")
+def everything(request: Request, caller: CallerDep, q: Search = "", state: Search = "", page_: Page = 1) -> Response:
+    """All databases by trouble."""
+    found = installation()
+    visible = caller.visible(found.databases)
+    # Who may not see every entry may not read about the broken ones either.
+    problems = found.problems if len(visible) == len(found.databases) else ()
+    rows = overview.rows_of(statuses(visible), problems)
+    matching = overview.search(rows, q)
+    chosen = [row for row in matching if not state or row.state == state]
+    return page(
+        request,
+        "overview.html",
+        summary=wording.summary(total=len(rows), lost=sum(not row.recoverable for row in rows)),
+        well=all(row.recoverable for row in rows),
+        total=len(rows),
+        matching=len(matching),
+        counts=overview.counts(matching),
+        paged=overview.cut(chosen, page_),
+        q=q,
+        state=state,
+    )
+
+
+@router.get("/databases/{database_id}")
+def one(
+    request: Request,
+    caller: CallerDep,
+    database_id: str,
+    store: bool = False,  # noqa: FBT001, FBT002 - a query parameter
+    deleted: Annotated[str, Query(max_length=1024)] = "",
+    page_: Page = 1,
+) -> Response:
+    """A database's own view; with `store` the store is asked what is really there."""
+    # Only what looks like one is told back.
+    gone = deleted if parse_name(deleted.rpartition("/")[2]) is not None else ""
+    return _database_page(
+        request, caller, database_for(caller, "read", database_id), ask_store=store, number=page_, deleted=gone
+    )
+
+
+@router.post("/databases/{database_id}/backup")
+def back_up(request: Request, caller: CallerDep, database_id: str) -> Response:
+    """Begin a backup, and go to its run."""
+    return _begin(request, caller, database_for(caller, "backup", database_id), "backup")
+
+
+@router.post("/databases/{database_id}/verify")
+def verify(request: Request, caller: CallerDep, database_id: str, key: FormKey) -> Response:
+    """Begin a verification, and go to its run."""
+    return _begin(request, caller, database_for(caller, "verify", database_id), "verify", key)
+
+
+@router.post("/databases/{database_id}/test")
+def test(request: Request, caller: CallerDep, database_id: str) -> Response:
+    """Try everything that backups need under the prefix, and show each step."""
+    database = database_for(caller, "backup", database_id)
+    steps = connection_steps(database)
+    return page(
+        request, "test.html", database=database, steps=steps, failed=next((s for s in steps if s["error"]), None)
+    )
+
+
+@router.get("/databases/{database_id}/restore")
+def restore_form(request: Request, caller: CallerDep, database_id: str, key: Key = LATEST) -> Response:
+    """What a restore would do, and the question for the name."""
+    return _confirm(request, database_for(caller, "restore", database_id), "restore", key)
+
+
+@router.post("/databases/{database_id}/restore")
+def restore(request: Request, caller: CallerDep, database_id: str, key: FormKey, typed: Typed = "") -> Response:
+    """Begin a restore once the name is right, and go to its run."""
+    database = database_for(caller, "restore", database_id)
+    if not _is_name(database, typed):
+        return _confirm(request, database, "restore", key, typed=typed)
+    return _begin(request, caller, database, "restore", key)
+
+
+@router.get("/databases/{database_id}/delete")
+def delete_form(request: Request, caller: CallerDep, database_id: str, key: Key) -> Response:
+    """What would be deleted, and the question for the name."""
+    return _confirm(request, database_for(caller, "delete", database_id), "delete", key)
+
+
+@router.post("/databases/{database_id}/delete")
+def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, typed: Typed = "") -> Response:
+    """Delete a backup from S3 once the name is right."""
+    database = database_for(caller, "delete", database_id)
+    if not _is_name(database, typed):
+        return _confirm(request, database, "delete", key, typed=typed)
+    gone = delete_now(caller, database_id, key)
+    return RedirectResponse(Urls(request).database(database_id, store="1", deleted=gone.key), 303)
+
+
+@router.get("/databases/{database_id}/{action}")
+def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
+    """Whoever loads Airflow's window anew after a button was pressed comes back to the database."""
+    if action not in ("backup", "verify", "test"):
+        raise ApiError(404, "there is no such path")
+    caller.demand("read", database_id)
+    return RedirectResponse(Urls(request).database(database_id), 303)
+
+
+@router.get("/runs/{dag_id}/{run_id:path}")
+def run(request: Request, caller: CallerDep, dag_id: str, run_id: str, part: bool = False) -> Response:  # noqa: FBT001, FBT002
+    """A run, live; with `part` only what changes."""
+    parsed = parse_dag_id(dag_id)
+    if parsed is None:
+        raise ApiError(404, f"{dag_id} is none of Duckling's DAGs")
+    kind, database_id = parsed
+    caller.demand("read", database_id)
+    progress = read_progress(dag_id, run_id, database_id, now=now())
+    if progress is None:
+        raise ApiError(404, f"{dag_id} has no run {run_id}; it may have been cleaned up")
+    return page(
+        request,
+        "run_part.html" if part else "run.html",
+        progress=progress,
+        tasks=in_order(progress.tasks, kind),
+        active=progress.run.active,
+    )
+
+
+# ---- what they share -------------------------------------------------------------------------------------------
+
+
+def _database_page(
+    request: Request,
+    caller: Caller,
+    database: Database,
+    *,
+    ask_store: bool = False,
+    number: int = 1,
+    deleted: str = "",
+    problem: ApiError | None = None,
+) -> Response:
+    with create_session() as session:
+        history, recorded = read_history(session, database)
+    (status,) = statuses([database])
+    items, store_error = recorded_items(recorded), ""
+    if ask_store:
+        items, store_error = _ask_store(database, items)
+    points = recorded[::-1]
+    timed = [b for b in points if b.duration_ms is not None]
+    newest = status.record.verified
+    return page(
+        request,
+        "database.html",
+        status=problem.status if problem else 200,
+        database=database,
+        standing=status,
+        record=status.record,
+        runs=history[:_RUNS_SHOWN],
+        paged=overview.cut(items, number),
+        asked=ask_store,
+        store_error=store_error,
+        newest_key=newest.key if newest else "",
+        size_chart=chart("Size of backups", [Point(b.created, b.size) for b in points], _BYTES, ident="size"),
+        time_chart=chart(
+            "Duration of backups",
+            [Point(b.created, (b.duration_ms or 0) / 1000) for b in timed],
+            _SECONDS,
+            ident="time",
+        ),
+        may={action: caller.may(action, database.id) for action in _ACTIONS},
+        deleted=deleted,
+        problem=problem.error if problem else "",
+    )
+
+
+def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], str]:
+    """What is really there, and why the store could not tell."""
+    local = listed_here(database)
+    if database.s3 is None:
+        return merge(recorded, None, local), ""
+    try:
+        store = DucklingHook(database.id).store()
+        return merge(recorded, list_backups(store), local, needs_mac=store.mode == CLIENT), ""
+    except DucklingError as error:
+        return recorded, str(error)
+
+
+def _backups(database: Database) -> Store:
+    """Where the backups are that a restore may take.
+
+    :raises WrongHostError: on another host, where only Airflow's workers get to them.
+    """
+    if database.s3 is None:
+        database.require_host()
+    return DucklingHook(database.id).backups()
+
+
+def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
+    """Begin a run and go to its view; where one is under way, say so above the database."""
+    conf = {"key": existing(database, _backups(database), key)} if key else None
+    try:
+        begun = runs.begin(kind, database.id, caller=caller, conf=conf)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        return _database_page(request, caller, database, problem=error)
+    return RedirectResponse(Urls(request).run(begun.dag_id, begun.run_id), 303)
+
+
+def _is_name(database: Database, typed: str) -> bool:
+    return typed.strip() in (database.id, database.name.strip())
+
+
+def _confirm(request: Request, database: Database, action: str, key: str, *, typed: str | None = None) -> Response:
+    """The question before a restore or a deletion.
+
+    :param typed: the wrong name that was typed; None when nothing was asked yet.
+    """
+    store = _backups(database)
+    full = existing(database, store, key)
+    stored = store.head(full)
+    complete = True
+    if store.mode == CLIENT:
+        try:
+            store.head(full + MAC_SUFFIX)
+        except NotFoundError:
+            complete = False
+    with create_session() as session:
+        _, recorded = read_history(session, database)
+    known = next((backup for backup in recorded if backup.key == full), None)
+    (status,) = statuses([database])
+    newest = status.record.verified
+    moment = now()
+    created = parse_name(full.rpartition("/")[2])
+    return page(
+        request,
+        f"{action}.html",
+        status=200 if typed is None else 422,
+        database=database,
+        record=status.record,
+        key=full,
+        created=created,
+        age=None if created is None else (moment - created).total_seconds(),
+        size=known.size if known is not None and known.size else stored.size,
+        replica_size=_size_here(database),
+        mode=known.mode if known else "",
+        verified=known.verified if known else None,
+        complete=complete,
+        needs_mac=store.mode == CLIENT,
+        is_newest=newest is not None and newest.key == full,
+        others=sum(1 for backup in recorded if backup.key != full and backup.verified is not None),
+        typed=typed,
+        now=moment,
+    )
+
+
+def _size_here(database: Database) -> int | None:
+    """The replica's size, where this host has it."""
+    if not database.is_here:
+        return None
+    try:
+        return database.replica.stat().st_size
+    except OSError:
+        return None

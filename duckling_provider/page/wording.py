@@ -1,0 +1,148 @@
+"""How moments, spans, sizes and states are told to people; pure. The templates' filters come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from duckling_provider.api.status import Status
+from duckling_provider.core.config import Database
+from duckling_provider.core.errors import human_bytes
+
+#: What a state of an overview row means, for its badge's tooltip and for the legend.
+MEANING: Mapping[str, str] = {
+    "misconfigured": "The entry in databases.json has a mistake, so it has no DAGs and gets no backups.",
+    "no backup": "There is no verified backup to restore.",
+    "overdue": "The last verified backup is older than the schedule promises.",
+    "failing": "There is a verified backup of the promised age, but the newest backup or verification failed.",
+    "protected": "There is a verified backup of the promised age.",
+}
+
+
+def span(seconds: float | None) -> str:
+    """``11400`` -> ``"3 h 10 min"``: two units at the most, empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = int(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    for limit, large, name, small, part in ((172_800, 3600, "h", 60, "min"), (864_000, 86_400, "d", 3600, "h")):
+        if whole < limit:
+            count, rest = whole // large, whole % large // small
+            return f"{count} {name} {rest} {part}" if rest else f"{count} {name}"
+    return f"{whole // 86_400} d"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """``3 h 10 min ago``; what lies in the future is a clock's mistake, and counts as now."""
+    seconds = (now - moment).total_seconds()
+    return "just now" if seconds < 10 else f"{span(seconds)} ago"
+
+
+def milliseconds(count: float | None) -> str:
+    return "" if count is None else span(count / 1000)
+
+
+def size(count: float | None) -> str:
+    return "" if count is None else human_bytes(count)
+
+
+def utc(moment: datetime) -> str:
+    """``2025-03-01 14:32:11 UTC``; the page's script puts it into the time zone that Airflow shows."""
+    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def machine(moment: datetime) -> str:
+    """For ``<time datetime>``."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def until(moment: datetime, now: datetime) -> str:
+    """``in 3 h 10 min``, or ``due now``."""
+    seconds = (moment - now).total_seconds()
+    return f"in {span(seconds)}" if seconds >= 1 else "due now"
+
+
+def schedule(database: Database) -> str:
+    if not database.auto_backup:
+        return "none (AUTO_BACKUP is off)"
+    hours = database.interval_hours
+    return "every hour" if hours == 1 else f"every {hours:g} h"
+
+
+def days(count: float, *, zero: str) -> str:
+    if count == 0:
+        return zero
+    return "1 day" if count == 1 else f"{count:g} days"
+
+
+def target(database: Database) -> str:
+    s3 = database.s3
+    return f"s3://{s3.bucket}/{s3.path_prefix}" if s3 is not None else "local backups only"
+
+
+def store_place(database: Database) -> str:
+    """Where that bucket is."""
+    s3 = database.s3
+    if s3 is None:
+        return ""
+    return s3.endpoint.partition("://")[2] if s3.endpoint else s3.region
+
+
+def mode(name: str) -> str:
+    """An encryption mode in a table."""
+    return "not encrypted" if name == "none" else name
+
+
+def standing(status: Status) -> str:
+    """One sentence on whether the database could be brought back now."""
+    if status.state == "no backup":
+        return f"Nothing could be restored: {status.reason.rstrip('.') or 'there is no verified backup'}."
+    age, due = span(status.age), span(status.due)
+    if status.state == "overdue":
+        return f"The last verified backup is {age} old, and should be no older than {due}: {status.reason.rstrip('.')}."
+    if status.state == "failing":
+        return (
+            f"The last verified backup is {age} old and could be restored, but the newest run failed: {status.reason}"
+        )
+    promise = f", and the schedule promises one no older than {due}" if status.due is not None else ""
+    reason = f" {status.reason[:1].upper()}{status.reason[1:]}." if status.reason else ""
+    return f"It could be brought back now: the last verified backup is {age} old{promise}.{reason}"
+
+
+def summary(*, total: int, lost: int) -> str:
+    """The sentence on top of the overview.
+
+    :param lost: of `total`, those that could not be recovered as promised.
+    """
+    if total == 0:
+        return "databases.json has no entries yet."
+    if lost == 0:
+        which = {1: "The one database", 2: "Both databases"}.get(total, f"All {total} databases")
+        return f"{which} could be recovered to the state that {'its' if total == 1 else 'their'} schedule promises."
+    if total == 1:
+        return "The one database could not be recovered to the state that its schedule promises."
+    return f"{lost} of {total} databases could not be recovered to the state that their schedule promises."
+
+
+def filters() -> dict[str, Any]:
+    return {
+        "span": span,
+        "ago": ago,
+        "milliseconds": milliseconds,
+        "size": size,
+        "utc": utc,
+        "machine": machine,
+        "mode": mode,
+        "until": until,
+        "days": days,
+        "target": target,
+        "store_place": store_place,
+        "schedule": schedule,
+        "standing": standing,
+    }

@@ -1,0 +1,160 @@
+"""A live standalone Airflow with a store, databases and two users, and a real browser: one of each for all tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from demo.airflow import PASSWORDS, Airflow
+from demo.databases import write_databases
+from demo.service import stop_all
+from demo.store import Store
+
+ARTIFACTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
+KEY = "0123456789abcdef" * 4
+#: Another name of this machine, only for the browser: plain HTTP, and no "trustworthy origin" as localhost is one.
+OTHER_HOST = "airflow.test"
+
+
+@dataclass(frozen=True)
+class Live:
+    """The running installation."""
+
+    url: str
+    data: Path
+    s3: dict[str, Any]
+    passwords: dict[str, str]
+
+    def replica(self, database_id: str = "shop") -> Path:
+        return self.data / f"{database_id}.db"
+
+    def bucket(self) -> Any:
+        """The bucket, as a client of the test's own sees it."""
+        import boto3
+
+        resource = boto3.resource(
+            "s3",
+            endpoint_url=self.s3["endpoint"],
+            region_name=self.s3["region"],
+            aws_access_key_id=self.s3["accessKeyId"],
+            aws_secret_access_key=self.s3["secretAccessKey"],
+        )
+        return resource.Bucket(self.s3["bucket"])
+
+    def stored(self, database_id: str = "shop") -> set[str]:
+        """The names of the objects of a database."""
+        return {found.key.rpartition("/")[2] for found in self.bucket().objects.filter(Prefix=f"{database_id}/")}
+
+
+@pytest.fixture(scope="session")
+def live(make_replica) -> Iterator[Live]:
+    folder = Path(tempfile.mkdtemp(prefix="duckling-page-"))
+    airflow, store = Airflow(folder / "home", folder / "data"), Store(folder / "store")
+    airflow.data.mkdir()
+    try:
+        where = store.start()
+        entries = [
+            {
+                "id": "shop",
+                "name": "Shop of the tests",
+                "duckdbPath": "data/shop.db",
+                "s3": {**where, "encryption": "client-aes256", "encryptionKey": KEY},
+            },
+            # Nothing listens there, and there is no backup.
+            {
+                "id": "crm",
+                "name": "Customers <b>",
+                "duckdbPath": "data/crm.db",
+                "s3": {**where, "endpoint": "http://127.0.0.1:9", "encryption": "none"},
+            },
+            {"id": "broken", "name": "Broken", "duckdbPath": "data/broken.db", "s3": {**where, "bucket": ""}},
+        ]
+        write_databases(airflow.data, entries)
+        for database_id in ("shop", "crm"):
+            make_replica(airflow.data / f"{database_id}.db")
+        url = airflow.start(AUTO_BACKUP="false", AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer")
+        airflow.wait(url, {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"})
+        passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
+        yield Live(url, airflow.data, where, passwords)
+    finally:
+        # Its runs have ended, and it takes its time.
+        airflow.service.stop(patience=3)
+        stop_all(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("no chromium: `make setup` installs it, or apt-get install chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {OTHER_HOST} 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+def log_in(page: Page, live: Live, user: str, url: str, path: str = "/") -> None:
+    """By Airflow's own form, to land on `path`."""
+    page.goto(f"{url}/auth/login?next={path}")
+    fill_in(page, live, user)
+    page.wait_for_url(f"{url}{path}")
+
+
+def fill_in(page: Page, live: Live, user: str) -> None:
+    page.fill("input[name=username]", user)
+    page.fill("input[name=password]", live.passwords[user])
+    page.click("button[type=submit]")
+
+
+@pytest.fixture(scope="session")
+def logins() -> dict[tuple[str, str], Any]:
+    """Cookies by user and URL: each logs in once."""
+    return {}
+
+
+@pytest.fixture
+def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
+    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: logged in, in its own context."""
+    contexts: list[BrowserContext] = []
+
+    def visit(path: str, user: str = "admin", theme: str = "light", host: str | None = None, **options: Any) -> Page:
+        url = live.url if host is None else live.url.replace("localhost", host)
+        if (user, url) not in logins:
+            context = browser.new_context()
+            log_in(context.new_page(), live, user, url)
+            logins[user, url] = context.storage_state()
+            context.close()
+        context = browser.new_context(
+            viewport={"width": 1280, "height": 800}, storage_state=logins[user, url], **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+        page.goto(f"{url}{path}")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def shoot() -> Callable[[Page, str], None]:
+    """``shoot(page, name)``: keep a screenshot among the artifacts."""
+
+    def shoot(page: Page, name: str, *, full: bool = False) -> None:
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=full)
+
+    return shoot
