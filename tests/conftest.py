@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,13 @@ _OTHER_SETTINGS = frozenset(
         "SYNC_INTERVAL_MINUTES",
     }
 )
+
+
+def pytest_configure() -> None:
+    # Who starts the tests in a shell's background has Ctrl-C ignored, and children would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # ---- S3 servers --------------------------------------------------------------------------------------------
 

@@ -334,10 +334,14 @@ class _Run:
         with contextlib.ExitStack() as stack:
             while True:
                 if not replica.exists():
-                    raise ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
+                    raise _gone(replica)
                 try:
                     connection = stack.enter_context(_opened(replica, read_only=read_only))
                     break
+                except ReplicaError:
+                    if not replica.exists():
+                        raise _gone(replica) from None
+                    raise
                 except BusyError as error:
                     if time.monotonic() >= deadline:
                         raise
@@ -605,6 +609,10 @@ def _opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnecti
     with connection:
         connection.execute("SET enable_progress_bar = false")
         yield connection
+
+
+def _gone(replica: Path) -> ReplicaError:
+    return ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
 
 
 def _sync_file(path: Path) -> None:

@@ -445,7 +445,7 @@ def test_after_each_kill_it_goes_on_where_it_was(mirror, by_gtid):
                     cursor.execute(
                         dice.choice([
                             f"INSERT INTO k (a, b) VALUES ({a}, 'x'), ({a}, NULL)",
-                            f"UPDATE k SET a = a + 1, id = id + 1000000 WHERE a = {a} AND id < 1000000 LIMIT 3",
+                            f"UPDATE k SET a = a + 1, id = -id WHERE a = {a} AND id > 0 LIMIT 3",
                             f"DELETE FROM k WHERE a = {a} LIMIT 2",
                             f"INSERT INTO d VALUES ({a % 7}, 1), ({a % 7}, 1)",
                             f"UPDATE d SET b = b + 1 WHERE a = {a % 7} LIMIT 1",
