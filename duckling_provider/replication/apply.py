@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duckling_provider.core.errors import DucklingError
 from duckling_provider.replication import ddl
@@ -22,6 +22,7 @@ from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.names import fold, quote
 from duckling_provider.replication.pending import VIEWS, Pending
+from duckling_provider.replication.references import Children, Reference, altered, changes_references
 from duckling_provider.replication.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 from duckling_provider.replication.tokens import NotUnderstoodError
 
@@ -57,6 +58,8 @@ class Applier:
     :param database: the mirrored database, for names in DDL.
     :param wanted: whether a table of this name is mirrored, for those that come into being.
     :param max_seconds: a batch is committed at the first end of a transaction after that long.
+    :param references: the foreign keys that MySQL has.
+    :param read_references: asked for those that it has now when they have changed.
     :param catalog: the name under which the replica is attached; the connection's own database when omitted.
     """
 
@@ -71,10 +74,17 @@ class Applier:
         max_seconds: float = 1.0,
         max_bytes: int = 64 << 20,
         catalog: str | None = None,
+        references: Iterable[Reference] = (),
+        read_references: Callable[[], Iterable[Reference]] | None = None,
     ) -> None:
         self._connection, self._ledger, self._database = connection, ledger, database
         self._prefix = (f"{quote(catalog)}." if catalog else "") + "main."
-        self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=wanted or (lambda _: True))
+        self._wanted = wanted or (lambda _: True)
+        self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=self._wanted)
+        self._read_references = read_references or (lambda: references)
+        self._children = Children(connection, self._prefix, references)
+        #: Keys of parents' rows that are gone, by foreign key, until that is done to the children's rows.
+        self._gone: dict[Reference, list[tuple[Any, ...]]] = {}
         self._max_changes, self._max_seconds, self._max_bytes = max_changes, max_seconds, max_bytes
         self._states = ledger.tables()
         self._starts = _starts(self._states)
@@ -162,6 +172,8 @@ class Applier:
 
     def _change(self, change: RowChange) -> None:
         self._open = True
+        if self._children.by_parent and not self._is_of_parents(change):
+            return
         if self._starts and change.table in self._starts and self._is_before(self._starts[change.table]):
             return
         pending = self._pending.get(change.table)
@@ -179,6 +191,45 @@ class Applier:
         # The ends of transactions are waited for with half of what may be kept.
         if self._changes >= 2 * self._max_changes or self._size >= 2 * self._max_bytes:
             self._part()
+
+    def _is_of_parents(self, change: RowChange) -> bool:
+        """Note what foreign keys make of `change` in other tables; whether the change itself is of interest."""
+        if self._gone and change.after is not None and any(change.table == gone.child for gone in self._gone):
+            # A row that comes later must not go with those before. Deletions need no order among themselves.
+            self._part()
+        if change.before is not None and not change.unchecked:
+            for reference in self._children.by_parent.get(change.table, ()):
+                self._follow_reference(reference, change)
+        return self._wanted(change.table)
+
+    def _follow_reference(self, reference: Reference, change: RowChange) -> None:
+        if not (reference.on_delete if change.after is None else reference.on_update):
+            return
+        names = [name.lower() for name in change.columns]
+        places = [names.index(name.lower()) for name in reference.parent_columns if name.lower() in names]
+        key = None
+        if len(places) == len(reference.parent_columns) and change.before is not None:
+            key = tuple(change.before[place] for place in places)
+            if None in key or (change.after is not None and key == tuple(change.after[place] for place in places)):
+                return
+        child = reference.child
+        state = self._states.get(child)
+        is_here = state is not None and state.state == "ok" and self._pending.get(child, state) is not None
+        if is_here and state is not None and not (child in self._starts and self._is_before(self._starts[child])):
+            if change.after is None and key is not None and self._children.is_comparable(reference, state):
+                self._gone.setdefault(reference, []).append(key)
+                self._changes += 1
+                return
+            self._mark_unseen({child})
+        # Which of its rows went, and so which rows of its own children, can't be seen here.
+        self._mark_unseen(self._children.descendants(child))
+
+    def _mark_unseen(self, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            state = self._states.get(name)
+            starts_later = name in self._starts and self._is_before(self._starts[name])
+            if state is not None and state.state == "ok" and not starts_later:
+                self._mark(name, "a foreign key changed rows of it, which the binlog does not tell")
 
     def _part(self) -> None:
         """Too much to keep: write it, uncommitted."""
@@ -263,7 +314,8 @@ class Applier:
             self._commit(Commit(change.position, change.timestamp))
             self.flush()
             return
-        notes: dict[str, str] = {}
+        has_other_keys = changes_references(change.statement)
+        notes = dict(self._notes_of_references(change)) if has_other_keys else {}
         marked = {name for name, state in self._states.items() if state.state == "recopy"}
         while True:
             failed = self._try_steps(steps, change.position, notes)
@@ -272,11 +324,22 @@ class Applier:
             if failed[0] in notes:
                 raise DucklingError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
             notes[failed[0]] = failed[1]
+        if has_other_keys or any(isinstance(step, ddl.RenameTable) for step in steps):
+            self._children = Children(self._connection, self._prefix, self._read_references())
         self.applied.schema_changes += bool(steps)
         self.applied.marked |= {
             name: state.note for name, state in self._states.items() if state.state == "recopy" and name not in marked
         }
         self.applied.position, self.applied.timestamp = change.position, change.timestamp
+
+    def _notes_of_references(self, change: SchemaChange) -> Iterable[tuple[str, str]]:
+        """A table that gets or loses a foreign key: what that key did before, or did not do yet, is not known here."""
+        name = altered(change.statement)
+        state = self._states.get(name) if name else None
+        if name is None or state is None or state.state != "ok":
+            return
+        if state.start is None or not _is_up_to(change.position, state.start):
+            yield name, "its foreign keys changed"
 
     def _try_steps(self, steps: list[ddl.Step], position: Position, notes: dict[str, str]) -> tuple[str, str] | None:
         """Follow all steps and commit; or roll back and say which table failed and why.
@@ -296,9 +359,11 @@ class Applier:
                 start = state.start if state else None
                 if current in notes and not isinstance(step, ddl.DropTable):
                     continue
-                if start is not None and start.server == position.server and position.order <= start.order:
+                if start is not None and _is_up_to(position, start):
                     continue
                 self._follower.do(step, self._states)
+                if isinstance(step, ddl.RenameTable):
+                    self._renamed(step)
                 if isinstance(step, ddl.Unclear):
                     log.warning("%s needs a new copy: %s", step.name, step.note)
             if steps:
@@ -315,6 +380,15 @@ class Applier:
             return current, f"DuckDB could not follow: {str(error).splitlines()[0]}"
         self._reset()
         return None
+
+    def _renamed(self, step: ddl.RenameTable) -> None:
+        """Foreign keys are known by the names that tables have now, and there were changes under the old ones."""
+        names = {step.name, step.new}
+        known = {child for parent in names for child in self._children.descendants(parent)}
+        known |= names & {reference.child for group in self._children.by_parent.values() for reference in group}
+        for name in known:
+            if name in self._states and self._states[name].state == "ok":
+                self._follower.mark(name, f"{step.name}, of its foreign keys, was renamed", self._states)
 
     # ---- writing ----
 
@@ -366,6 +440,12 @@ class Applier:
             if zeros:
                 self._ledger.count({(name, ZERO_DATES): zeros})
             pending.clear()
+        for reference, keys in self._gone.items():
+            if self._pending.get(reference.child, keys) is not None:
+                self._ensure_begun()
+                self._writing = reference.child
+                self._mark_unseen(self._children.delete(reference, keys, self._states))
+        self._gone.clear()
         self._writing = ""
         self._changes = self._size = 0
 
@@ -387,6 +467,7 @@ class Applier:
 
     def _reset(self) -> None:
         self._pending.clear()
+        self._gone.clear()
         self._to_mark.clear()
         self._changes = self._uncommitted = self._size = 0
         self._begun = self._open = False
@@ -396,6 +477,10 @@ class Applier:
 
 def _starts(states: dict[str, TableState]) -> dict[str, Position]:
     return {name: state.start for name, state in states.items() if state.start is not None and state.state == "ok"}
+
+
+def _is_up_to(position: Position, start: Position) -> bool:
+    return start.server == position.server and position.order <= start.order
 
 
 def _described(step: ddl.Step) -> str:

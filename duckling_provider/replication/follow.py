@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from duckling_provider.replication import ddl, types
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.names import quote
+from duckling_provider.replication.names import fold, quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -91,6 +91,7 @@ class Follower:
                 raise NotFollowedError(step.name, f"made like {step.like}, whose shape is not known here")
             table = replace(like.table, name=step.name)
         columns = ", ".join(f"{quote(column.name)} {types.duck_type(column)}" for column in table.columns)
+        self._refuse_a_twin(table.name, states)
         # What is there is from before: MySQL had no table of that name.
         self._run(f"CREATE OR REPLACE TABLE {self._name(table.name)} ({columns})")
         self._save(TableState(table, rows=0), states)
@@ -109,11 +110,17 @@ class Follower:
             self._drop(step.name, states)
             self.mark(step.new, f"renamed from {step.name}, which was not mirrored", states)
             return
+        self._refuse_a_twin(step.new, {name: known for name, known in states.items() if name != step.name})
         self._run(f"DROP TABLE IF EXISTS {self._name(step.new)}")
         self._run(f"ALTER TABLE {self._name(step.name)} RENAME TO {quote(step.new)}")
         self._ledger.forget_table(step.name)
         del states[step.name]
         self._save(replace(state, table=replace(state.table, name=step.new)), states)
+
+    def _refuse_a_twin(self, name: str, states: dict[str, TableState]) -> None:
+        twins = [other for other in states if other != name and fold(other) == fold(name)]
+        if twins:
+            raise NotFollowedError(name, f"DuckDB takes {twins[0]} and {name} for the same name")
 
     # ---- columns ----
 

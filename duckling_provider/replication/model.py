@@ -78,6 +78,8 @@ class RowChange:
     """One row event's row: `before` and `after` hold values in the order of `columns`, as `stream` decoded them.
 
     An insert has no `before`, a deletion no `after`.
+
+    :param unchecked: made with ``foreign_key_checks`` off: rows of other tables did not go with it.
     """
 
     kind: Literal["insert", "update", "delete"]
@@ -85,6 +87,7 @@ class RowChange:
     columns: tuple[str, ...]
     before: tuple[Any, ...] | None
     after: tuple[Any, ...] | None
+    unchecked: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _LARGE = frozenset(
 )
 
 #: Names under which arrow tables are handed to DuckDB.
-VIEWS = _KEYS, _ROWS = "_duckling_keys", "_duckling_rows"
+VIEWS = KEYS, _ROWS = "_duckling_keys", "_duckling_rows"
 
 
 class Pending:
@@ -100,7 +100,7 @@ class _Keyed(Pending):
         # Zero dates are NULL here, and NULL equals nothing.
         same = " AND ".join(
             f"t.{quote(column.name)} {'IS NOT DISTINCT FROM' if column.data_type in _DATES else '='} "
-            f"{_value(column, place)}"
+            f"{value_of(column, place)}"
             for place, column in enumerate(self._key)
         )
         zeros = 0
@@ -108,8 +108,8 @@ class _Keyed(Pending):
         if rows:
             values = list(zip(*rows, strict=True))
             inserted, zeros = _arrow(table, self._table, [values[place] for place in self._where])
-        with _registered(connection, _KEYS, keys):
-            connection.execute(f"DELETE FROM {table} AS t USING {_KEYS} AS c WHERE {same}")
+        with registered(connection, KEYS, keys):
+            connection.execute(f"DELETE FROM {table} AS t USING {KEYS} AS c WHERE {same}")
         if inserted is not None:
             _insert(connection, table, self._table, inserted)
         return zeros
@@ -157,20 +157,20 @@ class _Keyless(Pending):
         names = [quote(column.name) for column in self._table]
         gone = {row: -count for row, count in self._net.items() if count < 0}
         come = [row for row, count in self._net.items() for _ in range(count)]
-        new = _arrow_decoded(table, self._table, list(zip(*come, strict=True))) if come else None
+        new = arrow_decoded(table, self._table, list(zip(*come, strict=True))) if come else None
         if gone:
-            old = _arrow_decoded(table, self._table, list(zip(*gone, strict=True)))
+            old = arrow_decoded(table, self._table, list(zip(*gone, strict=True)))
             old = old.append_column("n", pa.array(gone.values(), pa.int64()))
             old = old.append_column("i", pa.array(range(len(gone)), pa.int64()))
             same = " AND ".join(
-                f"t.{name} IS NOT DISTINCT FROM {_value(column, place)}"
+                f"t.{name} IS NOT DISTINCT FROM {value_of(column, place)}"
                 for place, (name, column) in enumerate(zip(names, self._table, strict=True))
             )
-            with _registered(connection, _KEYS, old):
+            with registered(connection, KEYS, old):
                 # Of equal rows exactly as many as are gone.
                 found = connection.execute(
                     f"DELETE FROM {table} WHERE rowid IN (SELECT r FROM (SELECT t.rowid AS r, c.n AS n, "
-                    f"row_number() OVER (PARTITION BY c.i) AS k FROM {table} AS t JOIN {_KEYS} AS c ON {same}) "
+                    f"row_number() OVER (PARTITION BY c.i) AS k FROM {table} AS t JOIN {KEYS} AS c ON {same}) "
                     "WHERE k <= n)"
                 ).fetchone()
             missing = sum(gone.values()) - int(found[0] if found else 0)
@@ -202,10 +202,10 @@ def _arrow(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.
             decoded.append([decode(value) for value in lane])
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             raise NotFollowedError(table, f"a value of {column.name} can't be read: {error}") from error
-    return _arrow_decoded(table, columns, decoded), zeros
+    return arrow_decoded(table, columns, decoded), zeros
 
 
-def _arrow_decoded(table: str, columns: Iterable[Column], lanes: list[Any]) -> pa.Table:
+def arrow_decoded(table: str, columns: Iterable[Column], lanes: list[Any]) -> pa.Table:
     import pyarrow as pa
 
     arrays = []
@@ -217,19 +217,19 @@ def _arrow_decoded(table: str, columns: Iterable[Column], lanes: list[Any]) -> p
     return pa.table(arrays, names=[f"c{place}" for place in range(len(arrays))])
 
 
-def _value(column: Column, place: int) -> str:
+def value_of(column: Column, place: int) -> str:
     # The alias keeps clear of the table's own columns, which may be called the same.
     return types.from_change(column, f"c{place}").replace(quote(f"c{place}"), f"c.{quote(f'c{place}')}")
 
 
 def _insert(connection: DuckDBPyConnection, table: str, columns: tuple[Column, ...], rows: pa.Table) -> None:
     names = ", ".join(quote(column.name) for column in columns)
-    values = ", ".join(_value(column, place) for place, column in enumerate(columns))
-    with _registered(connection, _ROWS, rows):
+    values = ", ".join(value_of(column, place) for place, column in enumerate(columns))
+    with registered(connection, _ROWS, rows):
         connection.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM {_ROWS} AS c")
 
 
-class _registered:  # noqa: N801 - reads as what it is in a with statement
+class registered:  # noqa: N801 - reads as what it is in a with statement
     """An arrow table under a name that statements can use."""
 
     def __init__(self, connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -21,6 +21,8 @@ _INSERTS, _UPDATES, _DELETES = {23, 30, 166, 169}, {24, 31, 167, 170}, {25, 32, 
 _ROWS = _INSERTS | _UPDATES | _DELETES
 _ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
 _PARTIAL_UPDATE = 39
+#: A flag of row events.
+_NO_FOREIGN_KEY_CHECKS = 2
 
 # Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
 _STANDALONE, _GROUP_COMMIT, _XA = 1, 2, 64 | 128
@@ -192,6 +194,7 @@ class BinlogStream:
         if raw.kind in _ROWS_V2:
             at += int.from_bytes(body[8:10], "little")
         name, columns = table.name, table.columns
+        unchecked = bool(int.from_bytes(body[6:8], "little") & _NO_FOREIGN_KEY_CHECKS)
         try:
             if raw.kind in _ROWS_COMPRESSED:
                 # Number of columns and bitmaps stay in the clear.
@@ -200,13 +203,13 @@ class BinlogStream:
                 body = body[: at + head] + dump.uncompress(body, at + head)
             if raw.kind in _UPDATES:
                 for before, after in read_rows(body, at, table, images=2):
-                    yield RowChange("update", name, columns, before, after)
+                    yield RowChange("update", name, columns, before, after, unchecked)
             elif raw.kind in _INSERTS:
                 for (row,) in read_rows(body, at, table, images=1):
-                    yield RowChange("insert", name, columns, None, row)
+                    yield RowChange("insert", name, columns, None, row, unchecked)
             else:
                 for (row,) in read_rows(body, at, table, images=1):
-                    yield RowChange("delete", name, columns, row, None)
+                    yield RowChange("delete", name, columns, row, None, unchecked)
         except (UndecodableError, UnicodeDecodeError) as error:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
         except (IndexError, ValueError) as error:

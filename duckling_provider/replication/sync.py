@@ -32,6 +32,7 @@ from duckling_provider.replication.ledger import Ledger, TableState, adopt, owne
 from duckling_provider.replication.model import Commit, Position, SchemaChange, Table
 from duckling_provider.replication.names import literal, quote
 from duckling_provider.replication.preflight import preflight
+from duckling_provider.replication.references import Reference, read_references
 from duckling_provider.replication.report import Report
 from duckling_provider.replication.schema import read_tables
 from duckling_provider.replication.source import Source, connect, current_position, is_available, server_of
@@ -212,6 +213,7 @@ class _Run:
         self.source = _source_of(database)
         self.done = Synced()
         self._position: Position | None = None
+        self._references: list[Reference] = []
 
     # ---- a file to write ----
 
@@ -334,10 +336,14 @@ class _Run:
         with contextlib.ExitStack() as stack:
             while True:
                 if not replica.exists():
-                    raise ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
+                    raise _gone(replica)
                 try:
                     connection = stack.enter_context(_opened(replica, read_only=read_only))
                     break
+                except ReplicaError:
+                    if not replica.exists():
+                        raise _gone(replica) from None
+                    raise
                 except BusyError as error:
                     if time.monotonic() >= deadline:
                         raise
@@ -537,10 +543,37 @@ class _Run:
                 self._count(applier)
 
     def _applier(self, connection: DuckDBPyConnection, ledger: Ledger) -> Applier:
-        return Applier(connection, ledger, database=self.source.database, wanted=self.database.mirrors)
+        return Applier(
+            connection,
+            ledger,
+            database=self.source.database,
+            wanted=self.database.mirrors,
+            references=self._references,
+            read_references=self._read_references,
+        )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
-        return BinlogStream(self.source, position, wanted=self.database.mirrors, follow=follow)
+        self._read_references()
+        return BinlogStream(self.source, position, wanted=self._is_of_interest, follow=follow)
+
+    def _is_of_interest(self, name: str) -> bool:
+        """Whether a change of that table may change a mirrored one."""
+        return self.database.mirrors(name) or any(name == reference.parent for reference in self._references)
+
+    def _read_references(self) -> list[Reference]:
+        with contextlib.closing(connect(self.source)) as connection:
+            references = read_references(connection, self.source.database)
+        for reference in references:
+            if reference.schema and reference not in self._references and self.database.mirrors(reference.child):
+                log.warning(
+                    "%s: rows of %s go or change with those of %s.%s, which is not followed; validate now and then",
+                    self.database.id,
+                    reference.child,
+                    reference.schema,
+                    reference.parent,
+                )
+        self._references = references
+        return references
 
     def _count(self, applier: Applier) -> None:
         applied, done = applier.applied, self.done
@@ -605,6 +638,10 @@ def _opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnecti
     with connection:
         connection.execute("SET enable_progress_bar = false")
         yield connection
+
+
+def _gone(replica: Path) -> ReplicaError:
+    return ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
 
 
 def _sync_file(path: Path) -> None:

@@ -32,6 +32,19 @@ from duckling_provider.replication.sync import sync
 sync(config.load().database("production"), seconds=float(sys.argv[1]) if len(sys.argv) > 1 else None, wait=60)
 """
 
+#: While there are changes, only somebody who waits makes it close the file; it says when it begins to follow.
+_LONG_STRETCH = """
+from duckling_provider.replication import stream, sync as module
+module._STRETCH_SECONDS = 600
+stream._SKIPS_BETWEEN_PAUSES = 10**9
+stretch = module._Run._stretch
+def told(run, gathered, events, deadline):
+    if deadline is not None:
+        print("stretch", flush=True)
+    return stretch(run, gathered, events, deadline)
+module._Run._stretch = told
+"""
+
 
 @pytest.fixture
 def site(installation, mariadb, database):
@@ -73,6 +86,29 @@ def purge(server, name):
         # The server notices that a reader is gone when it sends it something.
         server.execute("UPDATE t SET id = id + 1 ORDER BY id DESC", name)
         time.sleep(0.2)
+
+
+def until(claim):
+    deadline = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def follows(entry, query, value):
+    """Whether the replica has that by now; it can't be read while it is being written."""
+    with contextlib.suppress(duckdb.IOException):
+        return rows(entry, query) == [(value,)]
+    return False
+
+
+def is_open(entry):
+    """Whether a process writes the replica just now."""
+    try:
+        rows(entry, "SELECT 1")
+    except duckdb.IOException:
+        return True
+    return False
 
 
 def is_equal(entry):
@@ -159,18 +195,17 @@ def test_a_snapshot_gets_its_turn_while_a_sync_follows_busy_changes(site, mariad
                 cursor.execute("UPDATE orders SET total = RAND() * 100 WHERE id = %s", (random.randint(1, 1000),))
 
     writer = threading.Thread(target=write)
-    follower = subprocess.Popen([sys.executable, "-c", _SYNC, "120"])
+    follower = subprocess.Popen([sys.executable, "-c", _LONG_STRETCH + _SYNC, "600"], stdout=subprocess.PIPE)
     writer.start()
     try:
-        time.sleep(4)
-        began = time.monotonic()
-        snapshot = take_snapshot(entry, wait=30)
-        # A stretch of the sync lasts ten seconds when nobody waits; whether it ends then or waits is its own matter.
-        assert time.monotonic() - began < 10
+        assert follower.stdout.readline() == b"stretch\n"
+        until(lambda: is_open(entry))
+        snapshot = take_snapshot(entry, wait=60)
     finally:
         stop.set()
         writer.join()
         follower.kill()
+        follower.communicate()
     with duckdb.connect(str(snapshot.path), read_only=True) as connection:
         assert Ledger.open(connection).position() is not None
     sync(entry)
@@ -378,10 +413,12 @@ def test_a_replica_that_vanishes_meanwhile_is_not_replaced_by_an_empty_file(site
     orders(site)
     entry = site()
     sync(entry)
-    follower = subprocess.Popen([sys.executable, "-c", _SYNC, "30"], stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
-    entry.replica.unlink()
+    follower = subprocess.Popen([sys.executable, "-c", _SYNC, "300"], stderr=subprocess.PIPE, text=True)
+    # Once it has applied this, it follows.
     site.run("UPDATE orders SET total = -10")
+    until(lambda: follows(entry, "SELECT max(total) FROM orders", -10))
+    entry.replica.unlink()
+    site.run("UPDATE orders SET total = -11")
     assert "it is gone" in follower.communicate(timeout=60)[1]
     assert not entry.replica.exists()
     assert sorted(sync(entry).copied) == ["log", "orders"]

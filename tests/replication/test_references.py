@@ -1,0 +1,228 @@
+"""Rows that foreign keys delete or change are in no binlog: the replica is equal to MySQL all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import duckdb
+import pytest
+
+from duckling_provider.replication.references import Reference, altered, parse_references, read_references
+from duckling_provider.replication.source import connect
+from duckling_provider.replication.sync import sync, validate_replica
+
+pytestmark = pytest.mark.mysql
+
+
+@pytest.fixture
+def shop(installation, mariadb, database):
+    class Shop:
+        def write(self, **fields):
+            installation.write(installation.entry(mysqlConnectionString=mariadb.url(database), **fields))
+            return installation.database()
+
+        def run(self, *statements):
+            mariadb.execute(list(statements), database)
+
+        def follow(self):
+            """What was copied again; the replica is equal to MySQL then."""
+            done = sync(self.entry)
+            report = validate_replica(self.entry)
+            assert report.equal, report.as_json()
+            return set(done.copied)
+
+    made = Shop()
+    made.entry = made.write()
+    return made
+
+
+def family(key="INT", on="ON DELETE CASCADE", child_key="id INT PRIMARY KEY"):
+    return (
+        f"CREATE TABLE parent (id {key} PRIMARY KEY, v INT)",
+        f"CREATE TABLE child ({child_key}, p {key}, FOREIGN KEY (p) REFERENCES parent (id) {on})",
+    )
+
+
+def people(shop, *options, **more):
+    shop.run(
+        *family(*options, **more),
+        "INSERT INTO parent VALUES (1, 0), (2, 0), (3, 0), (4, 0)",
+        "INSERT INTO child (id, p) VALUES (1, 1), (2, 1), (3, 2), (4, NULL), (5, 4)",
+    )
+    assert shop.follow() == {"parent", "child"}
+
+
+@pytest.mark.parametrize("child_key", ["id INT PRIMARY KEY", "id INT"])
+@pytest.mark.parametrize("key", ["INT", "BIGINT UNSIGNED", "CHAR(36)", "VARCHAR(20) COLLATE utf8mb4_bin"])
+def test_children_go_with_their_parents_without_a_new_copy(shop, key, child_key):
+    people(shop, key, child_key=child_key)
+    shop.run(
+        "DELETE FROM parent WHERE id = 3",
+        "START TRANSACTION",
+        "INSERT INTO child (id, p) VALUES (6, 1)",
+        "DELETE FROM parent WHERE id = 1",
+        "INSERT INTO parent VALUES (1, 9)",
+        "INSERT INTO child (id, p) VALUES (1, 1), (7, 1)",
+        "COMMIT",
+        "UPDATE parent SET v = v + 1",
+        "DELETE FROM parent WHERE id = 2",
+    )
+    assert shop.follow() == set()
+
+
+@pytest.mark.parametrize(
+    "on,statement",
+    [
+        ("ON DELETE SET NULL", "DELETE FROM parent WHERE id = 1"),
+        ("ON UPDATE CASCADE", "UPDATE parent SET id = 10 WHERE id = 1"),
+        ("ON UPDATE SET NULL", "UPDATE parent SET id = 10 WHERE id = 1"),
+    ],
+)
+def test_children_that_are_changed_are_copied_again(shop, on, statement):
+    people(shop, on=on)
+    shop.run(statement)
+    assert shop.follow() == {"child"}
+
+
+def test_parents_without_children_cost_no_new_copy(shop):
+    people(shop, on="ON DELETE SET NULL ON UPDATE CASCADE")
+    shop.run("DELETE FROM parent WHERE id = 3", "UPDATE parent SET v = 3")
+    assert shop.follow() == set()
+
+
+def test_whole_lines_of_descent_go(shop):
+    people(shop)
+    shop.run(
+        "CREATE TABLE grandchild (id INT PRIMARY KEY, c INT, FOREIGN KEY (c) REFERENCES child (id) ON DELETE CASCADE)",
+        "CREATE TABLE tree (id INT PRIMARY KEY, up INT, FOREIGN KEY (up) REFERENCES tree (id) ON DELETE CASCADE)",
+        "INSERT INTO grandchild VALUES (1, 1), (2, 2), (3, 3), (4, 4)",
+        "INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2), (4, 3), (5, NULL), (6, 5)",
+    )
+    shop.follow()
+    shop.run("DELETE FROM parent WHERE id = 1", "DELETE FROM tree WHERE id = 2", "DELETE FROM tree WHERE id = 5")
+    assert shop.follow() == set()
+
+
+def test_deletions_without_checks_take_no_children(shop):
+    people(shop)
+    shop.run("SET foreign_key_checks = 0", "DELETE FROM parent WHERE id = 1")
+    assert shop.follow() == set()
+
+
+def test_a_parent_that_is_not_mirrored_is_heeded_too(shop):
+    shop.entry = shop.write(excludeTables=["parent"])
+    shop.run(*family(), "INSERT INTO parent VALUES (1, 0)", "INSERT INTO child VALUES (1, 1)")
+    assert shop.follow() == {"child"}
+    shop.run("DELETE FROM parent")
+    assert shop.follow() == set()
+
+
+def test_collations_that_leave_a_doubt_lead_to_a_new_copy(shop):
+    people(shop, "VARCHAR(20) COLLATE utf8mb4_unicode_ci")
+    shop.run(
+        "INSERT INTO parent VALUES ('ä', 0)", "INSERT INTO child VALUES (9, 'A')", "DELETE FROM parent WHERE v = 7"
+    )
+    shop.follow()
+    shop.run("DELETE FROM parent WHERE id = 'ä'")
+    assert shop.follow() == {"child"}
+
+
+def test_case_is_heeded_as_mysql_does(shop):
+    people(shop, "VARCHAR(20) COLLATE utf8mb4_general_ci")
+    shop.run("INSERT INTO parent VALUES ('Abc', 0)", "INSERT INTO child VALUES (9, 'aBC'), (10, '2')")
+    shop.follow()
+    shop.run("DELETE FROM parent WHERE id = 'abc'")
+    assert shop.follow() == set()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("DELETE FROM parent WHERE id = 1", "ALTER TABLE child DROP FOREIGN KEY child_ibfk_1"),
+        ("DELETE FROM parent WHERE id = 1", "RENAME TABLE parent TO parents"),
+        ("ALTER TABLE child RENAME TO children", "DELETE FROM parent WHERE id = 1"),
+        (
+            "ALTER TABLE child DROP FOREIGN KEY child_ibfk_1",
+            "DELETE FROM parent WHERE id = 1",
+            "UPDATE child SET p = NULL WHERE p = 1",
+            "ALTER TABLE child ADD FOREIGN KEY (p) REFERENCES parent (id) ON DELETE CASCADE",
+            "DELETE FROM parent WHERE id = 4",
+        ),
+    ],
+    ids=["dropped later", "parent renamed later", "child renamed before", "added later"],
+)
+def test_keys_that_were_others_then_are_no_matter(shop, statements):
+    people(shop)
+    shop.run(*statements)
+    shop.follow()
+
+
+_FOLLOWER = """
+from duckling_provider.core import config
+from duckling_provider.replication import sync
+gather = sync._Run._gather
+def told(run, events, deadline):
+    if deadline is not None:
+        print("follows", flush=True)
+    return gather(run, events, deadline)
+sync._Run._gather = told
+sync.sync(config.load().database("production"), seconds=600, wait=60)
+"""
+
+
+def test_a_key_that_comes_while_a_sync_follows_is_known(shop):
+    people(shop)
+    later = "CREATE TABLE later (id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES parent (id) ON DELETE CASCADE)"
+
+    def is_applied():
+        with contextlib.suppress(duckdb.Error), duckdb.connect(str(shop.entry.replica), read_only=True) as connection:
+            return connection.execute("SELECT count(*) FROM parent WHERE id = 100").fetchall() == [(1,)]
+        return False
+
+    follower = subprocess.Popen([sys.executable, "-c", _FOLLOWER], stdout=subprocess.PIPE)
+    try:
+        assert follower.stdout.readline() == b"follows\n"
+        shop.run(later, "INSERT INTO later VALUES (1, 1)", "DELETE FROM parent WHERE id = 1")
+        shop.run("INSERT INTO parent VALUES (100, 0)")
+        deadline = time.monotonic() + 60
+        while not is_applied():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        follower.kill()
+        follower.communicate()
+    assert shop.follow() == set()
+
+
+def test_foreign_keys_are_read_without_more_rights_than_to_read(mariadb, database, source):
+    mariadb.execute(
+        [
+            "CREATE TABLE `pa``rent` (`a b` INT, c INT, PRIMARY KEY (`a b`, c))",
+            "CREATE TABLE child (x INT, y INT, FOREIGN KEY (x, y) REFERENCES `pa``rent` (`a b`, c) ON UPDATE CASCADE)",
+            "CREATE TABLE strict (x INT, y INT, FOREIGN KEY (x, y) REFERENCES `pa``rent` (`a b`, c))",
+        ],
+        database,
+    )
+    with contextlib.closing(connect(source)) as connection:
+        found = read_references(connection, database)
+    assert found == [Reference("child", ("x", "y"), "", "pa`rent", ("a b", "c"), "", "CASCADE")]
+
+
+def test_other_databases_are_told_apart():
+    line = "  CONSTRAINT `c` FOREIGN KEY (`a`) REFERENCES `other`.`t` (`b`) ON DELETE SET NULL,"
+    assert parse_references("child", line) == [Reference("child", ("a",), "other", "t", ("b",), "SET NULL", "")]
+
+
+@pytest.mark.parametrize(
+    "statement,name",
+    [
+        ("ALTER TABLE child DROP FOREIGN KEY k", "child"),
+        ("/* x */ alter  ignore table if exists `d b`.`ch``ild` ADD FOREIGN KEY (a) REFERENCES p (a)", "ch`ild"),
+        ("CREATE TABLE child (a INT REFERENCES p (a))", None),
+    ],
+)
+def test_the_altered_table_is_found(statement, name):
+    assert altered(statement) == name
