@@ -20,6 +20,7 @@ from demo.store import Store
 
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 KEY = "0123456789abcdef" * 4
+API_KEY = "an-api-key-of-the-tests"
 #: Another name of this machine, only for the browser: plain HTTP, and no "trustworthy origin" as localhost is one.
 OTHER_HOST = "airflow.test"
 
@@ -32,6 +33,7 @@ class Live:
     data: Path
     s3: dict[str, Any]
     passwords: dict[str, str]
+    api_key: str = API_KEY
 
     def replica(self, database_id: str = "shop") -> Path:
         return self.data / f"{database_id}.db"
@@ -80,7 +82,11 @@ def live(make_replica) -> Iterator[Live]:
         write_databases(airflow.data, entries)
         for database_id in ("shop", "crm"):
             make_replica(airflow.data / f"{database_id}.db")
-        url = airflow.start(AUTO_BACKUP="false", AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer")
+        url = airflow.start(
+            AUTO_BACKUP="false",
+            DUCKLING_API_KEY=API_KEY,
+            AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer",
+        )
         airflow.wait(url, {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"})
         passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
         yield Live(url, airflow.data, where, passwords)
