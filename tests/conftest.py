@@ -44,12 +44,6 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
-def pytest_configure() -> None:
-    # Who starts the tests in a shell's background has Ctrl-C ignored, and children would inherit that.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 # ---- S3 servers --------------------------------------------------------------------------------------------
 
 

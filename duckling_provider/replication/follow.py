@@ -7,6 +7,7 @@ value that is there fits.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING
 from duckling_provider.replication import ddl, types
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.names import fold, quote
+from duckling_provider.replication.names import quote, twin
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+log = logging.getLogger(__name__)
 
 _INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint")
 _BYTE_TEXTS = {"tinytext": 255, "text": 65_535, "mediumtext": 16_777_215, "longtext": 4_294_967_295}
@@ -91,14 +94,16 @@ class Follower:
                 raise NotFollowedError(step.name, f"made like {step.like}, whose shape is not known here")
             table = replace(like.table, name=step.name)
         columns = ", ".join(f"{quote(column.name)} {types.duck_type(column)}" for column in table.columns)
-        self._refuse_a_twin(table.name, states)
+        if self._has_twin(table.name, states):
+            return
         # What is there is from before: MySQL had no table of that name.
         self._run(f"CREATE OR REPLACE TABLE {self._name(table.name)} ({columns})")
         self._save(TableState(table, rows=0), states)
 
     def _drop(self, name: str, states: dict[str, TableState]) -> None:
         if states.pop(name, None) is not None:
-            self._run(f"DROP TABLE IF EXISTS {self._name(name)}")
+            if twin(name, states) is None:
+                self._run(f"DROP TABLE IF EXISTS {self._name(name)}")
             self._ledger.forget_table(name)
 
     def _rename(self, step: ddl.RenameTable, states: dict[str, TableState]) -> None:
@@ -110,17 +115,21 @@ class Follower:
             self._drop(step.name, states)
             self.mark(step.new, f"renamed from {step.name}, which was not mirrored", states)
             return
-        self._refuse_a_twin(step.new, {name: known for name, known in states.items() if name != step.name})
+        if self._has_twin(step.new, {name: known for name, known in states.items() if name != step.name}):
+            self._drop(step.name, states)
+            return
         self._run(f"DROP TABLE IF EXISTS {self._name(step.new)}")
         self._run(f"ALTER TABLE {self._name(step.name)} RENAME TO {quote(step.new)}")
         self._ledger.forget_table(step.name)
         del states[step.name]
         self._save(replace(state, table=replace(state.table, name=step.new)), states)
 
-    def _refuse_a_twin(self, name: str, states: dict[str, TableState]) -> None:
-        twins = [other for other in states if other != name and fold(other) == fold(name)]
-        if twins:
-            raise NotFollowedError(name, f"DuckDB takes {twins[0]} and {name} for the same name")
+    def _has_twin(self, name: str, states: dict[str, TableState]) -> bool:
+        """Whether its place is taken. Nothing is noted of it: it is copied when the other one is gone."""
+        other = twin(name, states)
+        if other is not None:
+            log.warning("%s is left out: DuckDB takes %s and %s for the same name", name, other, name)
+        return other is not None
 
     # ---- columns ----
 

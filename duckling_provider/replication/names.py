@@ -31,3 +31,8 @@ def collisions(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in names:
         groups.setdefault(fold(name), []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def twin(name: str, names: Iterable[str]) -> str | None:
+    """Another one of `names` that DuckDB takes for `name`."""
+    return next((other for other in names if other != name and fold(other) == fold(name)), None)

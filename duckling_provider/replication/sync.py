@@ -30,12 +30,12 @@ from duckling_provider.replication.apply import Applier
 from duckling_provider.replication.copy import Copy, copy_tables
 from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
 from duckling_provider.replication.model import Commit, Position, SchemaChange, Table
-from duckling_provider.replication.names import literal, quote
+from duckling_provider.replication.names import literal, quote, twin
 from duckling_provider.replication.preflight import preflight
 from duckling_provider.replication.references import Reference, read_references
 from duckling_provider.replication.report import Report
 from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import Source, connect, current_position, is_available, server_of
+from duckling_provider.replication.source import Source, connect, current_position, is_available, query, server_of
 from duckling_provider.replication.stream import BinlogStream, PositionLostError, StreamEvent
 from duckling_provider.replication.types import report
 from duckling_provider.replication.validate import validate
@@ -214,6 +214,8 @@ class _Run:
         self.done = Synced()
         self._position: Position | None = None
         self._references: list[Reference] = []
+        #: Binlog files that the server had when it lacked what follows the position.
+        self._kept: list[str] = []
 
     # ---- a file to write ----
 
@@ -232,13 +234,16 @@ class _Run:
 
     def _is_available(self) -> bool:
         with contextlib.closing(connect(self.source)) as connection:
-            return self._position is not None and is_available(connection, self._position)
+            if self._position is not None and is_available(connection, self._position):
+                return True
+            self._kept = [str(row[0]) for row in query(connection, "SHOW BINARY LOGS")]
+            return False
 
     def _lost(self) -> PositionLostError:
         return PositionLostError(
-            "the server no longer has what follows it: purged, or begun anew by RESET MASTER",
+            "purged, or begun anew by RESET MASTER",
             position=self._position or Position("", 0),
-            kept=[],
+            kept=self._kept,
             subject=self.source.subject,
         )
 
@@ -599,8 +604,10 @@ def _exchange(connection: DuckDBPyConnection, fresh: Path, names: list[str], gon
         states = Ledger.open(connection, catalog="fresh").tables()
         names = [name for name in names if _is_not_behind(states[name].start, position)]
     connection.begin()
+    known = ledger.tables().keys() - gone
     for name in (*names, *gone):
-        connection.execute(f"DROP TABLE IF EXISTS main.{quote(name)}")
+        if twin(name, known) is None:
+            connection.execute(f"DROP TABLE IF EXISTS main.{quote(name)}")
         ledger.forget_table(name)
     for name in names:
         connection.execute(f"CREATE TABLE main.{quote(name)} AS FROM fresh.main.{quote(name)}")

@@ -236,6 +236,7 @@ def test_a_purged_position_fails_or_copies_anew_as_the_entry_says(site, new_serv
         with pytest.raises(PositionLostError) as caught:
             sync(entry)
         assert "onPositionLost" in str(caught.value)
+        assert f"the server has {server.execute('SHOW BINARY LOGS')[0][0]} to " in str(caught.value)
         entry = _entry_for(site, server.url(name), onPositionLost="resync")
         assert sync(entry).copied == ("t",)
         is_equal(entry)
