@@ -39,8 +39,8 @@ _DATABASES = (
 
 
 def _token() -> str:
-    """No character that means something to Compose, to a shell or in a URL."""
-    return secrets.token_hex(24)
+    """No character that means something to Compose, to a shell or in a URL; as long as signing by SHA-512 wants it."""
+    return secrets.token_hex(32)
 
 
 def _fernet_key() -> str:

@@ -128,6 +128,7 @@ def test_a_worker_killed_in_the_middle_of_an_upload_is_waited_for_and_the_upload
     for process in processes:
         os.kill(process, signal.SIGKILL)
     proxy.choose = lambda _: None
+    sofar = len(proxy.requests)
     deadline = time.monotonic() + 120
     while (task := cluster.tasks(dag_id, run_id)["upload"])["state"] != "queued":
         assert time.monotonic() < deadline, task
@@ -136,7 +137,7 @@ def test_a_worker_killed_in_the_middle_of_an_upload_is_waited_for_and_the_upload
     time.sleep(10)
     waiting = cluster.tasks(dag_id, run_id)["upload"]
     assert (waiting["state"], waiting["queue"], waiting["try_number"]) == ("queued", "host-a", 2)
-    assert not [request for request in proxy.requests if request not in before]
+    assert len(proxy.requests) == sofar
 
     cluster.start("worker-host-a")
     tasks = cluster.finish(dag_id, run_id)
@@ -144,7 +145,7 @@ def test_a_worker_killed_in_the_middle_of_an_upload_is_waited_for_and_the_upload
     assert {name: task["try_number"] for name, task in tasks.items()} == {
         "snapshot": 1, "upload": 2, "verify": 1, "cleanup": 1,
     }  # fmt: skip
-    after = [request for request in proxy.requests if request.operation == "part" and request not in before]
+    after = [request for request in proxy.requests[sofar:] if request.operation == "part"]
     assert min(request.part for request in after) == 4, "what the store has is not sent again"
     whole = sum(len(request.sent) for request in [*before[:3], *after])
     assert whole == size + 16, "the whole ciphertext, each byte once"
