@@ -32,7 +32,7 @@ from duckling_provider.page.render import STATIC, Urls, page
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
-_SECONDS = Scale((1.0, 60.0, 3600.0), wording.span)
+_SECONDS = Scale((1.0, 60.0, 3600.0), wording.took)
 _ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "delete")
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)

@@ -27,7 +27,7 @@ def span(seconds: float | None) -> str:
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
     whole = int(seconds)
-    if whole < 120:
+    if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min"
@@ -44,8 +44,16 @@ def ago(moment: datetime, now: datetime) -> str:
     return "just now" if seconds < 10 else f"{span(seconds)} ago"
 
 
+def took(seconds: float | None) -> str:
+    """How long something took: as `span`, and within the hour to the second."""
+    if seconds is None or not 60 <= seconds < 3600:
+        return span(seconds)
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+
+
 def milliseconds(count: float | None) -> str:
-    return "" if count is None else span(count / 1000)
+    return "" if count is None else took(count / 1000)
 
 
 def size(count: float | None) -> str:
@@ -133,6 +141,7 @@ def summary(*, total: int, lost: int) -> str:
 def filters() -> dict[str, Any]:
     return {
         "span": span,
+        "took": took,
         "ago": ago,
         "milliseconds": milliseconds,
         "size": size,

@@ -26,8 +26,8 @@ BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
         (None, ""),
         (-1, "0.0 s"),
         (3.25, "3.2 s"),
-        (119, "119 s"),
-        (120, "2 min"),
+        (59, "59 s"),
+        (119, "1 min"),
         (3599, "59 min"),
         (3600, "1 h"),
         (11_400, "3 h 10 min"),
@@ -38,6 +38,13 @@ BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
 )
 def test_spans_are_told_in_two_units_at_the_most(seconds, told):
     assert wording.span(seconds) == told
+
+
+@pytest.mark.parametrize(
+    "seconds,told", [(None, ""), (3.25, "3.2 s"), (119, "1 min 59 s"), (120, "2 min"), (3600, "1 h")]
+)
+def test_durations_are_told_to_the_second_within_the_hour(seconds, told):
+    assert wording.took(seconds) == told
 
 
 @pytest.mark.parametrize(
