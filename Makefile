@@ -1,6 +1,8 @@
 # Every target sets up what it needs; `make` alone lists them. VENV=… puts the virtual environment elsewhere.
 
 VENV ?= .venv
+# Of the tests. They wait a good deal: two keep two cores busy. WORKERS=0 runs them in one process, to be debugged.
+WORKERS ?= 2
 PYTHON_BIN := $(VENV)/bin/python
 export VENV
 
@@ -36,7 +38,7 @@ types: setup ## mypy, strict on the package
 	@$(PYTHON_BIN) -m mypy
 
 unit: setup ## only the tests; make unit ARGS="-k restore"
-	@$(PYTHON_BIN) -m pytest $(ARGS)
+	@$(PYTHON_BIN) -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)

@@ -44,6 +44,16 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stays together when several processes share the tests: a file, whose fixtures are made once; and everything
+    that needs the live Airflow, which there shall be one of.
+    """
+    for item in items:
+        together = "live" if "live" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 # ---- S3 servers --------------------------------------------------------------------------------------------
 
 
