@@ -120,7 +120,11 @@ def test_the_environment_says_when_a_sync_runs(
         monkeypatch.setenv(name, value)
     installation.write(installation.entry("shop"))
     dag = parse_dags().dags["duckling_sync__shop"]
-    assert (dag.schedule, dag.is_paused_upon_creation, dag.max_active_runs) == (schedule, paused, 1)
+    assert (getattr(dag.schedule, "interval", dag.schedule), dag.is_paused_upon_creation, dag.max_active_runs) == (
+        schedule,
+        paused,
+        1,
+    )
     # Continuous runs end by themselves, too.
     assert dag.get_task("sync").follow_seconds == seconds
 

@@ -116,13 +116,15 @@ def _private_server(*options: str) -> Iterator[MariaDb]:
         data, log, sock, port = home / "data", home / "log", home / "sock", _free_port()
         as_root = ["--user=root"] if os.geteuid() == 0 else []
         install = [_program("mariadb-install-db", "mysql_install_db"), "--no-defaults", f"--datadir={data}", *as_root]
+        install += [f"--tmpdir={home}"]
         install += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+        # Servers that share /tmp sometimes take each other's temporary tables for their own; so do their installers.
+        environ = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(install, capture_output=True, text=True, timeout=START_SECONDS, check=False, env=environ)
         if done.returncode:
             pytest.fail(f"mariadb-install-db failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
         command = [_program("mariadbd", "mysqld"), "--no-defaults", f"--datadir={data}", *as_root]
         command += [f"--socket={sock}", f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={home / 'pid'}"]
-        # Servers that share /tmp sometimes take each other's temporary tables for their own.
         command += [f"--tmpdir={home}"]
         command += ["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--sync-binlog=0"]
         command += ["--log-bin=mysql-bin", "--binlog-format=ROW", "--binlog-row-image=FULL", "--server-id=4711"]

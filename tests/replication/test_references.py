@@ -55,8 +55,15 @@ def people(shop, *options, **more):
     assert shop.follow() == {"parent", "child"}
 
 
-@pytest.mark.parametrize("child_key", ["id INT PRIMARY KEY", "id INT"])
-@pytest.mark.parametrize("key", ["INT", "BIGINT UNSIGNED", "CHAR(36)", "VARCHAR(20) COLLATE utf8mb4_bin"])
+@pytest.mark.parametrize(
+    "key,child_key",
+    [
+        ("INT", "id INT PRIMARY KEY"),
+        ("BIGINT UNSIGNED", "id INT"),
+        ("CHAR(36)", "id INT PRIMARY KEY"),
+        ("VARCHAR(20) COLLATE utf8mb4_bin", "id INT"),
+    ],
+)
 def test_children_go_with_their_parents_without_a_new_copy(shop, key, child_key):
     people(shop, key, child_key=child_key)
     shop.run(
