@@ -69,7 +69,7 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
     if "applying" in groups:
         yield from applying(2_000 if quick else 100_000, runs=runs, seconds=2 if quick else 15)
     if "recovery" in groups:
-        yield from recovery(50_000 if quick else 12_000_000, seconds=2 if quick else 15)
+        yield from recovery(50_000 if quick else 36_000_000, seconds=2 if quick else 15)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _LOAD = 1000
 
 
 def recovery(rows: int, *, seconds: int) -> Iterator[Case]:
-    """:param rows: of the table in MySQL; 12 million make a replica of about 1 GiB.
+    """:param rows: of the table in MySQL; 36 million make a replica of 1 GiB.
     :param seconds: how long MySQL changes after the backup, and how long the lag is watched each time.
     """
     with mariadb(rows) as (url, _), site() as place, rclone(place.folder / "objects") as server:
