@@ -62,5 +62,5 @@ constraints: ## pin the newest versions anew
 	@.ci/constraints $(VENV)
 
 clean: ## remove the virtual environment, caches and builds (not the demo's data)
-	rm -rf $(VENV) $(VENV).lock .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV).lock .artifacts .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find duckling_provider benchmarks demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -51,6 +51,11 @@ class RootPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_ours(_route_path(scope)):
             await app(scope, receive, send)
+        elif scope["type"] == "http" and _route_path(scope) == PREFIX:
+            # A mount does not answer its own bare path.
+            from starlette.responses import RedirectResponse
+
+            await RedirectResponse(f"{scope.get('root_path', '')}{PREFIX}/")(scope, receive, send)
         else:
             await self._airflow(scope, receive, send)
 

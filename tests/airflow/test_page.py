@@ -277,6 +277,11 @@ def test_everything_stays_under_airflows_base_path(shop, client):
         assert [link for link in links if not link.startswith("/airflow/duckling/")] == [], path
 
 
+def test_the_bare_prefix_leads_to_the_page(client):
+    answer = client.get("/duckling", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/duckling/")
+
+
 def test_the_page_is_not_in_the_apis_document(client):
     assert not [path for path in client.get("/duckling/openapi.json").json()["paths"] if "runs" in path or path == "/"]
 
