@@ -72,7 +72,7 @@ def multiply(first: str, others: Sequence[str]) -> None:
                     if model is DagRun:
                         new["id"] = row["id"] + 10_000 * number
                     elif model is TaskInstance:
-                        new["id"] = uuid.uuid4()
+                        new["id"] = type(row["id"])(str(uuid.uuid4()))  # text, on Airflow 3.1
                     elif model is XComModel:
                         new["dag_run_id"] = row["dag_run_id"] + 10_000 * number
                         new["value"] = json.loads(json.dumps(row["value"]).replace(first, name))
