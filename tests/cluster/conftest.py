@@ -20,7 +20,7 @@ ROOT = HERE.parents[1]
 _NATIVE = runpy.run_path(str(HERE / "native.py"), run_name="native")
 # The fixtures of tests/replication; test folders are no packages.
 _REPLICATION = runpy.run_path(str(HERE.parent / "replication" / "conftest.py"))
-_PROXY = runpy.run_path(str(HERE.parent / "survival" / "fault_proxy.py"), run_name="fault_proxy")
+_FaultProxy = runpy.run_path(str(HERE.parent / "survival" / "fault_proxy.py"), run_name="fault_proxy")["FaultProxy"]
 
 #: What MariaDB, which stands in for MySQL here, knows under other names or not at all.
 _ONLY_MYSQL = ("--gtid-mode", "--enforce-gtid-consistency")
@@ -74,14 +74,9 @@ def mysql(values: dict[str, str]) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def proxy(s3_server: Any) -> Iterator[Any]:
     """Between the workers and rclone, which has MinIO's place for all but server-side encryption."""
-    made = _PROXY["FaultProxy"](s3_server.endpoint)
+    made = _FaultProxy(s3_server.endpoint)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="session")
-def proxy_fault() -> Any:
-    return _PROXY["Fault"]
 
 
 @pytest.fixture(scope="session")
