@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from airflow.utils.session import create_session
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.api import runs
 from duckling_provider.api.problems import ApiError
+from duckling_provider.api.records import forget_backup
 from duckling_provider.api.site import CallerDep, Shape, database_for, problems, remote_store, statuses
 from duckling_provider.core.catalog import LATEST, ListedBackup, checked_key, iso, parse_name
 from duckling_provider.core.config import Database
@@ -188,6 +190,9 @@ def delete_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
     size = store.head(full).size
+    # First: a backup that is told as missing although it is there does less harm than the reverse.
+    with create_session() as session:
+        forget_backup(session, db, full)
     delete_backup(store, full)
     return ListedBackup(full, created, size)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from duckling_provider.core.config import Database
 
 _RESULT = "return_value"
+#: Of results whose backup was deleted by hand.
+_DELETED = "deleted"
 _ACTIVE = ("queued", "running")
 #: Databases of one round of queries; a database has four DAGs, and drivers allow some ten thousand parameters.
 _AT_ONCE = 2000
@@ -188,6 +190,23 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
             backups.pop(key, None)
     ordered = sorted(backups.values(), key=lambda b: b.created, reverse=True)
     return [runs[number] for number in sorted(runs, reverse=True)], ordered
+
+
+def forget_backup(session: Session, database_id: str, key: str) -> None:
+    """Let no run vouch any more for a backup that was deleted: the results that name it stay, under another key.
+
+    :param key: in full.
+    """
+    names = [dag_id("backup", database_id), dag_id("verify", database_id)]
+    rows = session.scalars(
+        select(XComModel).where(
+            XComModel.dag_id.in_(names), XComModel.task_id.in_(("upload", "verify")), XComModel.key == _RESULT
+        )
+    )
+    for row in rows.all():
+        value = XComModel.deserialize_value(row)
+        if isinstance(value, dict) and value.get("key") == key:
+            row.key = _DELETED
 
 
 def read_run(session: Session, dag: str, run_id: str) -> tuple[Run, dict[str, Any], list[TaskInstance]] | None:

@@ -410,6 +410,21 @@ def test_a_backup_is_deleted_with_its_mac(client, shop, installation, s3_server)
     assert listed.get("Contents", []) == []
 
 
+def test_a_deleted_backup_vouches_for_nothing_any_more(client, shop, installation):
+    key = back_up(installation.database("shop"))
+    older = shop.backed_up(hours_ago=2)
+    done = {"key": key, "size": 7, "duration": 9, "mode": "client-aes256"}
+    shop.add("backup", results={"snapshot": done, "upload": done, "verify": done})
+    shop.add("verify", results={"verify": done})
+
+    def stands() -> Any:
+        return client.get("/health?db=shop").json()["details"][0]["lastVerifiedKey"]
+
+    assert stands() == key
+    assert client.delete("/api/backups/s3", params={"db": "shop", "key": key}).status_code == 200
+    assert stands() == older
+
+
 def test_a_backup_is_not_deleted_while_it_may_be_read(client, shop, installation):
     key = back_up(installation.database("shop"))
     shop.add("restore", "running")
