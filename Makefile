@@ -38,7 +38,7 @@ types: setup ## mypy, strict on the package
 	@$(PYTHON_BIN) -m mypy
 
 unit: setup ## only the tests; make unit ARGS="-k restore"
-	@$(PYTHON_BIN) -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	@$(PYTHON_BIN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)

@@ -44,14 +44,12 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
-@pytest.hookimpl(tryfirst=True)
+#: Files that take minutes. Where several processes share the tests, whoever begins with one last keeps all waiting.
+_LONG = ("test_secrets.py", "test_live.py", "test_benchmarks.py", "test_demo.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stays together when several processes share the tests: a file, whose fixtures are made once; and everything
-    that needs the live Airflow, which there shall be one of.
-    """
-    for item in items:
-        together = "live" if "live" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 # ---- S3 servers --------------------------------------------------------------------------------------------
