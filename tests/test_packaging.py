@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "duckling_provider" / "core"
 SCRIPTS = Path(sys.executable).parent
 #: That of `make cluster` is there once it has run.
+#: Pins of the older Airflows, by `make constraints` as well.
+MATRIX = sorted((ROOT / ".ci" / "matrix-constraints").glob("*.txt"))
 EXTRAS = ("", "demo", "test", *(["cluster"] if importlib.util.find_spec("celery") else []))
 
 #: A core module may import from its own layer and those before it.
@@ -75,12 +77,12 @@ def airflow(tmp_path_factory):
     return airflow
 
 
-def constraints() -> list[Requirement]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def constraints(path: Path = ROOT / "constraints.txt") -> list[Requirement]:
+    lines = path.read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def pinned(python: str) -> dict[str, str]:
+def pinned(python: str, path: Path = ROOT / "constraints.txt") -> dict[str, str]:
     """Name to version for one Python on Linux, e.g. ``"3.10"``."""
     environment = {
         "python_version": python,
@@ -90,7 +92,7 @@ def pinned(python: str) -> dict[str, str]:
         "implementation_name": "cpython",
     }
     pins = {}
-    for pin in constraints():
+    for pin in constraints(path):
         if pin.marker is None or pin.marker.evaluate(environment):
             name = canonicalize_name(pin.name)
             assert name not in pins, f"{name} is pinned twice for Python {python}"
@@ -251,11 +253,12 @@ def test_the_console_script_shows_its_commands():
         assert re.search(rf"\b{command}\b", result.stdout), command
 
 
-def test_constraints_hold_pins_only_and_no_addresses():
-    text = (ROOT / "constraints.txt").read_text()
+@pytest.mark.parametrize("path", [ROOT / "constraints.txt", *MATRIX], ids=lambda path: path.stem)
+def test_constraints_hold_pins_only_and_no_addresses(path):
+    text = path.read_text()
     assert "://" not in text
     assert not re.search(r"^\s*-", text, re.MULTILINE), "an option of pip"
-    for pin in constraints():
+    for pin in constraints(path):
         assert pin.url is None
         assert not pin.extras, f"{pin}: pip refuses extras in constraints"
         assert [specifier.operator for specifier in pin.specifier] == ["=="], str(pin)
@@ -268,6 +271,21 @@ def test_constraints_pin_every_requirement_within_its_bounds(python):
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not pinned for Python {python}: make constraints"
         assert requirement.specifier.contains(pins[name], prereleases=True), f"{requirement} but {pins[name]} is pinned"
+
+
+def test_the_matrix_has_pins_for_every_supported_airflow_within_the_packages_bounds():
+    supported = re.search(r"versions=\(([\d. ]+)\)", (ROOT / ".ci" / "matrix").read_text())
+    assert supported is not None
+    files = {path.stem: path for path in MATRIX}
+    newest = pinned("3.11")["apache-airflow"].rpartition(".")[0]
+    assert [*files, newest] == supported[1].split()
+    for version, path in files.items():
+        pins = pinned("3.11", path)
+        assert pins["apache-airflow"].startswith(f"{version}.")
+        for requirement in declared():
+            if requirement.marker is None or requirement.marker.evaluate({"extra": "test"}):
+                pin = pins[canonicalize_name(requirement.name)]
+                assert requirement.specifier.contains(pin), f"{path.name}: {requirement} but {pin} is pinned"
 
 
 def test_requirements_have_lower_bounds_only():

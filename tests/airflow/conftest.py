@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import http.client
 import http.server
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -33,6 +35,8 @@ def _prepare_environment() -> Path:
         AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
         AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL="0",
+        # Before 3.3 the API that dag.test() talks to does not start without one.
+        AIRFLOW__API_AUTH__JWT_SECRET=secrets.token_hex(32),
         AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{home}/airflow.db",
         # Connections of the tests come from here: the metadata database would remember them for the next test.
         AIRFLOW__SECRETS__USE_CACHE="False",
@@ -120,8 +124,20 @@ def save_dags(airflow_db: None) -> Callable[[Any], None]:
     return _save
 
 
+@pytest.fixture(scope="session")
+def execution_api() -> None:
+    """One application for all tasks that dag.test() runs, as it is from Airflow 3.3 on.
+
+    Before that each task makes one anew, with the routes of all its API versions: seconds, and threads that stay.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    if not hasattr(supervisor.in_process_api_server, "cache_info"):
+        supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
+
+
 @pytest.fixture
-def run_dag(airflow_db: None) -> Iterator[Callable[..., FinishedRun]]:
+def run_dag(airflow_db: None, execution_api: None) -> Iterator[Callable[..., FinishedRun]]:
     """``run_dag(dag_id, conf=None, folder=None) -> FinishedRun``: parse, save and run a DAG as `airflow dags test`.
 
     Without `folder`, a generated DAG.
