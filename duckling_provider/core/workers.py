@@ -9,6 +9,7 @@ no process alive, and it finds the cancellation as soon as it comes back.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 
 from duckling_provider.core.control import Control
 from duckling_provider.core.errors import CancelledError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,6 +43,8 @@ class Workers:
 
     #: Seconds that calls under way get to end by themselves after a cancellation.
     GRACE = 1.0
+    #: Seconds between two log lines of one wait: whoever looks at a task that stands still shall see why.
+    TOLD_EVERY = 30.0
 
     def __init__(self, count: int, *, name: str, control: Control) -> None:
         self._count, self._name, self._control = count, name, control
@@ -85,10 +90,15 @@ class Workers:
 
     def _first(self, futures: Collection[Future[T]], condition: str) -> tuple[set[Future[T]], set[Future[T]]]:
         patience = _Patience(self._control, self.GRACE)
+        begun = told = time.monotonic()
         while True:
             done, running = wait(futures, timeout=_POLL, return_when=condition)
             if done:
                 return done, running
+            now = time.monotonic()
+            if now - told >= self.TOLD_EVERY:
+                told = now
+                log.warning("waiting: the store has answered nothing for %.0f s", now - begun)
             if patience.is_over():
                 raise AbandonedError("stopped on request while the store did not answer")
 
