@@ -125,9 +125,9 @@ CREATE TABLE order_items AS
         upto(5, i * 31)::TINYINT AS quantity, price(i * 37) AS price
     FROM range(1, $items + 1) t(i);
 CREATE TABLE events AS
-    SELECT md5_number('e' || i)::UUID AS id, upto($customers, i * 41)::INTEGER AS customer_id,
+    SELECT md5('e' || i)::UUID AS id, upto($customers, i * 41)::INTEGER AS customer_id,
         pick($actions, i * 43) AS action, '/products/' || upto($products, i * 47) AS path,
-        md5_number('s' || i // 3)::UUID AS session,
+        md5('s' || i // 3)::UUID AS session,
         TIMESTAMP '2023-01-01' + to_milliseconds(i * 8000 + upto(8000, i)) AS happened_at
     FROM range(1, $events + 1) t(i);
 """
