@@ -54,7 +54,7 @@ dist: setup ## wheel and sdist in dist/, with their metadata and contents checke
 	@$(PYTHON_BIN) .ci/dist
 
 matrix: dist ## the wheel on Airflow 3.1, 3.2 and 3.3, each in an environment of its own: 30 minutes the first time
-	@.ci/matrix $(ARGS)
+	@WORKERS=$(WORKERS) .ci/matrix $(ARGS)
 
 constraints: ## pin the newest versions anew
 	@.ci/setup --venv-only
