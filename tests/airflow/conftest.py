@@ -7,7 +7,6 @@ import functools
 import http.client
 import http.server
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -35,8 +34,6 @@ def _prepare_environment() -> Path:
         AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
         AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL="0",
-        # Before 3.3 the API that dag.test() talks to does not start without one.
-        AIRFLOW__API_AUTH__JWT_SECRET=secrets.token_hex(32),
         AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{home}/airflow.db",
         # Connections of the tests come from here: the metadata database would remember them for the next test.
         AIRFLOW__SECRETS__USE_CACHE="False",
@@ -128,7 +125,8 @@ def save_dags(airflow_db: None) -> Callable[[Any], None]:
 def execution_api() -> None:
     """One application for all tasks that dag.test() runs, as it is from Airflow 3.3 on.
 
-    Before that each task makes one anew, with the routes of all its API versions: seconds, and threads that stay.
+    Before that each task makes one anew, with the routes of all its API versions: seconds, and threads that stay. And
+    nobody holds it, so svcs from 26.2 on takes its services away before the task is done: "no attribute svcs_registry".
     """
     from airflow.sdk.execution_time import supervisor
 
