@@ -214,8 +214,9 @@ def read_run(session: Session, dag: str, run_id: str) -> tuple[Run, dict[str, An
     number = session.scalar(select(DagRun.id).where(DagRun.dag_id == dag, DagRun.run_id == run_id))
     if number is None or parse_dag_id(dag) is None:
         return None
-    runs, results = _runs(session, {number})
+    # Before the run itself, for the same reason as in `_runs`.
     tasks = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == dag, TaskInstance.run_id == run_id)).all()
+    runs, results = _runs(session, {number})
     ordered = sorted(tasks, key=lambda task: (task.start_date is None, task.start_date or task.task_id, task.task_id))
     return runs[number], results.get(number, {}), ordered
 
@@ -260,23 +261,9 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
     """Runs by number, and by number the results of their tasks by name, each with its time under ``at``."""
     if not numbers:
         return {}, {}
-    results: dict[int, dict[str, Any]] = {}
-    errors: dict[int, Any] = {}
+    # What tasks leave is there before their run ends: read in the other order, a run that ends in between has ended
+    # without a reason.
     rows = session.execute(
-        select(XComModel.dag_run_id, XComModel.task_id, XComModel.key, XComModel.value, XComModel.timestamp)
-        .where(XComModel.dag_run_id.in_(numbers), XComModel.key.in_((_RESULT, ERROR_KEY)))
-        .order_by(XComModel.timestamp)
-    )
-    for row in rows:
-        value = XComModel.deserialize_value(row)
-        if not isinstance(value, dict):
-            continue
-        if row.key == ERROR_KEY:
-            errors[row.dag_run_id] = value
-        else:
-            results.setdefault(row.dag_run_id, {})[row.task_id] = {**value, "at": row.timestamp}
-    runs = {}
-    for run in session.execute(
         select(
             DagRun.id,
             DagRun.dag_id,
@@ -287,7 +274,24 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
             DagRun.end_date,
             DagRun.conf,
         ).where(DagRun.id.in_(numbers))
-    ):
+    ).all()
+    results: dict[int, dict[str, Any]] = {}
+    errors: dict[int, Any] = {}
+    left = session.execute(
+        select(XComModel.dag_run_id, XComModel.task_id, XComModel.key, XComModel.value, XComModel.timestamp)
+        .where(XComModel.dag_run_id.in_(numbers), XComModel.key.in_((_RESULT, ERROR_KEY)))
+        .order_by(XComModel.timestamp)
+    )
+    for row in left:
+        value = XComModel.deserialize_value(row)
+        if not isinstance(value, dict):
+            continue
+        if row.key == ERROR_KEY:
+            errors[row.dag_run_id] = value
+        else:
+            results.setdefault(row.dag_run_id, {})[row.task_id] = {**value, "at": row.timestamp}
+    runs = {}
+    for run in rows:
         parsed = parse_dag_id(run.dag_id)
         if parsed is not None:
             runs[run.id] = Run(

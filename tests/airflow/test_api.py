@@ -292,6 +292,35 @@ def test_a_restore_carries_the_key_and_is_answered_with_its_result(client, shop,
     assert answer.json() == {"success": True, "key": key, "size": 10, "duration": 5}
 
 
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_a_run_that_fails_while_it_is_read_has_its_reason(client, shop, moment):
+    from airflow.utils.session import create_session
+    from sqlalchemy import event
+
+    from duckling_provider.api.records import read_run
+
+    run_id, error = shop.add("backup", state="running"), {"kind": "NotFoundError", "what": "it went"}
+    reader, statements = threading.get_ident(), []
+
+    def before(connection, cursor, statement, *_):
+        if threading.get_ident() == reader:
+            statements.append(statement)
+            if len(statements) == moment:
+                ending = threading.Thread(target=shop.end, args=("backup", run_id, "failed"), kwargs={"error": error})
+                ending.start()
+                ending.join()
+
+    with create_session() as session:
+        engine = session.get_bind()
+        event.listen(engine, "before_cursor_execute", before)
+        try:
+            run, _, _ = read_run(session, "duckling_backup__shop", run_id)
+        finally:
+            event.remove(engine, "before_cursor_execute", before)
+    assert len(statements) == 4
+    assert (run.state, run.error) in [("running", error), ("running", None), ("failed", error)]
+
+
 @pytest.mark.parametrize(
     "kind,status",
     [
