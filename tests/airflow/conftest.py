@@ -7,6 +7,7 @@ import functools
 import http.client
 import http.server
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ def _prepare_environment() -> Path:
         AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
         AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL="0",
+        # The command `airflow` makes one; before 3.3 the API server's application does not start without.
+        AIRFLOW__API_AUTH__JWT_SECRET=secrets.token_hex(32),
         AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{home}/airflow.db",
         # Connections of the tests come from here: the metadata database would remember them for the next test.
         AIRFLOW__SECRETS__USE_CACHE="False",
