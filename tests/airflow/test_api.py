@@ -621,3 +621,24 @@ def test_examples_in_the_specification_are_json(client):
     spec = client.get("/duckling/openapi.json").json()
     done = spec["components"]["schemas"]["Done"]["example"]
     assert json.loads(json.dumps(done))["duration"] == 92384
+
+
+# ---- what fresh eyes found -----------------------------------------------------------------------------------
+
+
+def test_an_s3_object_of_a_thousand_levels_is_refused_and_not_an_internal_error(client, shop, installation):
+    before = (installation.data_path / "databases.json").read_bytes()
+    body = '{"enabled": true, "x": ' + '{"a": ' * 900 + "1" + "}" * 901
+    answer = client.put("/api/databases/shop/s3", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "nested too deeply" in answer.json()["error"]) == (400, True)
+    assert (installation.data_path / "databases.json").read_bytes() == before
+
+
+def test_health_says_that_databases_json_is_broken_and_why_only_to_who_has_credentials(client, shop, installation):
+    installation.write_text('[{"secretAccessKey": "s3cret-of-shop"')
+    known = client.get("/health")
+    assert (known.status_code, known.json()["status"]) == (503, "misconfigured")
+    assert "not JSON: line 1" in known.json()["error"]
+    assert "s3cret-of-shop" not in known.text
+    del client.headers["Authorization"]
+    assert set(client.get("/health").json()) == {"success", "status", "databases", "overdue"}
