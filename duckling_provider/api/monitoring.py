@@ -39,10 +39,14 @@ class Health(Shape):
     """Without credentials only the counts."""
 
     success: bool
-    status: str = Field(description="ok, or overdue when a database has no verified backup of the age it should have.")
+    status: str = Field(
+        description="ok; overdue when a database has no verified backup of the age it should have; misconfigured when "
+        "databases.json can't be read at all."
+    )
     databases: int
     overdue: int
     details: list[NamedStatus] | None = None
+    error: str | None = Field(None, description="With credentials: why databases.json can't be read.")
 
 
 @router.get(
@@ -60,8 +64,10 @@ def health(
     """
     try:
         found = installation()
-    except ConfigError:
-        return JSONResponse(Health(success=False, status="misconfigured", databases=0, overdue=0).model_dump(), 503)
+    except ConfigError as error:
+        return _told(
+            Health(success=False, status="misconfigured", databases=0, overdue=0, error=str(error) if caller else None)
+        )
     broken = len({problem.entry for problem in found.problems})
     if db is not None:
         if caller is None:
@@ -75,16 +81,21 @@ def health(
     details = None
     if caller is not None:
         details = [NamedStatus(id=s.database.id, **status_json(s).model_dump()) for s in current]
-    body = Health(
-        success=not overdue,
-        status="overdue" if overdue else "ok",
-        databases=len(chosen) + broken,
-        overdue=overdue,
-        details=details,
-    ).model_dump(by_alias=True)
-    if caller is None:
-        del body["details"]
-    return JSONResponse(body, 503 if overdue else 200)
+    return _told(
+        Health(
+            success=not overdue,
+            status="overdue" if overdue else "ok",
+            databases=len(chosen) + broken,
+            overdue=overdue,
+            details=details,
+        )
+    )
+
+
+def _told(body: Health) -> JSONResponse:
+    """`details` and `error` only where there are any: nobody without credentials sees them."""
+    left_out = {name for name in ("details", "error") if getattr(body, name) is None}
+    return JSONResponse(body.model_dump(by_alias=True, exclude=left_out), 200 if body.success else 503)
 
 
 @router.get(

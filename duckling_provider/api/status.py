@@ -21,6 +21,8 @@ STATES: tuple[State, ...] = ("no backup", "overdue", "failing", "protected")
 # that is down for a while; alerts that come too early are switched off.
 _GRACE_SHARE = 0.25
 _LEAST_GRACE = timedelta(minutes=15)
+#: Kinds of errors, as `task_run` records them, after which a backup can't be restored as things are.
+_DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
     age = None if backup is None else max(0.0, (now - backup.created).total_seconds())
     due = _due(database, record)
     state: State
-    if age is None:
+    if backup is not None and _is_disproved(record):
+        state, reason = "no backup", record.verify.reason if record.verify else ""
+    elif age is None:
         state = "no backup"
         reason = failed.reason if failed else _why_none(record)
     elif due is not None and age > due:
@@ -73,6 +77,16 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
 def by_trouble(statuses: Sequence[Status]) -> list[Status]:
     """The worst first; within a state, the oldest backup first."""
     return sorted(statuses, key=lambda s: (STATES.index(s.state), -(s.age or 0), s.database.id))
+
+
+def _is_disproved(record: Record) -> bool:
+    """Whether the newest verification looked at the very backup that counts, and it was not what it should be: damaged,
+    gone, or of another key. A store that did not answer disproves nothing.
+    """
+    run, backup = record.verify, record.verified
+    if run is None or backup is None or run.state != "failed" or run.error is None:
+        return False
+    return run.conf.get("key") == backup.key and run.error.get("kind") in _DISPROVING
 
 
 def _due(database: Database, record: Record) -> float | None:

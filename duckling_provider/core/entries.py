@@ -18,7 +18,7 @@ from duckling_provider.core.catalog import iso, stamp_of
 from duckling_provider.core.config import Database, Installation, interpret
 from duckling_provider.core.environment import Settings
 from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError
-from duckling_provider.core.jsonfile import parse_json, printable, read_file, read_json
+from duckling_provider.core.jsonfile import MAX_DEPTH, parse_json, printable, read_file, read_json
 from duckling_provider.core.locks import FileLock, write_durably
 from duckling_provider.core.masking import MASK
 
@@ -90,16 +90,19 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
         return kept
 
 
-def _unmasked(value: Any, current: Any, entry: str, path: str) -> Any:
-    """`value` with each ``***`` replaced by what stands at the same place of `current`."""
+def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -> Any:
+    """`value` with each ``***`` replaced by what stands at the same place of `current`; `interpret` refuses what is
+    nested more deeply than this looks.
+    """
     if value == MASK:
         if current in (None, ""):
             raise ConfigError(f"{MASK} stands for the value that is there, and there is none", entry=entry, field=path)
         return current
-    if isinstance(value, dict):
+    if isinstance(value, dict) and depth <= MAX_DEPTH:
         known = current if isinstance(current, dict) else {}
         return {
-            name: _unmasked(item, known.get(name), entry, f"{path}.{printable(name)}") for name, item in value.items()
+            name: _unmasked(item, known.get(name), entry, f"{path}.{printable(name)}", depth + 1)
+            for name, item in value.items()
         }
     return value
 

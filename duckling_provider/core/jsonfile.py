@@ -16,7 +16,7 @@ from typing import Any
 
 from duckling_provider.core.errors import ConfigError
 
-_MAX_DEPTH = 20
+MAX_DEPTH = 20
 
 
 class _Repeated(dict[str, Any]):
@@ -101,7 +101,7 @@ def faults(value: Any) -> Iterator[tuple[str, str]]:
     stack: list[tuple[str, Any, int]] = [("", value, 0)]
     while stack:
         path, item, depth = stack.pop()
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             yield path, "nested too deeply"
         elif isinstance(item, float) and not math.isfinite(item):
             yield path, "expected a finite number"

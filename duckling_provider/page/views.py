@@ -84,11 +84,11 @@ def one(
     page_: Page = 1,
 ) -> Response:
     """A database's own view; with `store` the store is asked what is really there."""
-    # Only what looks like one is told back.
-    gone = deleted if parse_name(deleted.rpartition("/")[2]) is not None else ""
-    return _database_page(
-        request, caller, database_for(caller, "read", database_id), ask_store=store, number=page_, deleted=gone
-    )
+    database = database_for(caller, "read", database_id)
+    # Only what is a key of this database is told back: a link could put any words before it.
+    prefix = database.s3.path_prefix if database.s3 is not None else ""
+    gone = deleted if deleted.startswith(prefix) and parse_name(deleted[len(prefix) :]) is not None else ""
+    return _database_page(request, caller, database, ask_store=store, number=page_, deleted=gone)
 
 
 @router.post("/databases/{database_id}/backup")

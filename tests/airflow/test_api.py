@@ -69,6 +69,7 @@ class Runs:
         error: dict[str, Any] | None = None,
         seconds: float = 12.5,
         run_id: str | None = None,
+        conf: dict[str, Any] | None = None,
     ) -> str:
         from airflow.api.common.trigger_dag import trigger_dag
         from airflow.utils.session import create_session
@@ -78,7 +79,8 @@ class Runs:
         with create_session() as session:
             end = NOW if state in ("success", "failed") else None
             dag_id = f"duckling_{kind}__{self.database_id}"
-            row = trigger_dag(dag_id=dag_id, run_id=run_id, triggered_by=DagRunTriggeredByType.TEST, session=session)
+            by = DagRunTriggeredByType.TEST
+            row = trigger_dag(dag_id=dag_id, run_id=run_id, triggered_by=by, conf=conf, session=session)
             row.state = state  # sets the dates as well
             row.start_date, row.end_date = NOW - timedelta(seconds=seconds), end
             session.flush()
@@ -650,3 +652,33 @@ def test_examples_in_the_specification_are_json(client):
     spec = client.get("/duckling/openapi.json").json()
     done = spec["components"]["schemas"]["Done"]["example"]
     assert json.loads(json.dumps(done))["duration"] == 92384
+
+
+# ---- what fresh eyes found -----------------------------------------------------------------------------------
+
+
+def test_an_s3_object_of_a_thousand_levels_is_refused_and_not_an_internal_error(client, shop, installation):
+    before = (installation.data_path / "databases.json").read_bytes()
+    body = '{"enabled": true, "x": ' + '{"a": ' * 900 + "1" + "}" * 901
+    answer = client.put("/api/databases/shop/s3", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "nested too deeply" in answer.json()["error"]) == (400, True)
+    assert (installation.data_path / "databases.json").read_bytes() == before
+
+
+def test_health_says_that_databases_json_is_broken_and_why_only_to_who_has_credentials(client, shop, installation):
+    installation.write_text('[{"secretAccessKey": "s3cret-of-shop"')
+    known = client.get("/health")
+    assert (known.status_code, known.json()["status"]) == (503, "misconfigured")
+    assert "not JSON: line 1" in known.json()["error"]
+    assert "s3cret-of-shop" not in known.text
+    del client.headers["Authorization"]
+    assert set(client.get("/health").json()) == {"success", "status", "databases", "overdue"}
+
+
+@pytest.mark.parametrize(("kind", "state"), [("WrongKeyError", "no backup"), ("StoreError", "failing")])
+def test_a_backup_that_failed_its_verification_is_not_told_as_recoverable(client, shop, kind, state):
+    key = shop.backed_up()
+    error = {"kind": kind, "what": "it is not as it should be", "hint": None}
+    shop.add("verify", "failed", error=error, conf={"key": key})
+    (found,) = client.get("/health").json()["details"]
+    assert (found["state"], found["reason"]) == (state, "it is not as it should be.")

@@ -292,3 +292,10 @@ def test_times_are_those_of_the_rows(page, shop):
     text = page("databases/shop").text
     assert key in text
     assert f'datetime="{created}"' in text
+
+
+def test_a_link_can_not_put_words_of_its_own_into_the_message_of_a_deletion(page, shop):
+    name = "backup-2025-03-01T14-32-11-482Z.db"
+    assert f"shop/{name}" in page(f"databases/shop?deleted=shop/{name}").text
+    assert "Call us" not in page(f"databases/shop?deleted=Call us/{name}").text
+    assert "Call us" not in page(f"databases/shop?deleted=shop/Call us/{name}").text
