@@ -112,15 +112,16 @@ class Airflow:
     def service(self) -> Service:
         return Service("airflow", self.home)
 
-    def start(self, **more: str) -> str:
-        """Start a standalone Airflow in the background, on port 8080 if that is free.
+    def start(self, *, port: int | None = None, **more: str) -> str:
+        """Start a standalone Airflow in the background.
 
+        :param port: 8080 if that is free, else any, when omitted.
         :param more: further variables of its environment.
 
         :return: its URL, before it answers there; see `wait`.
         """
         self.service.stop()
-        port = free_port(8080)
+        port = port or free_port(8080)
         url = f"http://localhost:{port}"
         environ = self.environment(
             AIRFLOW__API__HOST="127.0.0.1",

@@ -53,7 +53,9 @@ class CommandLine:
     environ: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-        environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "TERM": "xterm", **self.environ}
+        # Not the Airflow that other tests have set up in this process: `check` would look into it.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+        environ = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "TERM": "xterm", **self.environ}
         environ.pop("DUCKLING_DEBUG", None)
         command = [sys.executable, "-m", "duckling_provider.cli", *map(str, arguments)]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from airflow.utils.session import create_session
@@ -182,10 +183,7 @@ def delete_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
     """
     database = database_for(caller, "delete", db)
     store = remote_store(database)
-    full = checked_key(store.prefix, key)
-    created = parse_name(full[len(store.prefix) :])
-    if created is None:
-        raise ApiError(400, f"this is not a backup's key: {key}")
+    full, created = _backup_key(store, key)
     busy = next((run for run in statuses([database])[0].record.active if run.kind != "backup"), None)
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
@@ -205,9 +203,20 @@ def existing(database: Database, store: Store, key: str) -> str:
     """
     if key == LATEST:
         return resolve(database, store, key)
-    full = checked_key(store.prefix, key)
+    full, _ = _backup_key(store, key)
     store.head(full)
     return full
+
+
+def _backup_key(store: Store, key: str) -> tuple[str, datetime]:
+    """`key` in full, and the moment in it. Nothing but a backup directly under the prefix: below it may be another
+    database's.
+    """
+    full = checked_key(store.prefix, key)
+    created = parse_name(full[len(store.prefix) :])
+    if created is None:
+        raise ApiError(400, f"this is not a backup's key: {key}")
+    return full, created
 
 
 async def _answer(begun: runs.Begun, task: str, *, wait: bool, whole: bool = False) -> Any:

@@ -392,6 +392,7 @@ def test_a_paused_dag_is_told_instead_of_waited_for(client, shop):
         ("other/backup-2025-03-01T14-32-11-482Z.db", 400),
         ("shop/../other/backup-2025-03-01T14-32-11-482Z.db", 400),
         ("/etc/passwd", 400),
+        ("shop/inner/backup-2025-03-01T14-32-11-482Z.db", 400),
         ("shop/backup-2025-03-01T14-32-11-482Z.db.mac", 400),
         ("shop/a\u0000b", 400),
         ("", 400),
@@ -654,7 +655,7 @@ def test_examples_in_the_specification_are_json(client):
     assert json.loads(json.dumps(done))["duration"] == 92384
 
 
-# ---- what fresh eyes found -----------------------------------------------------------------------------------
+# ---- what a stranger tried -----------------------------------------------------------------------------------------
 
 
 def test_an_s3_object_of_a_thousand_levels_is_refused_and_not_an_internal_error(client, shop, installation):

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from demo.airflow import PASSWORDS, Airflow
 from demo.databases import write_databases
 from demo.service import stop_all
-from demo.store import Store
+from demo.store import Store, free_port
 
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 KEY = "0123456789abcdef" * 4
@@ -56,7 +56,7 @@ class Live:
         return {found.key.rpartition("/")[2] for found in self.bucket().objects.filter(Prefix=f"{database_id}/")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live(make_replica) -> Iterator[Live]:
     folder = Path(tempfile.mkdtemp(prefix="duckling-page-"))
     airflow, store = Airflow(folder / "home", folder / "data"), Store(folder / "store")
@@ -83,6 +83,8 @@ def live(make_replica) -> Iterator[Live]:
         for database_id in ("shop", "crm"):
             make_replica(airflow.data / f"{database_id}.db")
         url = airflow.start(
+            # Not the one that people get: another standalone Airflow of the tests may be about to take it.
+            port=free_port(),
             AUTO_BACKUP="false",
             DUCKLING_API_KEY=API_KEY,
             AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer",
@@ -97,8 +99,9 @@ def live(make_replica) -> Iterator[Live]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For one module: as long as it lives, nothing else in this process can run an event loop of its own."""
     path = shutil.which("chromium")
     if path is None:
         pytest.fail("no chromium: `make setup` installs it, or apt-get install chromium")
@@ -122,7 +125,7 @@ def fill_in(page: Page, live: Live, user: str) -> None:
     page.click("button[type=submit]")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def logins() -> dict[tuple[str, str], Any]:
     """Cookies by user and URL: each logs in once."""
     return {}
