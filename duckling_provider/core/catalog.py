@@ -75,7 +75,8 @@ def assemble(prefix: str, listing: Iterable[tuple[str, int, datetime | None]]) -
     keys = {key for key, _, _ in rows}
     found = []
     for key, size, modified in rows:
-        created = parse_name(key[len(prefix) :]) if key.startswith(prefix) else None
+        # The ending first: half of all objects are .mac, and listings have thousands.
+        created = parse_name(key[len(prefix) :]) if key.endswith(".db") and key.startswith(prefix) else None
         if created is not None:
             found.append(ListedBackup(key, created, size, modified, has_mac=key + MAC_SUFFIX in keys))
     return sorted(found, key=lambda b: (b.created, b.key), reverse=True)
