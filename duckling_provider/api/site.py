@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Annotated, Any
 
 from airflow.utils.session import create_session
@@ -18,6 +19,7 @@ from duckling_provider.api.records import read_records
 from duckling_provider.api.status import Status, status_of
 from duckling_provider.core import config
 from duckling_provider.core.config import Database, Installation
+from duckling_provider.core.s3 import open_store
 from duckling_provider.core.store import Store
 from duckling_provider.hooks.duckling import DucklingHook
 
@@ -82,7 +84,15 @@ def remote_store(database: Database) -> Store:
     """:raises ApiError: 400 when the entry has no S3."""
     if database.s3 is None:
         raise ApiError(400, f'S3 is not configured for "{database.id}": its backups are local only')
-    return DucklingHook(database.id).store()
+    # An Airflow connection may yield other credentials each time.
+    return DucklingHook(database.id).store() if database.s3.aws_conn_id else _store(database)
+
+
+# Making a client takes as long as a listing. It may be used by several threads, and databases are equal only with all
+# their settings and secrets.
+@lru_cache(maxsize=64)
+def _store(database: Database) -> Store:
+    return open_store(database)
 
 
 def statuses(databases: Sequence[Database]) -> list[Status]:
