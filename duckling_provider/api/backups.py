@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from airflow.utils.session import create_session
 from fastapi import APIRouter, Query
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.api import runs
+from duckling_provider.api.callers import Caller
 from duckling_provider.api.problems import ApiError
 from duckling_provider.api.records import forget_backup
 from duckling_provider.api.site import CallerDep, Shape, database_for, problems, remote_store, statuses
@@ -98,7 +99,14 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "descript
 @router.post("/api/backups/s3", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
 async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> Any:  # noqa: FBT002 - a query parameter
     """Back up now: snapshot, upload, verification, clean-up, by the database's backup DAG."""
-    return await back_up_now(caller, db, wait=wait)
+
+    def begin() -> runs.Begun:
+        database = database_for(caller, "backup", db)
+        if database.s3 is None:
+            raise ApiError(400, f'S3 is not configured for "{db}"; its local backups are made by schedule')
+        return runs.begin("backup", db, caller=caller)
+
+    return await _answer(await run_in_threadpool(begin), "upload", wait=wait, whole=True)
 
 
 @router.get("/api/backups", response_model=Listing, responses=problems(502))
@@ -119,13 +127,13 @@ def backups(caller: CallerDep, db: Db) -> Any:
 @router.post("/api/backups/s3/restore", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
 async def restore(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> Any:  # noqa: FBT002
     """Replace the replica by a backup, by the database's restore DAG: writers are paused meanwhile."""
-    return await restore_now(caller, db, body.key, wait=wait)
+    return await _with_key("restore", caller, db, body.key, wait=wait)
 
 
 @router.post("/api/backups/s3/verify", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
 async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> Any:  # noqa: FBT002
     """Prove that a backup can be restored: it is read whole, by the database's verify DAG."""
-    return await verify_now(caller, db, body.key, wait=wait)
+    return await _with_key("verify", caller, db, body.key, wait=wait)
 
 
 @router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
@@ -136,44 +144,6 @@ def delete(caller: CallerDep, db: Db, key: Key) -> Any:
 
 
 # ---- what the page does as well ----------------------------------------------------------------------------
-
-
-async def back_up_now(caller: CallerDep, db: str, *, wait: bool) -> Any:
-    """Begin a backup and, with `wait`, answer with its result."""
-
-    def begin() -> runs.Begun:
-        database = database_for(caller, "backup", db)
-        if database.s3 is None:
-            raise ApiError(400, f'S3 is not configured for "{db}"; its local backups are made by schedule')
-        return runs.begin("backup", db, caller=caller)
-
-    begun = await run_in_threadpool(begin)
-    return await _answer(begun, "upload", wait=wait, whole=True)
-
-
-async def restore_now(caller: CallerDep, db: str, key: str, *, wait: bool) -> Any:
-    """Begin a restore of a backup that is there and, with `wait`, answer with its result."""
-
-    def begin() -> runs.Begun:
-        database = database_for(caller, "restore", db)
-        store = remote_store(database)
-        full = existing(database, store, key)
-        return runs.begin("restore", db, caller=caller, conf={"key": full})
-
-    begun = await run_in_threadpool(begin)
-    return await _answer(begun, "restore", wait=wait)
-
-
-async def verify_now(caller: CallerDep, db: str, key: str, *, wait: bool) -> Any:
-    """Begin a verification of a backup that is there and, with `wait`, answer with its result."""
-
-    def begin() -> runs.Begun:
-        database = database_for(caller, "verify", db)
-        full = existing(database, remote_store(database), key)
-        return runs.begin("verify", db, caller=caller, conf={"key": full})
-
-    begun = await run_in_threadpool(begin)
-    return await _answer(begun, "verify", wait=wait)
 
 
 def delete_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
@@ -217,6 +187,17 @@ def _backup_key(store: Store, key: str) -> tuple[str, datetime]:
     if created is None:
         raise ApiError(400, f"this is not a backup's key: {key}")
     return full, created
+
+
+async def _with_key(kind: Literal["restore", "verify"], caller: Caller, db: str, key: str, *, wait: bool) -> Any:
+    """Begin a run on a backup that is there and, with `wait`, answer with its result."""
+
+    def begin() -> runs.Begun:
+        database = database_for(caller, kind, db)
+        full = existing(database, remote_store(database), key)
+        return runs.begin(kind, db, caller=caller, conf={"key": full})
+
+    return await _answer(await run_in_threadpool(begin), kind, wait=wait)
 
 
 async def _answer(begun: runs.Begun, task: str, *, wait: bool, whole: bool = False) -> Any:
