@@ -100,10 +100,10 @@ def apply_all(url: str, start: Any, path: str) -> Any:
     """Read and apply everything after `start`."""
     import duckdb
 
-    from duckling_provider.replication.apply import Applier
+    from duckling_provider.replication.apply.applier import Applier
+    from duckling_provider.replication.binlog.stream import BinlogStream
     from duckling_provider.replication.ledger import Ledger
-    from duckling_provider.replication.source import Source
-    from duckling_provider.replication.stream import BinlogStream
+    from duckling_provider.replication.mysql.source import Source
 
     source = Source.parse(url, subject="benchmark")
     with duckdb.connect(path) as connection:
@@ -120,7 +120,7 @@ def apply_all(url: str, start: Any, path: str) -> Any:
 
 def _prepared(mariadb: Any, mix: Mix, events: int) -> tuple[str, Any]:
     """(url of a database with the changes written, position before them)."""
-    from duckling_provider.replication.source import Source, connect, current_position
+    from duckling_provider.replication.mysql.source import Source, connect, current_position
 
     database = mariadb.create_database()
     url = mariadb.url(database)
@@ -162,11 +162,11 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
     """
     import duckdb
 
-    from duckling_provider.replication.apply import Applier
+    from duckling_provider.replication.apply.applier import Applier
+    from duckling_provider.replication.binlog.stream import BinlogStream
     from duckling_provider.replication.ledger import Ledger
     from duckling_provider.replication.model import RowChange
-    from duckling_provider.replication.source import Source, connect, current_position
-    from duckling_provider.replication.stream import BinlogStream
+    from duckling_provider.replication.mysql.source import Source, connect, current_position
 
     written, lags, oldest = 0, [], None
     stop = threading.Event()

@@ -241,8 +241,8 @@ def memory(sizes: list[int], *, large_parts: tuple[int, int] | None) -> Case:
 
 def plan() -> Case:
     """How many parts a replica of 500 GiB takes."""
-    from duckling_provider.core.body import lead_bytes
-    from duckling_provider.core.parts import plan_parts
+    from duckling_provider.backup.upload_body import lead_bytes
+    from duckling_provider.stores.parts import plan_parts
 
     path = sparse(500)
     made = plan_parts(path.stat().st_size + lead_bytes(encrypted=True), part_size=8 * MIB, max_parts=10_000)
@@ -285,9 +285,9 @@ def _take_snapshot(place: Site) -> Path:
 
 def _place_object(path: Path, folder: Path) -> None:
     """Put the object of a snapshot where both servers find it."""
-    from duckling_provider.core import config
-    from duckling_provider.core.body import SnapshotBody
-    from duckling_provider.core.snapshot import find_snapshot
+    from duckling_provider import config
+    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.upload_body import SnapshotBody
 
     database = config.load().database(DATABASE)
     snapshot = find_snapshot(database, path.name)

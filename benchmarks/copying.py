@@ -131,9 +131,9 @@ def ours(url: str, target: str) -> Callable[[], object]:
     import duckdb  # noqa: F401
     import pyarrow as pa  # noqa: F401
 
-    from duckling_provider.core.control import Control
-    from duckling_provider.replication.copy import copy_tables
-    from duckling_provider.replication.source import Source, connect, current_position
+    from duckling_provider.base.cancellation import Control
+    from duckling_provider.replication.copy.table_copy import copy_tables
+    from duckling_provider.replication.mysql.source import Source, connect, current_position
 
     source = Source.parse(url, subject="bench")
     with contextlib.closing(connect(source)) as connection:
@@ -181,7 +181,7 @@ def rows_to_executemany(url: str, target: str) -> Callable[[], object]:
 def _ends(url: str, target: str) -> tuple[Any, Any]:
     import duckdb
 
-    from duckling_provider.replication.source import Source, connect
+    from duckling_provider.replication.mysql.source import Source, connect
 
     replica = duckdb.connect()
     replica.execute(f"ATTACH '{target}' AS r (STORAGE_VERSION 'v1.5.0')")

@@ -31,7 +31,8 @@ _BLOCK = MIB // 4
 
 
 def _database() -> tuple[Any, Any]:
-    from duckling_provider.core import config, s3
+    from duckling_provider import config
+    from duckling_provider.stores import s3
 
     database = config.load().database(DATABASE)
     return database, s3.open_store(database)
@@ -39,8 +40,8 @@ def _database() -> tuple[Any, Any]:
 
 def upload(filename: str) -> Work:
     """A finished snapshot to the store, as the entry is configured."""
-    from duckling_provider.core.backup import upload_snapshot
-    from duckling_provider.core.snapshot import find_snapshot
+    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.upload import upload_snapshot
 
     database, store = _database()
     snapshot = find_snapshot(database, filename)
@@ -49,21 +50,21 @@ def upload(filename: str) -> Work:
 
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
-    from duckling_provider.core.passes import DurableWriter
-    from duckling_provider.core.stored import identify
+    from duckling_provider.backup.backup_object import identify_backup
+    from duckling_provider.backup.pipeline import DurableWriter
 
     database, store = _database()
 
     def work() -> None:
         with open(target, "wb", buffering=0) as file, DurableWriter(file.fileno()) as writer:
-            identify(database, store, key, chosen=True).read(store, sink=writer.write)
+            identify_backup(database, store, key, chosen=True).read(store, sink=writer.write)
 
     return work
 
 
 def restore(key: str, target: str) -> Work:
     """A whole restore, DuckDB opening the file in a process of its own included."""
-    from duckling_provider.core.restore import restore_backup
+    from duckling_provider.backup.restore import restore_backup
 
     database, store = _database()
     return lambda: restore_backup(database, store, key, to=Path(target))
@@ -71,7 +72,7 @@ def restore(key: str, target: str) -> Work:
 
 def snapshot() -> Work:
     """A whole snapshot: locks, copy, SHA-256, part checksums, block checksums, HMAC of the ciphertext, fsync."""
-    from duckling_provider.core.snapshot import take_snapshot
+    from duckling_provider.backup.snapshot import take_snapshot
 
     database, _ = _database()
     return lambda: take_snapshot(database)
@@ -79,7 +80,7 @@ def snapshot() -> Work:
 
 def command(*arguments: str) -> Work:
     """``duckling …`` in this process: what its user sees grow."""
-    from duckling_provider.cli import main
+    from duckling_provider.cli.app import main
 
     import_everything()
     _database()
@@ -98,7 +99,7 @@ def command(*arguments: str) -> Work:
 
 def import_everything() -> None:
     """What the commands import late, so that only the work itself counts as growth."""
-    from duckling_provider.core import backup, check, local, restore, retention, s3, snapshot, verify  # noqa: F401
+    from duckling_provider.stores import s3  # noqa: F401
 
 
 # -- boto3 ----------------------------------------------------------------------------------------------------------
@@ -192,9 +193,9 @@ def _send_share(
 ) -> list[dict[str, Any]]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from duckling_provider.core.body import SnapshotBody
-    from duckling_provider.core.s3_multipart import send_whole_blocks, sign_known_payloads
-    from duckling_provider.core.snapshot import find_snapshot
+    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.upload_body import SnapshotBody
+    from duckling_provider.stores.s3_multipart import send_whole_blocks, sign_known_payloads
 
     database, _ = _database()
     snapshot = find_snapshot(database, filename)
@@ -280,8 +281,8 @@ def parse() -> Callable[[], dict[str, Any]]:
     from airflow.sdk import DAG, Asset, BaseOperator, BaseSensorOperator, Param  # noqa: F401
 
     def work() -> dict[str, Any]:
-        from duckling_provider.core import config
-        from duckling_provider.dag_factory import build_dags
+        from duckling_provider import config
+        from duckling_provider.dags.factory import build_dags
 
         return build_dags(config.load())
 

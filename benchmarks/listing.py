@@ -17,8 +17,9 @@ from benchmarks import BUCKET, DATABASE, ROOT
 from benchmarks.cases import Case, Target
 from benchmarks.servers import ACCESS_KEY, SECRET_KEY, rclone
 from benchmarks.site import site
-from duckling_provider.core.catalog import backup_name, stamp_of
-from duckling_provider.core.store import StoredObject
+from duckling_provider.backup.names import backup_name
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.stores.store import StoredObject
 
 _FIRST = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
@@ -73,7 +74,7 @@ def _measure(endpoint: str, runs: int) -> dict[str, Any]:
     from airflow.api_fastapi.app import create_app
     from starlette.testclient import TestClient
 
-    from duckling_provider.core.s3 import S3Store
+    from duckling_provider.stores.s3 import S3Store
 
     inside, listed_by = [0.0], S3Store.list
 

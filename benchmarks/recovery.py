@@ -113,7 +113,7 @@ def _is_taken(lock: Path) -> bool:
 @contextlib.contextmanager
 def _load(url: str) -> Iterator[None]:
     """Write `_LOAD` rows a second, in transactions of ten."""
-    from duckling_provider.replication.source import Source, connect
+    from duckling_provider.replication.mysql.source import Source, connect
 
     stop = threading.Event()
 
@@ -144,7 +144,7 @@ def _timed(*arguments: str) -> float:
 
 
 def _duckling(*arguments: str) -> str:
-    command = [sys.executable, "-m", "duckling_provider.cli", *arguments]
+    command = [sys.executable, "-m", "duckling_provider.cli.app", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"duckling {arguments[0]} failed: {done.stderr[-2000:]}")

@@ -3,7 +3,7 @@
 A file of its own, because a file that raises has no DAGs, and the good entries must go on.
 """
 
-from duckling_provider.core import config
+from duckling_provider import config
 from duckling_provider.dag_factory import bad_entries
 
 error = bad_entries(config.load())

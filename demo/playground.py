@@ -105,8 +105,8 @@ def _entry(database_id: str, name: str, **fields: Any) -> dict[str, Any]:
 
 
 def _dag_ids(airflow: Airflow) -> set[str]:
-    from duckling_provider.core import config
-    from duckling_provider.core.errors import ConfigError
+    from duckling_provider import config
+    from duckling_provider.base.errors import ConfigError
 
     try:
         databases = config.load(airflow.environment()).databases

@@ -159,7 +159,7 @@ class _Demo:
 
     def _duckling(self, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
         """The command ``duckling``; `fails` tells that it must."""
-        command = [sys.executable, "-m", "duckling_provider.cli", *arguments]
+        command = [sys.executable, "-m", "duckling_provider.cli.app", *arguments]
         done = subprocess.run(
             command, env=self.airflow.environment(), capture_output=True, text=True, cwd=ROOT, check=False
         )

@@ -332,7 +332,7 @@ class InstallationFolder:
 
     def database(self, database_id: str = "production") -> Any:
         """The entry as the product sees it."""
-        from duckling_provider.core import config
+        from duckling_provider import config
 
         return config.load().database(database_id)
 

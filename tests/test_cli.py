@@ -57,7 +57,7 @@ class CommandLine:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
         environ = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "TERM": "xterm", **self.environ}
         environ.pop("DUCKLING_DEBUG", None)
-        command = [sys.executable, "-m", "duckling_provider.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "duckling_provider.cli.app", *map(str, arguments)]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen(command, env=environ, cwd="/", **streams)
 
@@ -382,7 +382,7 @@ def test_cleanup_shows_its_plan_before_it_deletes(duckling, site):
 _HOLD = """
 import sys
 from pathlib import Path
-from duckling_provider.core.locks import place_hold
+from duckling_provider.replica.locks import place_hold
 
 place_hold(Path(sys.argv[1]), owner="restore-run", reason="restore", seconds=3600, process_bound=sys.argv[2] == "bound")
 print("held", flush=True)

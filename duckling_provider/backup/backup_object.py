@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, cast
 
-from duckling_provider.core.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
-from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
-from duckling_provider.core.errors import (
+from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
+from duckling_provider.backup.names import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
+from duckling_provider.backup.pipeline import Fanout, Stage
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     DamagedError,
     DucklingError,
     IntegrityError,
@@ -30,10 +29,11 @@ from duckling_provider.core.errors import (
     ReplicaError,
     WrongKeyError,
 )
-from duckling_provider.core.fetch import PIECE, fetch
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.passes import Fanout, Stage
-from duckling_provider.core.store import Store, StoredObject
+from duckling_provider.config.databases import Database
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
+from duckling_provider.stores.fetch import PIECE, fetch
+from duckling_provider.stores.store import Store, StoredObject
 
 CLIENT = "client-aes256"
 
@@ -258,7 +258,7 @@ def resolve(database: Database, store: Store, key: str = LATEST, *, before: date
     return choose(complete, subject=database.id, where=where, skipped=skipped, before=before).key
 
 
-def identify(database: Database, store: Store, key: str, *, chosen: bool = False) -> StoredBackup:
+def identify_backup(database: Database, store: Store, key: str, *, chosen: bool = False) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
     :param chosen: somebody named this very key, so that a backup made under another database id (the entry was renamed)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.core.config import Database
-from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
-from duckling_provider.core.locks import read_hold, state_path
-from duckling_provider.core.replace import JOURNAL_SUFFIX
-from duckling_provider.core.replica import header_of, pending_wal, writer_of
-from duckling_provider.core.space import require_space
-from duckling_provider.core.store import Store
+from duckling_provider.base.disk_space import require_space
+from duckling_provider.base.errors import DucklingError, WrongHostError
+from duckling_provider.base.units import human_bytes
+from duckling_provider.config.databases import Database
+from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
+from duckling_provider.replica.exchange import JOURNAL_SUFFIX
+from duckling_provider.replica.locks import read_hold, state_path
+from duckling_provider.stores.store import Store
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from duckling_provider.core.errors import IntegrityError
+from duckling_provider.base.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from duckling_provider.core.keys import EncryptionKey
+    from duckling_provider.config.keys import EncryptionKey
 
 # A memoryview must be of single bytes and contiguous; a mapped file or an array goes in as a memoryview of it.
 BytesLike: TypeAlias = bytes | bytearray | memoryview
@@ -149,7 +149,7 @@ class Mac:
         return hmac.compare_digest(self.hexdigest(), expected)
 
 
-class Checksum:
+class PartMac:
     """Proof, at a tenth of the cost of SHA-256, that local bytes are the same as before: 32 hex characters.
 
     GMAC (NIST SP 800-38D): what AES-256-GCM authenticates without encrypting. Nobody who doesn't know the key can make

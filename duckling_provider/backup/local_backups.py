@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import BinaryIO
 
-from duckling_provider.core.catalog import ListedBackup, parse_name
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, DucklingError, NotFoundError
-from duckling_provider.core.snapshot import Snapshot, companions, find_snapshot, sidecar_of
-from duckling_provider.core.store import OCTETS, Body, ProbeStep, StoredObject, UploadLog
-from duckling_provider.core.stored import describe, list_backups
+from duckling_provider.backup.backup_object import describe, list_backups
+from duckling_provider.backup.names import ListedBackup, parse_name
+from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, DucklingError, NotFoundError
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import OCTETS, Body, ProbeStep, StoredObject, UploadLog
 
 
 def listed_here(database: Database) -> list[ListedBackup]:

@@ -11,23 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from duckling_provider.core.errors import DucklingError, NotFoundError
+from duckling_provider.base.errors import DucklingError, NotFoundError
 
 MAC_SUFFIX = ".mac"
 LATEST = "latest"
 
 _NAME = re.compile(r"backup-(\d{4})-(\d{2})-(\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db", re.ASCII)
-
-
-def stamp_of(moment: datetime) -> str:
-    """``2025-03-01T14:32:11.482Z`` -> ``"2025-03-01T14-32-11-482Z"``; `moment` must be aware."""
-    utc = moment.astimezone(timezone.utc)
-    return f"{utc:%Y-%m-%dT%H-%M-%S}-{utc.microsecond // 1000:03d}Z"
-
-
-def iso(moment: datetime) -> str:
-    """``"2025-03-01T14:32:11.482Z"``, as JavaScript's Date and the REST API write it; `moment` must be aware."""
-    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def backup_name(stamp: str) -> str:
@@ -130,17 +119,3 @@ def choose(
             hint="They were interrupted, or made without encryption: to restore such a one, set s3.encryption to none.",
         )
     raise NotFoundError(cause, subject=subject, hint="Check bucket and prefix, and that backups are made at all.")
-
-
-def parse_moment(text: str) -> datetime:
-    """Read an ISO 8601 time; without an offset it means UTC. A plain date means its midnight.
-
-    :raises DucklingError: when it is none.
-    """
-    try:
-        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
-    except ValueError:
-        raise DucklingError(
-            "this is not an ISO 8601 time", subject=text, hint="Write it like 2025-03-01T14:32:11Z or 2025-03-01."
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

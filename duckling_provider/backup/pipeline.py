@@ -14,7 +14,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
-from duckling_provider.core.crypto import BytesLike
+from duckling_provider.backup.crypto import BytesLike
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import SnapshotError
+from duckling_provider.stores.parts import MIB
 
 #: Gets each chunk in order; may keep it only until it returns.
 Stage: TypeAlias = Callable[[BytesLike], object]
@@ -157,3 +160,23 @@ class DurableWriter:
         if error is None:
             self._raise()
             os.fsync(self._fd)
+
+
+#: Bytes read at once. A pass keeps `Fanout.DEPTH` + 2 of these in memory, and one of ciphertext. Small enough for what
+#: one stage has read to be in the processor's cache for the next.
+CHUNK = MIB
+
+
+def one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
+    with Fanout(*stages) as fanout:
+        position = 0
+        while position < size:
+            chunk = fanout.spare(CHUNK)[: size - position]
+            chunk = chunk[: os.preadv(fd, [chunk], position)]
+            if not chunk:
+                raise SnapshotError(
+                    f"the file ended at byte {position} of {size}", hint="It was truncated while it was read."
+                )
+            fanout.put(chunk)
+            position += len(chunk)
+            control.advance(len(chunk))

@@ -18,18 +18,20 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.catalog import LATEST, stamp_of
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
-from duckling_provider.core.locks import give_to_owner_of, place_hold, read_hold, release_hold, sync_folder
-from duckling_provider.core.passes import DurableWriter
-from duckling_provider.core.replace import NEW_SUFFIX, replace_replica
-from duckling_provider.core.replica import ReadLock, open_check, wal_files
-from duckling_provider.core.space import disk_errors, require_space
-from duckling_provider.core.store import Store
-from duckling_provider.core.stored import StoredBackup, identify, resolve
+from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.names import LATEST
+from duckling_provider.backup.pipeline import DurableWriter
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors, require_space
+from duckling_provider.base.durable_files import give_to_owner_of, sync_folder
+from duckling_provider.base.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.config.databases import Database
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
+from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
+from duckling_provider.replica.locks import place_hold, read_hold, release_hold
+from duckling_provider.stores.store import Store
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
@@ -94,7 +96,7 @@ def restore_backup(
             # restore.
             with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
-        backup = identify(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
+        backup = identify_backup(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
         with _download(database, store, backup, replica, control) as new:
             with (
                 replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
@@ -124,7 +126,7 @@ def _restore_elsewhere(
         )
     if not to.parent.is_dir():
         raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
-    backup = identify(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
+    backup = identify_backup(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
     with (
         _download(database, store, backup, to, control) as new,
         disk_errors(to.parent, subject=database.id, needed=backup.size),

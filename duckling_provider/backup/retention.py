@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from duckling_provider.core.catalog import MAC_SUFFIX, ListedBackup, assemble, parse_name
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import AccessDeniedError, BusyError, NotFoundError
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.locks import FileLock
-from duckling_provider.core.snapshot import LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
-from duckling_provider.core.store import Store, UploadLog
-from duckling_provider.core.stored import CLIENT, list_backups
+from duckling_provider.backup.backup_object import CLIENT, list_backups
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, parse_name
+from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
+from duckling_provider.base.file_lock import FileLock
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import Store, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
 ABANDONED_AFTER = timedelta(days=3)
@@ -157,7 +157,7 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
             if newest is None or created is None or created >= newest or (key in stored and not log_path.exists()):
                 continue
             with contextlib.suppress(BusyError):  # somebody is uploading it just now
-                locks.enter_context(FileLock(path.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0))
+                locks.enter_context(FileLock(path.with_suffix(UPLOAD_LOCK_SUFFIX), operation="clean-up", wait=0))
                 superseded.add(key)
                 found = UploadLog.owner(log_path)
                 if found is not None and found[0].get("store") == store.url:
@@ -181,7 +181,7 @@ def _delete_lone_macs(
         if local.exists():
             # Ours: the lock tells whether its upload lives.
             quiet: contextlib.AbstractContextManager[object] = FileLock(
-                local.with_suffix(LOCK_SUFFIX), operation="clean-up", wait=0
+                local.with_suffix(UPLOAD_LOCK_SUFFIX), operation="clean-up", wait=0
             )
         elif modified is not None and now - modified > ABANDONED_AFTER:
             quiet = contextlib.nullcontext()

@@ -15,7 +15,6 @@ sidecar is not ours and is left alone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,32 +26,37 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.blocks import BlockReport, BlockVerifier
-from duckling_provider.core.body import PartChecksums, lead_bytes
-from duckling_provider.core.catalog import backup_name, parse_name, stamp_of
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import BytesLike, CtrCipher, Mac, new_iv
-from duckling_provider.core.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.locks import clear_torn, give_to_owner_of, remove_unless_locked, sync_folder, write_durably
-from duckling_provider.core.parts import MIB, PartPlan, plan_parts
-from duckling_provider.core.passes import DurableWriter, Fanout, Stage, in_turn
-from duckling_provider.core.replace import identity
-from duckling_provider.core.replica import ReadLock, checkpoint, full_scan, header_of, pending_wal
-from duckling_provider.core.space import disk_errors, require_space
+from duckling_provider.backup.crypto import BytesLike, CtrCipher, Mac, new_iv
+from duckling_provider.backup.names import backup_name, parse_name
+from duckling_provider.backup.pipeline import CHUNK, DurableWriter, in_turn, one_pass
+from duckling_provider.backup.upload_body import PartChecksums, lead_bytes
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors, require_space
+from duckling_provider.base.durable_files import (
+    clear_torn,
+    clone,
+    make_folder,
+    partial_file,
+    remove_unless_locked,
+    sync_folder,
+    write_durably,
+)
+from duckling_provider.base.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.config.databases import Database
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.blocks import BlockReport, BlockVerifier
+from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
+from duckling_provider.replica.exchange import identity
+from duckling_provider.stores.parts import MIB, PartPlan, plan_parts
 
 SIDECAR_SUFFIX = ".json"
 PARTIAL_SUFFIX = ".partial"
 UPLOAD_SUFFIX = ".upload"
-LOCK_SUFFIX = ".lock"
+UPLOAD_LOCK_SUFFIX = ".lock"
 
-#: Bytes read at once. A pass keeps `Fanout.DEPTH` + 2 of these in memory, and one of ciphertext. Small enough for what
-#: one stage has read to be in the processor's cache for the next.
-CHUNK = MIB
 
-_FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHECKPOINT_TRIES = 3
 
 log = logging.getLogger(__name__)
@@ -98,7 +102,7 @@ class Snapshot:
 
     @property
     def upload_lock(self) -> Path:
-        return self.path.with_suffix(LOCK_SUFFIX)
+        return self.path.with_suffix(UPLOAD_LOCK_SUFFIX)
 
     def save(self) -> None:
         data = asdict(self)
@@ -135,7 +139,7 @@ def sidecar_of(path: Path) -> Path:
 
 def companions(path: Path) -> tuple[Path, ...]:
     """The files that belong to the local backup at `path`, the sidecar first."""
-    return tuple(path.with_suffix(suffix) for suffix in (SIDECAR_SUFFIX, UPLOAD_SUFFIX, LOCK_SUFFIX))
+    return tuple(path.with_suffix(suffix) for suffix in (SIDECAR_SUFFIX, UPLOAD_SUFFIX, UPLOAD_LOCK_SUFFIX))
 
 
 def find_snapshot(database: Database, filename: str) -> Snapshot:
@@ -341,40 +345,11 @@ def clear_partials(folder: Path) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    if not folder.parent.exists():
-        make_folder(folder.parent)
-    if not folder.exists():
-        folder.mkdir(exist_ok=True, mode=0o700)
-        give_to_owner_of(folder.parent, folder)
-
-
 def _size_of(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-@contextlib.contextmanager
-def partial_file(path: Path) -> Iterator[int]:
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
-        if os.fstat(fd).st_nlink:
-            break
-        os.close(fd)
-    give_to_owner_of(path.parent, fd)
-    try:
-        yield fd
-    finally:
-        # After success the file has its final name and there is nothing to remove.
-        path.unlink(missing_ok=True)
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -405,29 +380,6 @@ def _require_unchanged(replica: Path, before: tuple[int, int, int] | None) -> No
             subject=str(replica),
             hint="Something writes it without DuckDB's lock; the copy was discarded.",
         )
-
-
-def clone(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False
-    return True
-
-
-def one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
-    with Fanout(*stages) as fanout:
-        position = 0
-        while position < size:
-            chunk = fanout.spare(CHUNK)[: size - position]
-            chunk = chunk[: os.preadv(fd, [chunk], position)]
-            if not chunk:
-                raise SnapshotError(
-                    f"the file ended at byte {position} of {size}", hint="It was truncated while it was read."
-                )
-            fanout.put(chunk)
-            position += len(chunk)
-            control.advance(len(chunk))
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:

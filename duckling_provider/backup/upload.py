@@ -8,18 +8,18 @@ import logging
 import time
 from dataclasses import dataclass
 
-from duckling_provider.core.body import SnapshotBody
-from duckling_provider.core.catalog import MAC_SUFFIX
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import CancelledError, DamagedError, DucklingError, NotFoundError
-from duckling_provider.core.locks import FileLock
-from duckling_provider.core.retention import CleanupResult, clean_up
-from duckling_provider.core.snapshot import Snapshot, sealed_for, take_snapshot
-from duckling_provider.core.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
-from duckling_provider.core.stored import CLIENT, describe, identify
-from duckling_provider.core.verify import VerifyResult, verify_backup
-from duckling_provider.core.workers import AbandonedError
+from duckling_provider.backup.backup_object import CLIENT, describe, identify_backup
+from duckling_provider.backup.names import MAC_SUFFIX
+from duckling_provider.backup.retention import CleanupResult, clean_up
+from duckling_provider.backup.snapshot import Snapshot, sealed_for, take_snapshot
+from duckling_provider.backup.upload_body import SnapshotBody
+from duckling_provider.backup.verify import VerifyResult, verify_backup
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import CancelledError, DamagedError, DucklingError, NotFoundError
+from duckling_provider.base.file_lock import FileLock
+from duckling_provider.base.interruptible import AbandonedError
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def upload_snapshot(
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
     """Whether this very snapshot was uploaded by an earlier try whose success was not recorded."""
     try:
-        found = identify(database, store, key, chosen=True)
+        found = identify_backup(database, store, key, chosen=True)
     except NotFoundError:
         return False
     same = found.mac == snapshot.mac if snapshot.mac else found.sha256 == snapshot.sha256

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.crypto import IV_BYTES, BytesLike, Checksum, CtrCipher, CtrStream
-from duckling_provider.core.errors import DamagedError
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.parts import PartPlan
+from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import DamagedError
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.stores.parts import PartPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,7 +38,7 @@ def lead_bytes(*, encrypted: bool) -> int:
 
 
 class PartChecksums:
-    """`Checksum` of the file's bytes in each part, fed in order with chunks of any length.
+    """`PartMac` of the file's bytes in each part, fed in order with chunks of any length.
 
     :param plan: the cut of the *object*.
     :param lead: bytes of the object before the file's first one.
@@ -48,7 +48,7 @@ class PartChecksums:
     def __init__(self, plan: PartPlan, *, lead: int, key: bytes) -> None:
         self._plan, self._lead, self._key = plan, lead, key
         self._codes: list[str] = []
-        self._checksum = Checksum(key, 0)
+        self._checksum = PartMac(key, 0)
         self._left = self._capacity(0)
 
     def _capacity(self, index: int) -> int:
@@ -65,7 +65,7 @@ class PartChecksums:
 
     def _next(self) -> None:
         self._codes.append(self._checksum.hexdigest())
-        self._checksum = Checksum(self._key, len(self._codes))
+        self._checksum = PartMac(self._key, len(self._codes))
         self._left = self._capacity(len(self._codes))
 
     def finish(self) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class SnapshotBody:
 
     def _checked(self, index: int, first: int, last: int, prefix: bytes, block: memoryview) -> str:
         """Compare the snapshot's bytes with the record; returns the SHA-256 of the part that they make."""
-        checksum, sha256 = Checksum(self._checksum_key, index), hashlib.sha256(prefix)
+        checksum, sha256 = PartMac(self._checksum_key, index), hashlib.sha256(prefix)
         stream = self._cipher.stream(first) if self._cipher is not None else None
         for position in range(first, last, len(block)):
             self._control.check()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from duckling_provider.core.catalog import LATEST
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import IntegrityError
-from duckling_provider.core.store import Store
-from duckling_provider.core.stored import identify, resolve
+from duckling_provider.backup.backup_object import identify_backup, resolve
+from duckling_provider.backup.names import LATEST
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import IntegrityError
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def verify_backup(
     started = time.monotonic()
     if control is not None:
         store = store.under(control)
-    backup = identify(database, store, resolve(database, store, key), chosen=key != LATEST)
+    backup = identify_backup(database, store, resolve(database, store, key), chosen=key != LATEST)
     if backup.mac is not None:
         evidence = "HMAC-SHA256"
     else:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from duckling_provider.core.errors import CancelledError
+from duckling_provider.base.errors import CancelledError
 
 log = logging.getLogger(__name__)
 

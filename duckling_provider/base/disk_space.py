@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.core.errors import DucklingError, NoSpaceError, human_bytes
+from duckling_provider.base.errors import DucklingError, NoSpaceError
+from duckling_provider.base.units import human_bytes
 
 #: Kept free beyond the bytes that are needed, for journals, sidecars and other programs.
 MARGIN = 16 << 20

@@ -153,12 +153,3 @@ class WrongKeyError(IntegrityError):
 
 class ModeError(DucklingError):
     """The object's encryption mode contradicts the configuration."""
-
-
-def human_bytes(count: float) -> str:
-    """``1536`` -> ``"1.5 KiB"``; bytes in, binary units out."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")

@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import CancelledError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import CancelledError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.core.errors import ConfigError
+from duckling_provider.base.errors import ConfigError
 
 MAX_DEPTH = 20
 

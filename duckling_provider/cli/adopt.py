@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.catalog import iso
-from duckling_provider.core.environment import DATABASES_FILE
-from duckling_provider.core.errors import human_bytes
-from duckling_provider.terminal import ago
+from duckling_provider.base.moments import iso
+from duckling_provider.base.units import human_bytes
+from duckling_provider.cli.terminal import ago
+from duckling_provider.config.environment import DATABASES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from duckling_provider.core.config import Database
-    from duckling_provider.core.store import Store
-    from duckling_provider.replication.takeover import Finding, Step, Survey
-    from duckling_provider.session import Session
+    from duckling_provider.cli.session import Session
+    from duckling_provider.config.databases import Database
+    from duckling_provider.node_server.takeover import EntryFinding, Step, Survey
+    from duckling_provider.stores.store import Store
 
 _OWNERS = {"ours": "ours already", "duckling-server": "the server's", "foreign": "somebody else's", "absent": "missing"}
 
@@ -32,7 +32,7 @@ def adopt_installation(session: Session, path: Path, *, backups: Sequence[Path],
 
     :returns: whether all went well; to show problems is no failure.
     """
-    from duckling_provider.replication.takeover import find_data, survey, take_over
+    from duckling_provider.node_server.takeover import find_data, survey, take_over
 
     def open_store(database: Database) -> Store | None:
         session.terminal.know(database.secrets())
@@ -93,7 +93,7 @@ def _show(session: Session, found: Survey) -> None:
             say(f"  - {line}")
 
 
-def _row(finding: Finding) -> list[str]:
+def _row(finding: EntryFinding) -> list[str]:
     objects = finding.objects
     listed = () if objects is None else objects.restorable + objects.incomplete
     replica = finding.database.replica_path

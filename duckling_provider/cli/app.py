@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from duckling_provider import __version__, replication_cli
-from duckling_provider.core.catalog import LATEST, parse_moment, parse_name
-from duckling_provider.core.errors import CancelledError, ConfigError, DucklingError, human_bytes
-from duckling_provider.progress_log import human_seconds
-from duckling_provider.session import Session, Stopped, UsageError, full_key
-from duckling_provider.terminal import LogLines, Terminal
+from duckling_provider import __version__
+from duckling_provider.backup.names import LATEST, parse_name
+from duckling_provider.base.errors import CancelledError, ConfigError, DucklingError
+from duckling_provider.base.moments import parse_moment
+from duckling_provider.base.units import human_bytes, human_seconds
+from duckling_provider.cli import replication as replication_cli
+from duckling_provider.cli.session import Session, Stopped, UsageError, full_key
+from duckling_provider.cli.terminal import LogLines, Terminal
 
 if TYPE_CHECKING:
-    from duckling_provider.core.config import Database
+    from duckling_provider.config.databases import Database
 
 FAILED, BAD_USAGE = 1, 2
 #: click's UsageError. Newer typers have a click of their own, so it is found by way of its public child.
@@ -77,7 +79,7 @@ def _session(context: typer.Context, as_json: bool) -> Session:
 @app.command()
 def databases(context: typer.Context, as_json: Json = False) -> None:
     """Show what databases.json holds; a bad entry is shown with what is wrong. Fails only when no entry is good."""
-    from duckling_provider.overview import show_databases
+    from duckling_provider.cli.databases import show_databases
 
     session = _session(context, as_json)
     installation = session.installation()
@@ -95,7 +97,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Try whether a backup and a restore would work now: replica, folders, and the store under its prefix for real."""
-    from duckling_provider.overview import check_all
+    from duckling_provider.cli.databases import check_all
 
     session = _session(context, as_json)
     installation = session.installation()
@@ -116,7 +118,7 @@ def check(
 @app.command()
 def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = False) -> None:
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
-    from duckling_provider.core.backup import back_up
+    from duckling_provider.backup.upload import back_up
 
     session = _session(context, as_json)
     database = session.database(id)
@@ -146,7 +148,7 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
 @app.command("list")
 def list_(context: typer.Context, id: Id, as_json: Json = False) -> None:
     """List the backups of a database, newest first, local ones and those in S3."""
-    from duckling_provider.overview import show_backups
+    from duckling_provider.cli.databases import show_backups
 
     session = _session(context, as_json)
     error = show_backups(session, session.database(id))
@@ -157,7 +159,7 @@ def list_(context: typer.Context, id: Id, as_json: Json = False) -> None:
 @app.command()
 def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = False, as_json: Json = False) -> None:
     """Prove that a backup can be restored: read it whole and check HMAC or SHA-256, length and DuckDB's checksums."""
-    from duckling_provider.core.verify import verify_backup
+    from duckling_provider.backup.verify import verify_backup
 
     session = _session(context, as_json)
     database = session.database(id)
@@ -200,7 +202,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Replace the replica by a backup. It is verified first; whatever fails leaves the replica as it was."""
-    from duckling_provider.core.restore import restore_backup
+    from duckling_provider.backup.restore import restore_backup
 
     session = _session(context, as_json)
     try:
@@ -247,7 +249,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete one backup, with its .mac. Asks first; where nobody can be asked, --yes is needed."""
-    from duckling_provider.core.retention import delete_backup
+    from duckling_provider.backup.retention import delete_backup
 
     session = _session(context, as_json)
     database = session.database(id)
@@ -279,7 +281,7 @@ def cleanup(
     as_json: Json = False,
 ) -> None:
     """Delete backups older than the retention. The newest complete one always stays."""
-    from duckling_provider.core.retention import clean_up
+    from duckling_provider.backup.retention import clean_up
 
     session = _session(context, as_json)
     database = session.database(id)
@@ -313,8 +315,8 @@ def cleanup(
 @app.command()
 def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
     """Remove a hold that was left behind by a restore whose owner is gone for good; says whose it was."""
-    from duckling_provider.core.access import replica_access
-    from duckling_provider.core.locks import read_hold, release_hold
+    from duckling_provider.replica.access import replica_access
+    from duckling_provider.replica.locks import read_hold, release_hold
 
     session = _session(context, as_json)
     replica = session.database(id).replica
@@ -336,7 +338,7 @@ def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
 @app.command()
 def keygen(context: typer.Context, as_json: Json = False) -> None:
     """Make a key for client-aes256."""
-    from duckling_provider.core.keys import EncryptionKey
+    from duckling_provider.config.keys import EncryptionKey
 
     session = _session(context, as_json)
     key = EncryptionKey.generate()

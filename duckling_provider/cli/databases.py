@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from duckling_provider.core.catalog import ListedBackup, iso
-from duckling_provider.core.check import CheckStep, check_database
-from duckling_provider.core.config import Database, Installation, Settings
-from duckling_provider.core.errors import DucklingError, WrongHostError, human_bytes
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.stored import CLIENT, list_backups
-from duckling_provider.session import Session
-from duckling_provider.terminal import Terminal, ago
-from duckling_provider.transfer_pool import find_slots, is_airflow_here
+from duckling_provider.backup.backup_object import CLIENT, list_backups
+from duckling_provider.backup.check import CheckStep, check_database
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.names import ListedBackup
+from duckling_provider.base.errors import DucklingError, WrongHostError
+from duckling_provider.base.moments import iso
+from duckling_provider.base.units import human_bytes
+from duckling_provider.cli.session import Session
+from duckling_provider.cli.terminal import Terminal, ago
+from duckling_provider.config.databases import Database, Installation, Settings
+from duckling_provider.tasks.transfer_pool import find_slots, is_airflow_here
 
 
 def show_databases(terminal: Terminal, installation: Installation) -> None:

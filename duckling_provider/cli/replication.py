@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.progress_log import human_seconds
-from duckling_provider.session import UsageError
-from duckling_provider.takeover_cli import adopt_installation, is_path
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.units import human_seconds
+from duckling_provider.cli.adopt import adopt_installation, is_path
+from duckling_provider.cli.session import UsageError
 
 if TYPE_CHECKING:
-    from duckling_provider.replication.report import TableReport
-    from duckling_provider.session import Session
+    from duckling_provider.cli.session import Session
+    from duckling_provider.replication.validate.report import TableReport
 
 FAILED = 1
 

@@ -10,17 +10,17 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from duckling_provider.core.catalog import LATEST, checked_key
-from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
-from duckling_provider.terminal import Terminal
+from duckling_provider.backup.names import LATEST, checked_key
+from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from duckling_provider.core.config import Database, Installation
-    from duckling_provider.core.control import Control
-    from duckling_provider.core.s3 import Credentials
-    from duckling_provider.core.store import Store
+    from duckling_provider.base.cancellation import Control
+    from duckling_provider.config.databases import Database, Installation
+    from duckling_provider.stores.s3 import Credentials
+    from duckling_provider.stores.store import Store
 
 #: Seconds that an operation gets to reach a safe point after a signal.
 _GRACE = 5.0
@@ -71,7 +71,7 @@ class Session:
     @contextlib.contextmanager
     def control(self) -> Iterator[Control]:
         """For a long operation: shows its progress and stops it at a safe point."""
-        from duckling_provider.core.control import Control
+        from duckling_provider.base.cancellation import Control
 
         with self.terminal.progress() as callback:
             self._control = Control(callback)
@@ -82,7 +82,7 @@ class Session:
                 self._control = None
 
     def installation(self) -> Installation:
-        from duckling_provider.core import config
+        from duckling_provider import config
 
         installation = config.load()
         for database in installation.databases:
@@ -118,7 +118,7 @@ class Session:
         """The entry's S3 store, None when it has none."""
         if database.s3 is None:
             return None
-        from duckling_provider.core.s3 import Credentials, open_store
+        from duckling_provider.stores.s3 import Credentials, open_store
 
         if database.s3.aws_conn_id is None:
             return open_store(database)
@@ -144,7 +144,7 @@ class Session:
 
     def source(self, database: Database, *, local: bool) -> Store:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
-        from duckling_provider.core.local import LocalBackups
+        from duckling_provider.backup.local_backups import LocalBackups
 
         store = None if local else self.store(database)
         return LocalBackups(database) if store is None else store

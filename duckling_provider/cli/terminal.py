@@ -16,15 +16,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.errors import DucklingError, NotFoundError
-from duckling_provider.core.masking import MASK
-from duckling_provider.progress_log import ProgressLog
+from duckling_provider.base.errors import DucklingError, NotFoundError
+from duckling_provider.config.masking import MASK
+from duckling_provider.tasks.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from duckling_provider.core.control import ProgressCallback
+    from duckling_provider.base.cancellation import ProgressCallback
 
 #: Seconds between two progress lines where there is no terminal.
 _SPARSE = 30.0

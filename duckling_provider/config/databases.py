@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args
 
 from pydantic import SecretStr
 
-from duckling_provider.core import fields
-from duckling_provider.core.environment import DATABASES_FILE, Settings
-from duckling_provider.core.errors import ConfigError, NotFoundError, WrongHostError
-from duckling_provider.core.fields import MIN_HOURS, EntryShape, Report, S3Shape
-from duckling_provider.core.jsonfile import faults, kind, parse_json, printable, read_file
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.masking import mask, mask_urls, spellings
+from duckling_provider.base.errors import ConfigError, NotFoundError, WrongHostError
+from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
+from duckling_provider.config import fields
+from duckling_provider.config.environment import DATABASES_FILE, Settings
+from duckling_provider.config.fields import MIN_HOURS, EntryShape, FieldProblems, S3Shape
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.config.masking import mask, mask_urls, spellings
 
 Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
 Verify = Literal["full", "head"]
@@ -237,7 +237,7 @@ def interpret(entries: Any, settings: Settings, *, mode: int = 0o600) -> Install
     problems: list[ConfigError] = []
     positions: dict[str, int] = {}
     for position, raw in enumerate(entries, start=1):
-        report = Report(f"{DATABASES_FILE} entry {position}")
+        report = FieldProblems(f"{DATABASES_FILE} entry {position}")
         database = _database(raw, position, positions, settings, report)
         if database is not None:
             databases.append(database)
@@ -283,7 +283,7 @@ def _may_share_host(one: Database, other: Database) -> bool:
 
 
 def _database(
-    raw: Any, position: int, positions: dict[str, int], settings: Settings, report: Report
+    raw: Any, position: int, positions: dict[str, int], settings: Settings, report: FieldProblems
 ) -> Database | None:
     """One entry as a `Database`, or None when `report` got errors.
 
@@ -308,7 +308,7 @@ def _database(
     if report.errors:
         return None
     raw_s3 = raw.get("s3")
-    s3_report = Report(report.subject)  # its own, so that mistakes on both levels are told at once
+    s3_report = FieldProblems(report.subject)  # its own, so that mistakes on both levels are told at once
     s3 = _s3(raw_s3, f"{name}/", s3_report) if isinstance(raw_s3, dict) else None
     given = fields.validate(EntryShape, raw, "", report)
     if given is not None:
@@ -362,7 +362,7 @@ def _database(
     )
 
 
-def _check_replication(given: EntryShape, writer: Writer | None, report: Report) -> None:
+def _check_replication(given: EntryShape, writer: Writer | None, report: FieldProblems) -> None:
     if given.writer_conn_id and writer == "duckling":
         report.warn("writerConnId", 'not used: writer is "duckling", not "duckling-server"')
     for name, tables in (("includeTables", given.include_tables), ("excludeTables", given.exclude_tables)):
@@ -376,7 +376,7 @@ def _check_replication(given: EntryShape, writer: Writer | None, report: Report)
         report.error("storageVersion", fault)
 
 
-def _replica(text: str, backup_dir: Path, settings: Settings, report: Report) -> Path:
+def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProblems) -> Path:
     """The replica's absolute path; a relative one must end inside DATA_PATH."""
     data = settings.data_path
     path = Path(text)
@@ -395,7 +395,7 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: Report) ->
     return path
 
 
-def _s3(raw: dict[str, Any], default_prefix: str, report: Report) -> S3Settings | None:
+def _s3(raw: dict[str, Any], default_prefix: str, report: FieldProblems) -> S3Settings | None:
     """The ``s3`` object, or None when it is switched off or `report` got errors."""
     if raw.get("enabled") is False:
         # Nothing of it is used, so nothing is demanded of it; a misspelled name is worth a word all the same.
@@ -467,7 +467,7 @@ def _s3(raw: dict[str, Any], default_prefix: str, report: Report) -> S3Settings 
     )
 
 
-def _key(text: str, mode: Encryption | None, report: Report) -> EncryptionKey | None:
+def _key(text: str, mode: Encryption | None, report: FieldProblems) -> EncryptionKey | None:
     """The key; only client-aes256 demands one, and a good one."""
     if not text:
         if mode == "client-aes256":

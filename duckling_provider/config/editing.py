@@ -14,13 +14,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.core.catalog import iso, stamp_of
-from duckling_provider.core.config import Database, Installation, interpret
-from duckling_provider.core.environment import Settings
-from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError
-from duckling_provider.core.jsonfile import MAX_DEPTH, parse_json, printable, read_file, read_json
-from duckling_provider.core.locks import FileLock, write_durably
-from duckling_provider.core.masking import MASK
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import BusyError, ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.file_lock import FileLock
+from duckling_provider.base.moments import iso, stamp_of
+from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
+from duckling_provider.config.databases import Database, Installation, interpret
+from duckling_provider.config.environment import Settings
+from duckling_provider.config.masking import MASK
 
 _LOCK_SUFFIX = ".lock"
 _LOCK_SECONDS = 10.0

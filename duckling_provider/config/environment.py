@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from duckling_provider.core.errors import ConfigError
-from duckling_provider.core.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
-from duckling_provider.core.jsonfile import printable
+from duckling_provider.base.errors import ConfigError
+from duckling_provider.base.strict_json import printable
+from duckling_provider.config.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
 
 DATABASES_FILE = "databases.json"
 DEFAULT_POOL = "duckling_transfers"

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from duckling_provider.core.errors import ConfigError
-from duckling_provider.core.jsonfile import kind, printable
+from duckling_provider.base.errors import ConfigError
+from duckling_provider.base.strict_json import kind, printable
 
 MAX_HOURS, MAX_DAYS = 876_000.0, 36_500.0  # a century: far from where timedelta overflows
 MIN_HOURS = 1 / 3600
@@ -85,7 +85,7 @@ class S3Shape(_Shape):
     max_concurrency: int = Field(default=4, ge=1, le=32)
 
 
-class Report:
+class FieldProblems:
     """Collects what is found in one entry; `subject` is how messages call it."""
 
     def __init__(self, subject: str) -> None:
@@ -103,7 +103,7 @@ class Report:
 ShapeT = TypeVar("ShapeT", bound=_Shape)
 
 
-def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: Report) -> ShapeT | None:
+def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: FieldProblems) -> ShapeT | None:
     """Check types and ranges, warn of unknown fields; None when `report` got errors.
 
     :param prefix: goes in front of field names, ``"s3."`` or ``""``.
@@ -125,7 +125,7 @@ def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: R
     return None if report.errors else given
 
 
-def warn_unknown(shape: type[_Shape], raw: Mapping[str, Any], prefix: str, report: Report) -> None:
+def warn_unknown(shape: type[_Shape], raw: Mapping[str, Any], prefix: str, report: FieldProblems) -> None:
     """Unknown fields are kept, and reported with the nearest known name."""
     for name in raw:
         if name not in field_names(shape):
@@ -183,7 +183,7 @@ def _nearest_field(shape: type[_Shape], name: str) -> str | None:
 ChoiceT = TypeVar("ChoiceT", bound=str)
 
 
-def one_of(choices: Sequence[ChoiceT], value: str, name: str, report: Report) -> ChoiceT | None:
+def one_of(choices: Sequence[ChoiceT], value: str, name: str, report: FieldProblems) -> ChoiceT | None:
     """`value` as one of `choices`; otherwise an error that lists them and names the nearest."""
     for choice in choices:
         if value == choice:

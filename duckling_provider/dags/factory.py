@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.dag_ids import parse_dag_id
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.dags.ids import parse_dag_id
 from duckling_provider.operators.backup import (
     DucklingBackupOperator,
     DucklingCleanupOperator,
@@ -25,7 +25,7 @@ from duckling_provider.sensors.verify import HmacVerifySensor
 from duckling_provider.timetable import StaggeredTimetable
 
 if TYPE_CHECKING:
-    from duckling_provider.core.config import Database, Installation, Settings
+    from duckling_provider.config.databases import Database, Installation, Settings
 
 #: Any fixed moment in the past: schedules start when Airflow first sees the DAG.
 _START = datetime(2024, 1, 1, tzinfo=timezone.utc)

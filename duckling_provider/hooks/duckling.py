@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 from duckling_provider.airflow_exceptions import AirflowNotFoundException
-from duckling_provider.core.errors import ConfigError, DucklingError
+from duckling_provider.base.errors import ConfigError, DucklingError
 
 if TYPE_CHECKING:
-    from duckling_provider.core.config import Database
-    from duckling_provider.core.s3 import Credentials
-    from duckling_provider.core.store import Store
+    from duckling_provider.config.databases import Database
+    from duckling_provider.stores.s3 import Credentials
+    from duckling_provider.stores.store import Store
 
 
 class DucklingHook(BaseHook):
@@ -33,7 +33,7 @@ class DucklingHook(BaseHook):
         """
         from airflow.sdk.log import mask_secret
 
-        from duckling_provider.core import config
+        from duckling_provider import config
 
         database = config.load().database(self.database_id)
         for secret in database.secrets():
@@ -45,13 +45,13 @@ class DucklingHook(BaseHook):
 
         :raises ConfigError: when S3 is not configured, or ``s3.awsConnId`` names no usable connection.
         """
-        from duckling_provider.core.s3 import open_store
+        from duckling_provider.stores.s3 import open_store
 
         return open_store(self.database, credentials=self.credentials())
 
     def backups(self) -> Store:
         """Where restores come from: S3 where it is configured, else the local backups."""
-        from duckling_provider.core.local import LocalBackups
+        from duckling_provider.backup.local_backups import LocalBackups
 
         return self.store() if self.database.s3 is not None else LocalBackups(self.database)
 
@@ -66,7 +66,7 @@ class DucklingHook(BaseHook):
         from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from botocore.exceptions import BotoCoreError, ClientError
 
-        from duckling_provider.core.s3 import Credentials
+        from duckling_provider.stores.s3 import Credentials
 
         name = s3.aws_conn_id
         try:

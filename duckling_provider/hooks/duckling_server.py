@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 
 from duckling_provider.airflow_exceptions import AirflowNotFoundException
-from duckling_provider.core.errors import ConfigError, DucklingError
+from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.get_provider_info import CONNECTION_FORM
 
 if TYPE_CHECKING:
-    from duckling_provider.replication.server import Server
+    from duckling_provider.node_server.client import NodeServerClient
 
 
 class DucklingServerHook(BaseHook):
@@ -36,14 +36,14 @@ class DucklingServerHook(BaseHook):
         """For Airflow 3.1; later ones take it from the provider info, and warn of hooks that have form widgets."""
         return {name.replace("-", "_"): value for name, value in CONNECTION_FORM.items()}
 
-    def server(self) -> Server:
+    def server(self) -> NodeServerClient:
         """The server, as plain values for `replication.server`.
 
         :raises ConfigError: when the connection is missing or wrong.
         """
         from airflow.sdk.log import mask_secret
 
-        from duckling_provider.replication.server import Server
+        from duckling_provider.node_server.client import NodeServerClient
 
         try:
             connection = self.get_connection(self.duckling_conn_id)
@@ -57,7 +57,7 @@ class DucklingServerHook(BaseHook):
         key = connection.password or ""
         if key:
             mask_secret(key)
-        return Server.parse(
+        return NodeServerClient.parse(
             connection.host or "",
             port=connection.port,
             scheme=connection.schema or "",

@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperatorLink
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
-    from duckling_provider.core.config import Database
+    from duckling_provider.config.databases import Database
 
 
 class S3ObjectLink(BaseOperatorLink):

@@ -33,11 +33,12 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
 
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, ConfigError, DucklingError
-from duckling_provider.core.jsonfile import printable
-from duckling_provider.core.locks import state_path, write_durably
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import BusyError, CancelledError, ConfigError, DucklingError
+from duckling_provider.base.strict_json import printable
+from duckling_provider.config.databases import Database
+from duckling_provider.replica.locks import state_path
 
 NOTE_SUFFIX = ".duckling-server"
 
@@ -72,7 +73,7 @@ class _NotThereError(ServerError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class NodeServerClient:
     """Where the server listens, and the key that it wants; `parse` makes one out of what people write.
 
     :param path: in front of all paths of the API, empty or ``/something``.
@@ -93,7 +94,7 @@ class Server:
     @classmethod
     def parse(
         cls, host: str, *, port: int | None = None, scheme: str = "", api_key: str | SecretStr = "", subject: str
-    ) -> Server:
+    ) -> NodeServerClient:
         """:param host: a name or an address, or a whole URL, which may bring the scheme, the port and a path.
         :param subject: what the values belong to, for messages.
         :raises ConfigError: which value is wrong; the key is never quoted.
@@ -123,7 +124,7 @@ class Server:
         if self._call("GET", "/api/check-auth").get("authenticated") is not True:
             raise ServerError("refuses the API key", subject=str(self), hint=_NO_KEY, retryable=False)
 
-    def status(self, service: str, database_id: str) -> Status:
+    def status(self, service: str, database_id: str) -> ServiceStatus:
         """:param service: ``"automation"`` or ``"cdc"``.
         :raises ServerDownError: nothing listens there.
         :raises ServerError: it refused or failed; whether a retry can help says `retryable`.
@@ -147,7 +148,7 @@ class Server:
                 retryable=False,
             )
         pending = status.get("queueSize")
-        return Status(running, pending if isinstance(pending, int) else 0)
+        return ServiceStatus(running, pending if isinstance(pending, int) else 0)
 
     def stop(self, service: str, database_id: str) -> None:
         """:raises ServerError: as `status`."""
@@ -247,7 +248,7 @@ def _bracketed(host: str) -> str:
 
 
 @dataclass(frozen=True)
-class Status:
+class ServiceStatus:
     """`pending`: changes that were read from MySQL and are not yet written."""
 
     running: bool
@@ -295,7 +296,7 @@ def _forget(replica: Path) -> None:
 
 
 def pause(
-    server: Server, database: Database, *, owner: str, wait: float = 300.0, control: Control | None = None
+    server: NodeServerClient, database: Database, *, owner: str, wait: float = 300.0, control: Control | None = None
 ) -> tuple[str, ...]:
     """Stop what the server does to the replica and wait until it is idle.
 
@@ -333,7 +334,7 @@ def pause(
     return services
 
 
-def _stop_all(server: Server, database_id: str, deadline: float, control: Control) -> None:
+def _stop_all(server: NodeServerClient, database_id: str, deadline: float, control: Control) -> None:
     for name in SERVICES:
         control.check()
         try:
@@ -358,7 +359,7 @@ def _stop_all(server: Server, database_id: str, deadline: float, control: Contro
         control.wait_for(f"{server} is still at work: {shown}", _POLL)
 
 
-def _undo(server: Server, database: Database, owner: str, reason: BaseException) -> None:
+def _undo(server: NodeServerClient, database: Database, owner: str, reason: BaseException) -> None:
     try:
         started = resume(server, database, owner=owner)
     except DucklingError as error:
@@ -369,7 +370,7 @@ def _undo(server: Server, database: Database, owner: str, reason: BaseException)
             log.info("%s: started again, since %s: %s", server, why, ", ".join(started))
 
 
-def resume(server: Server, database: Database, *, owner: str) -> tuple[str, ...]:
+def resume(server: NodeServerClient, database: Database, *, owner: str) -> tuple[str, ...]:
     """Start again what `pause` stopped for `owner`, and nothing else; CDC first.
 
     :returns: what was started; what runs already, since the server was restarted, is not.

@@ -13,26 +13,17 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from duckling_provider.core.blocks import BlockVerifier
-from duckling_provider.core.catalog import backup_name, stamp_of
-from duckling_provider.core.config import Database
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DamagedError, SnapshotError
-from duckling_provider.core.locks import sync_folder
-from duckling_provider.core.passes import DurableWriter, in_turn
-from duckling_provider.core.replica import ReadLock, checkpoint, header_of, open_check, pending_wal
-from duckling_provider.core.snapshot import (
-    PARTIAL_SUFFIX,
-    Seal,
-    Snapshot,
-    clear_partials,
-    clone,
-    make_folder,
-    one_pass,
-    partial_file,
-    sidecar_of,
-)
-from duckling_provider.core.space import disk_errors, require_space
+from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.pipeline import DurableWriter, in_turn, one_pass
+from duckling_provider.backup.snapshot import PARTIAL_SUFFIX, Seal, Snapshot, clear_partials, sidecar_of
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors, require_space
+from duckling_provider.base.durable_files import clone, make_folder, partial_file, sync_folder
+from duckling_provider.base.errors import DamagedError, SnapshotError
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.config.databases import Database
+from duckling_provider.replica.blocks import BlockVerifier
+from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, header_of, open_check, pending_wal
 
 
 def imported_path(database: Database, moment: datetime) -> Path:

@@ -19,20 +19,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from duckling_provider.core import config
-from duckling_provider.core.catalog import ListedBackup
-from duckling_provider.core.config import Database, Installation
-from duckling_provider.core.control import Control
-from duckling_provider.core.entries import add_entries
-from duckling_provider.core.environment import DATABASES_FILE
-from duckling_provider.core.errors import BusyError, ConfigError, DucklingError, NotFoundError, WrongHostError
-from duckling_provider.core.imported import import_backup, imported_path
-from duckling_provider.core.jsonfile import parse_json, read_file
-from duckling_provider.core.snapshot import make_folder, sidecar_of
-from duckling_provider.core.store import Store
-from duckling_provider.core.stored import CLIENT, identify, list_backups
+from duckling_provider import config
+from duckling_provider.backup.backup_object import CLIENT, identify_backup, list_backups
+from duckling_provider.backup.names import ListedBackup
+from duckling_provider.backup.snapshot import sidecar_of
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.durable_files import make_folder
+from duckling_provider.base.errors import BusyError, ConfigError, DucklingError, NotFoundError, WrongHostError
+from duckling_provider.base.strict_json import parse_json, read_file
+from duckling_provider.config.databases import Database, Installation
+from duckling_provider.config.editing import add_entries
+from duckling_provider.config.environment import DATABASES_FILE
+from duckling_provider.node_server.import_backup import import_backup, imported_path
 from duckling_provider.replication.ledger import Owner, owner_of, server_position
 from duckling_provider.replication.sync import adopt_replica
+from duckling_provider.stores.store import Store
 
 #: What becomes of an entry of that server's databases.json.
 EntryState = Literal["ours already", "to be added", "differs from ours, which stays"]
@@ -68,7 +69,7 @@ class FoundObjects:
 
 
 @dataclass
-class Finding:
+class EntryFinding:
     """What there is of one database.
 
     :param owner: who made the replica; None when it could not be looked at.
@@ -109,7 +110,7 @@ class Survey:
     data: Path
     installation: Installation
     target: Path
-    findings: tuple[Finding, ...]
+    findings: tuple[EntryFinding, ...]
     strangers: tuple[Path, ...] = ()
 
     @property
@@ -117,7 +118,7 @@ class Survey:
         return _is_same(self.data / DATABASES_FILE, self.target)
 
     @property
-    def running(self) -> tuple[Finding, ...]:
+    def running(self) -> tuple[EntryFinding, ...]:
         """Those whose replica somebody writes, though it is to be ours."""
         return tuple(found for found in self.findings if found.holder and found.database.writer == "duckling")
 
@@ -310,8 +311,8 @@ def _look(
     state: EntryState,
     files: Sequence[tuple[Path, datetime]],
     open_store: Callable[[Database], Store | None],
-) -> Finding:
-    finding = Finding(database, state)
+) -> EntryFinding:
+    finding = EntryFinding(database, state)
     if state == "differs from ours, which stays":
         finding.problems.append("our databases.json has another entry with this id; it stays, and this one is left out")
     try:
@@ -330,7 +331,7 @@ def _look(
     return finding
 
 
-def _look_at_replica(finding: Finding) -> None:
+def _look_at_replica(finding: EntryFinding) -> None:
     database = finding.database
     try:
         finding.owner = owner_of(database.replica)
@@ -359,7 +360,7 @@ def _look_at_store(database: Database, store: Store, problems: list[str]) -> Fou
     proof = ""
     if whole:
         try:
-            proof = identify(database, store, whole[0].key, chosen=True).mode
+            proof = identify_backup(database, store, whole[0].key, chosen=True).mode
         except DucklingError as error:
             problems.append(str(error))
     return FoundObjects(whole, tuple(backup for backup in listed if backup not in whole), proof)

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
-from duckling_provider.task_run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -33,7 +33,7 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self.core_call() as control:
-            from duckling_provider.core.snapshot import take_snapshot
+            from duckling_provider.backup.snapshot import take_snapshot
 
             database = DucklingHook(self.database_id).database
             taken = take_snapshot(database, control=control, owner=run_owner(context), wait=self.wait_seconds)
@@ -66,8 +66,8 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self.core_call() as control:
-            from duckling_provider.core.backup import upload_snapshot
-            from duckling_provider.core.snapshot import find_snapshot, take_snapshot
+            from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+            from duckling_provider.backup.upload import upload_snapshot
 
             hook = DucklingHook(self.database_id)
             store = hook.store()
@@ -100,7 +100,7 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self.core_call() as control:
-            from duckling_provider.core.retention import clean_up
+            from duckling_provider.backup.retention import clean_up
 
             hook = DucklingHook(self.database_id)
             store = hook.store() if hook.database.s3 is not None else None

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.hooks.duckling_server import DucklingServerHook
-from duckling_provider.task_run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from duckling_provider.core.config import Database
-    from duckling_provider.core.control import Control
+    from duckling_provider.base.cancellation import Control
+    from duckling_provider.config.databases import Database
 
 _DAY = 24 * 3600.0
 
@@ -60,7 +60,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call() as control:
-            from duckling_provider.core.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
+            from duckling_provider.replica.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
 
             self._refuse_unknown_conf(context["dag_run"].conf or {})
             database = DucklingHook(self.database_id).database
@@ -90,8 +90,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
                     raise
 
     def _pause_server(self, database: Database, owner: str, control: Control) -> None:
-        from duckling_provider.core.replica import writer_of
-        from duckling_provider.replication.server import pause
+        from duckling_provider.node_server.client import pause
+        from duckling_provider.replica.duckdb_file import writer_of
 
         server = DucklingServerHook(database.writer_conn_id, database_id=database.id).server()
         stopped = pause(server, database, owner=owner, wait=self.wait_seconds, control=control)
@@ -139,7 +139,7 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
                 self._release(database, owner)
 
     def _resume_server(self, database: Database, owner: str) -> None:
-        from duckling_provider.replication.server import read_note, resume
+        from duckling_provider.node_server.client import read_note, resume
 
         # By what was noted when it was stopped, not by the entry, which may have been edited since.
         note = read_note(database.replica)
@@ -152,7 +152,7 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
         self.log.info("%s: started again: %s", server, ", ".join(started) or "nothing, all of it ran already")
 
     def _release(self, database: Database, owner: str) -> None:
-        from duckling_provider.core.locks import release_hold
+        from duckling_provider.replica.locks import release_hold
 
         try:
             released = release_hold(database.replica, owner=owner)

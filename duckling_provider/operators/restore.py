@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.core.errors import DucklingError
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
-from duckling_provider.task_run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,8 +56,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self.core_call() as control:
-            from duckling_provider.core.catalog import parse_moment
-            from duckling_provider.core.restore import restore_backup
+            from duckling_provider.backup.restore import restore_backup
+            from duckling_provider.base.moments import parse_moment
 
             hook = DucklingHook(self.database_id)
             done = restore_backup(

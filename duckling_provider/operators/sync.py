@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from duckling_provider.airflow_exceptions import AirflowFailException, AirflowSkipException
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.task_run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -73,7 +73,7 @@ class DucklingValidateOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param max_differences: rows that are named of each table at most.
     :param wait_seconds: how long to wait for somebody who uses the replica just now.
-    :return: the report, see `replication.report.Report.as_json`.
+    :return: the report, see `replication.report.ValidationReport.as_json`.
     """
 
     template_fields: Sequence[str] = ("database_id",)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
-from duckling_provider.api.mount import PREFIX, RootPaths, app
-from duckling_provider.plugins import pool
+from duckling_provider.plugins import pool_listener as pool
 from duckling_provider.timetable import StaggeredTimetable
+from duckling_provider.web.mount import PREFIX, RootPaths, app
 
 
 class DucklingPlugin(AirflowPlugin):

@@ -19,8 +19,8 @@ def on_starting(component: object) -> None:
     """
     if type(component).__name__ != "Job":
         return
-    from duckling_provider.core.environment import Settings
-    from duckling_provider.transfer_pool import create_missing
+    from duckling_provider.config.environment import Settings
+    from duckling_provider.tasks.transfer_pool import create_missing
 
     try:
         create_missing(Settings.from_env(os.environ))

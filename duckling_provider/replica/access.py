@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.locks import unheld_lock
-from duckling_provider.core.replace import recover
+from duckling_provider.base.cancellation import Control
+from duckling_provider.replica.exchange import recover
+from duckling_provider.replica.locks import unheld_lock
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from duckling_provider.core.errors import DamagedError, ReplicaError
+from duckling_provider.base.errors import DamagedError, ReplicaError
 
 MAGIC = b"DUCK"
 PAGE_BYTES = 4096

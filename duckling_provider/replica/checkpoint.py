@@ -1,4 +1,4 @@
-"""What is done to a replica by DuckDB itself, as a program of its own: ``python -m duckling_provider.core.checkpoint``.
+"""What DuckDB itself does to a replica, as a program of its own: ``python -m duckling_provider.replica.checkpoint``.
 
 DuckDB's lock on a file belongs to the process: when any other descriptor of that file is closed there, the lock is
 gone. A process that reads replicas by hand must therefore never open one in DuckDB. `replica` starts this module in its

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckling_provider
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DamagedError, ReplicaError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import DamagedError, ReplicaError
 
-_PROGRAM = "duckling_provider.core.checkpoint"
+_PROGRAM = "duckling_provider.replica.checkpoint"
 #: Seconds between two looks at the child and at the caller's wishes.
 _POLL = 0.05
 #: How a program ends that was led astray by what it read.

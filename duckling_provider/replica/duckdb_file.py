@@ -24,10 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from duckling_provider.core.blocks import HEADER_BYTES, Header, has_magic, read_header
-from duckling_provider.core.child import raise_for, run_duckdb
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.replica.blocks import HEADER_BYTES, Header, has_magic, read_header
+from duckling_provider.replica.child_process import raise_for, run_duckdb
 
 #: The last two appear while DuckDB >= 1.5 checkpoints or recovers, and stay when it is killed meanwhile.
 WAL_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")

@@ -25,9 +25,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
-from duckling_provider.core.locks import clear_torn, remove_unless_locked, state_path, sync_folder, write_durably
-from duckling_provider.core.replica import WAL_SUFFIXES, wal_files, writer_of
+from duckling_provider.base.durable_files import clear_torn, remove_unless_locked, sync_folder, write_durably
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.replica.duckdb_file import WAL_SUFFIXES, wal_files, writer_of
+from duckling_provider.replica.locks import state_path
 
 JOURNAL_SUFFIX = ".duckling-journal"
 NEW_SUFFIX = ".duckling-new"

@@ -25,7 +25,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,18 +33,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import BusyError, DucklingError
+from duckling_provider.base.file_lock import POLL_SECONDS, FileLock
 
 LOCK_SUFFIX = ".duckling-lock"
 HOLD_SUFFIX = ".duckling-hold"
 WANTED_SUFFIX = ".duckling-wanted"
-
-#: How names of `write_durably`'s temporary files end.
-_TORN_SUFFIX = ".tmp"
-
-#: Seconds between two looks at a lock or hold that somebody else has.
-_POLL = 0.2
 
 
 def state_path(replica: Path, suffix: str) -> Path:
@@ -101,114 +96,6 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-class FileLock:
-    """An exclusive `flock` with a bounded wait and a name tag.
-
-    :param path: the lock file; created with mode 0600, never deleted (deleting a lock file races with its next taker).
-    :param operation: what the lock is taken for, shown to those who wait, e.g. ``"snapshot"``.
-    :param owner: the run or command it belongs to; may be empty.
-    :param wait: seconds to wait for another holder.
-    :param wanted: the file on which to show that somebody waits.
-    :raises BusyError: naming the holder, after `wait` seconds.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        operation: str,
-        owner: str = "",
-        wait: float = 60.0,
-        control: Control | None = None,
-        wanted: Path | None = None,
-    ) -> None:
-        self.path = path
-        self._wanted = wanted
-        self._operation, self._owner, self._wait = operation, owner, wait
-        self._control = control or Control()
-        self._fd = -1
-
-    def __enter__(self) -> FileLock:
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ReplicaError(
-                f"cannot open the lock file: {error.strerror}",
-                subject=str(self.path),
-                hint="The folder must exist and be writable for this user, and the file, if there is one, its own: "
-                "run everything as the user that Airflow runs as.",
-            ) from error
-        give_to_owner_of(self.path.parent, fd)
-        try:
-            with _Wish(self._wanted) as wish:
-                self._take(fd, wish)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-        tag = {
-            "operation": self._operation,
-            "owner": self._owner,
-            "pid": os.getpid(),
-            "since": _now().isoformat(timespec="seconds"),
-        }
-        # It is for messages only: a full disk must keep nobody from making room.
-        with contextlib.suppress(OSError):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(tag).encode(), 0)
-        return self
-
-    def _take(self, fd: int, wish: _Wish) -> None:
-        deadline = time.monotonic() + self._wait
-        replica = self.path.name.removesuffix(LOCK_SUFFIX)
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _describe_tag(os.pread(fd, 4096, 0))
-            else:
-                return
-            if time.monotonic() >= deadline:
-                raise BusyError(
-                    f"held by {holder}",
-                    holder=holder,
-                    subject=replica,
-                    hint=f"Waited {round(self._wait, 1):g} s for it to finish; try again later.",
-                )
-            wish.show()
-            self._control.wait_for(f"{replica} is held by {holder}", _POLL)
-
-    def __exit__(self, *_: object) -> None:
-        fd, self._fd = self._fd, -1
-        os.ftruncate(fd, 0)
-        os.close(fd)
-
-
-class _Wish:
-    """Shows on the file `path` that somebody waits, from `show` to the end of the block; None shows nothing."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._fd = path, -1
-
-    def show(self) -> None:
-        # It is a courtesy: where the file can't be made, the wait is as it was without it.
-        if self._path is None:
-            return
-        with contextlib.suppress(OSError):
-            if self._fd < 0:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                give_to_owner_of(self._path.parent, self._fd)
-            # Fails in the moment in which `is_wanted` looks; the next poll shows it.
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    def __enter__(self) -> _Wish:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-
 def is_wanted(replica: Path) -> bool:
     """Whether somebody waits for the lock of `replica`; for its holder, who may give it up for a while."""
     try:
@@ -224,15 +111,6 @@ def is_wanted(replica: Path) -> bool:
     return False
 
 
-def _describe_tag(raw: bytes) -> str:
-    try:
-        tag = json.loads(raw)
-        owner = f" ({tag['owner']})" if tag["owner"] else ""
-        return f"PID {tag['pid']}, {tag['operation']}{owner}, since {tag['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
 def replica_lock(
     replica: Path, *, operation: str, owner: str = "", wait: float = 60.0, control: Control | None = None
 ) -> FileLock:
@@ -244,6 +122,7 @@ def replica_lock(
         wait=wait,
         control=control,
         wanted=state_path(replica, WANTED_SUFFIX),
+        name=Path(os.path.realpath(replica)).name,
     )
 
 
@@ -379,71 +258,4 @@ def unheld_lock(
                 hint=f"It ends by itself, at {hold.expires.isoformat(timespec='seconds')} at the latest; "
                 "if its owner is gone for good: duckling release, with the database's id.",
             )
-        control.wait_for(f"{replica} is held for {hold}", _POLL)
-
-
-def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
-    fsync of the folder.
-    """
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TORN_SUFFIX}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the two calls `clear_torn` of another process may have taken it for a dead one's.
-        if os.fstat(fd).st_nlink:
-            break
-        os.close(fd)
-    give_to_owner_of(path.parent, fd)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def give_to_owner_of(folder: Path, file: int | Path) -> None:
-    """What root makes in somebody's folder is theirs: a command run by root must not lock Airflow's user out."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        if owner.st_uid != 0:
-            os.chown(file, owner.st_uid, owner.st_gid)
-
-
-def clear_torn(folder: Path, name: str) -> None:
-    """Remove the temporary files that `write_durably` left in `folder` where it was killed.
-
-    :param name: a glob pattern for the name of the file that was to be.
-    """
-    for torn in folder.glob(f".{name}.*{_TORN_SUFFIX}"):
-        remove_unless_locked(torn)
-
-
-def remove_unless_locked(path: Path) -> bool:
-    """Delete a file whose process is gone; a living one holds an flock on it. Whether there was one to delete."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames, links and removals in `folder` survive a power loss."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        control.wait_for(f"{replica} is held for {hold}", POLL_SECONDS)

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from duckling_provider.core.errors import BusyError, NotFoundError, ReplicaError
+from duckling_provider.base.errors import BusyError, NotFoundError, ReplicaError
 from duckling_provider.replication.model import Column, Position, Table
 
 if TYPE_CHECKING:

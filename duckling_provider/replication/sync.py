@@ -19,31 +19,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, ConfigError, ReplicaError
-from duckling_provider.core.locks import FileLock, is_wanted, state_path
-from duckling_provider.core.replace import replace_replica
-from duckling_provider.core.replica import wal_files
-from duckling_provider.core.space import disk_errors
-from duckling_provider.replication.apply import Applier
-from duckling_provider.replication.copy import Copy, copy_tables
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
+from duckling_provider.base.errors import BusyError, ConfigError, ReplicaError
+from duckling_provider.base.file_lock import FileLock
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.duckdb_file import wal_files
+from duckling_provider.replica.exchange import replace_replica
+from duckling_provider.replica.locks import is_wanted, state_path
+from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, StreamEvent
+from duckling_provider.replication.copy.table_copy import Copy, copy_tables
 from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
 from duckling_provider.replication.model import Commit, Position, SchemaChange, Table
+from duckling_provider.replication.mysql.preflight import preflight
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import Source, connect, current_position, is_available, query, server_of
 from duckling_provider.replication.names import literal, quote, twin
-from duckling_provider.replication.preflight import preflight
-from duckling_provider.replication.references import Reference, read_references
-from duckling_provider.replication.report import Report
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import Source, connect, current_position, is_available, query, server_of
-from duckling_provider.replication.stream import BinlogStream, PositionLostError, StreamEvent
 from duckling_provider.replication.types import report
-from duckling_provider.replication.validate import validate
+from duckling_provider.replication.validate.report import ValidationReport
+from duckling_provider.replication.validate.validation import validate
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from duckling_provider.core.config import Database
+    from duckling_provider.config.databases import Database
 
 #: A full copy in the making, beside the replica; a run that is stopped leaves it for the next one.
 COPY_SUFFIX = ".duckling-copy"
@@ -170,7 +171,7 @@ def validate_replica(
     owner: str = "duckling validate",
     wait: float = 60.0,
     max_differences: int = 20,
-) -> Report:
+) -> ValidationReport:
     """Compare every mirrored table with MySQL at one position, to which the replica is brought first.
 
     :raises BusyError: somebody else uses the replica for longer than `wait` seconds.

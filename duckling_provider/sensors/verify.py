@@ -12,7 +12,7 @@ from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
-from duckling_provider.task_run import CoreTask
+from duckling_provider.tasks.run import CoreTask
 from duckling_provider.triggers.verify import HmacVerifyTrigger, verify_stored
 
 if TYPE_CHECKING:

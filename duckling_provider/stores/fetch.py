@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import IntegrityError, StoreError
-from duckling_provider.core.parts import MIB
-from duckling_provider.core.store import Store
-from duckling_provider.core.workers import Workers
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import IntegrityError, StoreError
+from duckling_provider.base.interruptible import Workers
+from duckling_provider.stores.parts import MIB
+from duckling_provider.stores.store import Store
 
 #: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
 RANGE = 4 * MIB

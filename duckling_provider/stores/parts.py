@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duckling_provider.core.errors import DucklingError, human_bytes
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.units import human_bytes
 
 MIB = 1 << 20
 MIN_PART = 5 * MIB

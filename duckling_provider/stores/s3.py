@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import boto3
 from botocore.config import Config
 
-from duckling_provider.core.config import Database, S3Settings
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     AccessDeniedError,
     ConfigError,
     DucklingError,
@@ -30,10 +29,11 @@ from duckling_provider.core.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.core.s3_errors import Translator
-from duckling_provider.core.s3_multipart import MultipartUpload, abort_upload, send_whole_blocks, sign_known_payloads
-from duckling_provider.core.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
-from duckling_provider.core.workers import interruptible
+from duckling_provider.base.interruptible import interruptible
+from duckling_provider.config.databases import Database, S3Settings
+from duckling_provider.stores.s3_errors import Translator
+from duckling_provider.stores.s3_multipart import MultipartUpload, abort_upload, send_whole_blocks, sign_known_payloads
+from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

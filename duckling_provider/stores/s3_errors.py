@@ -16,8 +16,8 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     AccessDeniedError,
     DucklingError,
     IntegrityError,
@@ -25,7 +25,7 @@ from duckling_provider.core.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.core.workers import interruptible
+from duckling_provider.base.interruptible import interruptible
 
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"}
 _BAD_CREDENTIALS = {

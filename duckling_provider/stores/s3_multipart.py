@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
-from duckling_provider.core.s3_errors import Translator
-from duckling_provider.core.store import Body, UploadLog
-from duckling_provider.core.workers import Workers, interruptible
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
+from duckling_provider.base.interruptible import Workers, interruptible
+from duckling_provider.stores.s3_errors import Translator
+from duckling_provider.stores.store import Body, UploadLog
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

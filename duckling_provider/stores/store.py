@@ -16,9 +16,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import NotFoundError
-from duckling_provider.core.locks import write_durably
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import NotFoundError
 
 OCTETS = "application/octet-stream"
 

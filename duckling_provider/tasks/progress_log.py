@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from duckling_provider.core.errors import human_bytes
+from duckling_provider.base.units import human_bytes, human_seconds
 
 
 class _Logger(Protocol):
@@ -75,11 +75,3 @@ class ProgressLog:
 
     def _log(self, text: str) -> None:
         self._context.run(self._logger.info, text)
-
-
-def human_seconds(seconds: float) -> str:
-    """``4210.0`` -> ``"1 h 10 min"``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

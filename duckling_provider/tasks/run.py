@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DucklingError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.progress_log import ProgressLog
+from duckling_provider.tasks.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

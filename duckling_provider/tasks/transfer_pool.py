@@ -12,8 +12,8 @@ import logging
 import os
 from pathlib import Path
 
-from duckling_provider.core.config import Settings
-from duckling_provider.core.errors import DucklingError
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.config.databases import Settings
 
 _DESCRIPTION = "Uploads, verifications and restores of Duckling at once; change the slots as you like"
 

@@ -11,11 +11,11 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import DucklingError, NotFoundError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.progress_log import ProgressLog
-from duckling_provider.task_run import recorded
+from duckling_provider.tasks.progress_log import ProgressLog
+from duckling_provider.tasks.run import recorded
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> dict[str, 
     :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``mode``; None when the object is not there.
     :raises IntegrityError: when it is not what was uploaded.
     """
-    from duckling_provider.core.verify import verify_backup
+    from duckling_provider.backup.verify import verify_backup
 
     hook = DucklingHook(database_id)
     database, store = hook.database, hook.store()  # outside `try`: an unknown database is no missing object

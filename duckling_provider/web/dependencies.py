@@ -12,28 +12,28 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
-from duckling_provider.api.callers import Action, Caller, identify
-from duckling_provider.api.limits import count_guess, count_write
-from duckling_provider.api.problems import ApiError
-from duckling_provider.api.records import read_records
-from duckling_provider.api.status import Status, status_of
-from duckling_provider.core import config
-from duckling_provider.core.config import Database, Installation
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.store import Store
+from duckling_provider import config
+from duckling_provider.config.databases import Database, Installation
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.stores.s3 import open_store
+from duckling_provider.stores.store import Store
+from duckling_provider.web.errors import ApiError
+from duckling_provider.web.limits import count_guess, count_write
+from duckling_provider.web.state.access import Action, Caller, identify_caller
+from duckling_provider.web.state.records import read_records
+from duckling_provider.web.state.status import Status, status_of
 
 NO_CREDENTIALS = "no credentials: send Authorization: Bearer with DUCKLING_API_KEY or a token of Airflow's"
 
 
-# For the documentation, and for its button "Authorize": `callers.identify` reads the header.
+# For the documentation, and for its button "Authorize": `access.identify_caller` reads the header.
 _bearer = HTTPBearer(auto_error=False, description="DUCKLING_API_KEY, or a token of Airflow's (POST /auth/token).")
 
 
 async def guest(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Caller | None:
     """The caller, None for who shows no credentials; wrong ones are counted and refused."""
     try:
-        caller = await identify(request)
+        caller = await identify_caller(request)
     except ApiError as error:
         if error.status == 401:
             count_guess(request.client.host if request.client else "?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from duckling_provider.core.errors import (
+from duckling_provider.base.errors import (
     BusyError,
     ConfigError,
     DucklingError,

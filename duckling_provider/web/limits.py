@@ -17,9 +17,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 
-from duckling_provider.api.problems import ApiError
-from duckling_provider.core.environment import Settings
-from duckling_provider.core.jsonfile import printable
+from duckling_provider.base.strict_json import printable
+from duckling_provider.config.environment import Settings
+from duckling_provider.web.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -32,7 +32,7 @@ class LazyApp:
     def _made(self) -> ASGIApp:
         with self._lock:
             if self._app is None:
-                from duckling_provider.api.app import create_app
+                from duckling_provider.web.app import create_app
 
                 self._app = create_app()
             return self._app

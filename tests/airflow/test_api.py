@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.core.catalog import backup_name, stamp_of
+from duckling_provider.backup.names import backup_name
+from duckling_provider.base.moments import stamp_of
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -145,8 +146,8 @@ def shop(installation, s3_server, make_replica, add_dags):
 
 
 def back_up(database: Any) -> str:
-    from duckling_provider.core.backup import back_up
-    from duckling_provider.core.s3 import open_store
+    from duckling_provider.backup.upload import back_up
+    from duckling_provider.stores.s3 import open_store
 
     done = back_up(database, open_store(database))
     assert done.upload is not None
@@ -217,7 +218,7 @@ def test_a_cookie_counts_for_pages_of_this_server_only(client, shop):
 
 
 def test_guessing_gets_slow(client, shop):
-    from duckling_provider.api import limits
+    from duckling_provider.web import limits
 
     limits._limiter.storage.reset()
     statuses = [client.get("/api/databases", headers=bearer(f"guess-{n}")).status_code for n in range(40)]
@@ -227,7 +228,7 @@ def test_guessing_gets_slow(client, shop):
 
 
 def test_writes_are_counted(client, shop, monkeypatch):
-    from duckling_provider.api import limits
+    from duckling_provider.web import limits
 
     limits._limiter.storage.reset()
     monkeypatch.setenv("DUCKLING_API_RATE", "2/hour")
@@ -299,7 +300,7 @@ def test_a_run_that_fails_while_it_is_read_has_its_reason(client, shop, moment):
     from airflow.utils.session import create_session
     from sqlalchemy import event
 
-    from duckling_provider.api.records import read_run
+    from duckling_provider.web.state.records import read_run
 
     run_id, error = shop.add("backup", state="running"), {"kind": "NotFoundError", "what": "it went"}
     reader, statements = threading.get_ident(), []
@@ -493,7 +494,7 @@ def test_the_connection_test_speaks_the_contracts_words(client, shop):
 def test_a_database_without_s3_lists_its_local_backups_and_refuses_the_rest(
     client, installation, make_replica, add_dags
 ):
-    from duckling_provider.core.backup import back_up
+    from duckling_provider.backup.upload import back_up
 
     installation.write(installation.entry("shop"))
     make_replica(installation.replica("shop"), rows=10)
@@ -642,9 +643,9 @@ def test_the_documentation_needs_no_other_host(client):
 
 
 def test_calls_are_logged_without_their_query(client, shop, caplog):
-    caplog.set_level("INFO", logger="duckling_provider.api.limits")
+    caplog.set_level("INFO", logger="duckling_provider.web.limits")
     client.get("/api/backups", params={"db": "shop", "token": "a-secret-in-the-query"})
-    lines = [record.getMessage() for record in caplog.records if record.name == "duckling_provider.api.limits"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "duckling_provider.web.limits"]
     assert any(line.startswith("GET /api/backups 200 by DUCKLING_API_KEY in") for line in lines)
     assert not any("a-secret" in line for line in lines)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.core.errors import ConfigError
+from duckling_provider.base.errors import ConfigError
 from duckling_provider.hooks.duckling_server import DucklingServerHook
 
 pytestmark = pytest.mark.airflow
@@ -61,7 +61,7 @@ def connect(monkeypatch):
 @pytest.fixture
 def replica(installation, make_replica):
     """A replica of "shop" with a local backup of another content."""
-    from duckling_provider.core.snapshot import take_snapshot
+    from duckling_provider.backup.snapshot import take_snapshot
 
     installation.write(installation.entry("shop", writer="duckling-server"))
     replica = make_replica(installation.replica("shop"))
@@ -160,8 +160,8 @@ def test_a_pause_that_fails_leaves_no_hold_and_no_stopped_server(
 def test_a_server_that_is_not_back_fails_the_resume_and_frees_the_replica(
     replica, node, connect, run_dag, tmp_path, installation
 ):
-    from duckling_provider.core.locks import read_hold
-    from duckling_provider.replication.server import read_note
+    from duckling_provider.node_server.client import read_note
+    from duckling_provider.replica.locks import read_hold
 
     connect(node)
     folder = tmp_path / "dags"

@@ -49,7 +49,7 @@ def no_store(monkeypatch):
         pytest.fail(f"a connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("duckling_provider.core.s3.open_store", lambda *_, **__: pytest.fail("a store was opened"))
+    monkeypatch.setattr("duckling_provider.stores.s3.open_store", lambda *_, **__: pytest.fail("a store was opened"))
 
 
 # ---- the overview ----------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_database_with_local_backups_only_is_backed_up_and_restored(page, inst
     installation.write(installation.entry("shop"))
     make_replica(installation.replica("shop"), rows=50)
     (runs,) = add_dags("shop")
-    from duckling_provider.core.backup import back_up as make
+    from duckling_provider.backup.upload import back_up as make
 
     name = make(installation.database("shop"), None).snapshot.path.name
     runs.add("backup", results={"snapshot": {"key": name, "size": 10, "duration": 3}})
@@ -265,7 +265,7 @@ def test_errors_are_pages_for_browsers_and_json_for_programs(page, client, shop)
 def test_everything_stays_under_airflows_base_path(shop, client):
     from starlette.testclient import TestClient
 
-    from duckling_provider.api.app import create_app
+    from duckling_provider.web.app import create_app
 
     shop.backed_up()
     inside = TestClient(create_app(), root_path="/airflow/duckling")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from duckling_provider.core.environment import Settings
-from duckling_provider.plugins.pool import on_starting
-from duckling_provider.transfer_pool import create_missing, find_slots
+from duckling_provider.config.environment import Settings
+from duckling_provider.plugins.pool_listener import on_starting
+from duckling_provider.tasks.transfer_pool import create_missing, find_slots
 
 pytestmark = pytest.mark.airflow
 
@@ -83,7 +83,7 @@ def test_a_check_tells_whether_it_is_there(installation, make_replica):
     installation.write(installation.entry())
 
     def check(**environment):
-        command = [sys.executable, "-m", "duckling_provider.cli", "check", "--json"]
+        command = [sys.executable, "-m", "duckling_provider.cli.app", "check", "--json"]
         environ = os.environ | {
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
         }

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from duckling_provider.core.control import Control
-from duckling_provider.progress_log import ProgressLog, human_seconds
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.units import human_seconds
+from duckling_provider.tasks.progress_log import ProgressLog
 
 MIB = 1024 * 1024
 

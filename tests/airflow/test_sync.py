@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.core.locks import place_hold
+from duckling_provider.replica.locks import place_hold
 
 pytestmark = [pytest.mark.airflow, pytest.mark.mysql]
 

@@ -9,9 +9,9 @@ import signal
 import pytest
 
 from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
-from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.task_run import airflow_errors
+from duckling_provider.tasks.run import airflow_errors
 
 pytestmark = pytest.mark.airflow
 
@@ -76,7 +76,7 @@ def shop(installation, s3_server, make_replica):
 def test_a_killed_upload_leaves_nothing_in_the_store_and_the_next_try_succeeds(
     shop, run_task, installation, s3_server, interceptor
 ):
-    from duckling_provider.core.snapshot import take_snapshot
+    from duckling_provider.backup.snapshot import take_snapshot
 
     parts = []
 
@@ -129,7 +129,7 @@ def test_a_backup_task_without_a_snapshot_takes_one(shop, run_task, installation
 def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, make_replica, run_task, monkeypatch):
     from datetime import datetime, timezone
 
-    from duckling_provider.core.snapshot import take_snapshot
+    from duckling_provider.backup.snapshot import take_snapshot
 
     monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
     make_replica(installation.replica("shop"))
@@ -149,7 +149,7 @@ def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, mak
 
 
 def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(installation, make_replica, run_task):
-    from duckling_provider.core.locks import read_hold
+    from duckling_provider.replica.locks import read_hold
 
     installation.write(installation.entry("shop"))
     replica = make_replica(installation.replica("shop"))
@@ -160,7 +160,7 @@ def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(ins
 
 
 def test_a_release_leaves_the_hold_of_another_run_alone(installation, make_replica, run_task):
-    from duckling_provider.core.locks import place_hold, read_hold
+    from duckling_provider.replica.locks import place_hold, read_hold
 
     installation.write(installation.entry("shop"))
     replica = make_replica(installation.replica("shop"))

@@ -286,7 +286,7 @@ def test_keys_have_the_form_that_their_readers_want(prepared):
 
 
 def test_databases_json_is_valid_and_has_an_entry_of_each_kind(tmp_path, prepared, monkeypatch):
-    from duckling_provider.core import config
+    from duckling_provider import config
 
     monkeypatch.setenv("DATA_PATH", str(tmp_path / "compose" / "data"))
     found = config.load()

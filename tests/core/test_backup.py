@@ -15,10 +15,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from duckling_provider.core import s3
-from duckling_provider.core.backup import back_up, upload_snapshot
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     AccessDeniedError,
     BusyError,
     CancelledError,
@@ -27,9 +27,9 @@ from duckling_provider.core.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import find_snapshot, take_snapshot
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.stores import s3
+from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
 
@@ -39,10 +39,10 @@ MODES = ["none", "sse-s3", "sse-kms", "client-aes256"]
 
 _UPLOAD = """
 import sys
-from duckling_provider.core import config
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import find_snapshot
+from duckling_provider import config
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.stores.s3 import open_store
+from duckling_provider.backup.snapshot import find_snapshot
 
 database = config.load().database("production")
 print("uploading")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.core.blocks import HEADER_BYTES, PAGE_BYTES, BlockReport, BlockVerifier, read_header
-from duckling_provider.core.errors import DamagedError, DucklingError, ReplicaError
+from duckling_provider.base.errors import DamagedError, DucklingError, ReplicaError
+from duckling_provider.replica.blocks import HEADER_BYTES, PAGE_BYTES, BlockReport, BlockVerifier, read_header
 
 # argv: path, ATTACH options, statements separated by ";". With "crash" as the last one the process ends unclosed.
 MAKE = """

@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.core.catalog import (
-    ListedBackup,
-    assemble,
-    backup_name,
-    checked_key,
-    choose,
-    parse_moment,
-    parse_name,
-    stamp_of,
-)
-from duckling_provider.core.errors import DucklingError, NotFoundError
+from duckling_provider.backup.names import ListedBackup, assemble, backup_name, checked_key, choose, parse_name
+from duckling_provider.base.errors import DucklingError, NotFoundError
+from duckling_provider.base.moments import parse_moment, stamp_of
 
 EXAMPLE = datetime(2025, 3, 1, 14, 32, 11, 482_000, tzinfo=timezone.utc)
 EXAMPLE_NAME = "backup-2025-03-01T14-32-11-482Z.db"

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from duckling_provider.core import s3
-from duckling_provider.core.check import check_database
-from duckling_provider.core.locks import place_hold, release_hold
-from duckling_provider.core.s3 import open_store
+from duckling_provider.backup.check import check_database
+from duckling_provider.replica.locks import place_hold, release_hold
+from duckling_provider.stores import s3
+from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
 

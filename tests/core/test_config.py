@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from duckling_provider.core.config import Database, Installation, load
-from duckling_provider.core.errors import ConfigError, NotFoundError
-from duckling_provider.core.fields import EntryShape, S3Shape, field_names
-from duckling_provider.core.keys import EncryptionKey
+from duckling_provider.base.errors import ConfigError, NotFoundError
+from duckling_provider.config.databases import Database, Installation, load
+from duckling_provider.config.fields import EntryShape, S3Shape, field_names
+from duckling_provider.config.keys import EncryptionKey
 
 KEY = "0123456789abcdef0123456789ABCDEF0123456789abcdef0123456789ABCDEF"
 SECRET = "wJalrXUtnFEMI-K7MDENG"
@@ -962,7 +962,7 @@ def test_a_database_survives_pickling(site: Site) -> None:
 
 def test_the_module_imports_nothing_heavy() -> None:
     heavy = {"airflow", "boto3", "botocore", "duckdb", "numpy", "cryptography", "requests"}
-    code = f"import sys, duckling_provider.core.config; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, duckling_provider.config.databases; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 
 import pytest
 
-from duckling_provider.core.entries import change_s3
-from duckling_provider.core.environment import Settings
-from duckling_provider.core.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.config.editing import change_s3
+from duckling_provider.config.environment import Settings
 
 KEY = "ab" * 32
 S3 = {

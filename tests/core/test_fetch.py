@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 import pytest
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import CancelledError, IntegrityError, NotFoundError, StoreError
-from duckling_provider.core.fetch import ATTEMPTS, PIECE, RANGE, THREADS, fetch
-from duckling_provider.core.store import BytesBody, MemoryStore
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import CancelledError, IntegrityError, NotFoundError, StoreError
+from duckling_provider.stores.fetch import ATTEMPTS, PIECE, RANGE, THREADS, fetch
+from duckling_provider.stores.store import BytesBody, MemoryStore
 
 KEY = "production/object"
 DATA = random.Random(5).randbytes(5 * RANGE + PIECE + 5)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from duckling_provider.core import config
-from duckling_provider.core.backup import back_up, upload_snapshot
-from duckling_provider.core.check import check_database
-from duckling_provider.core.errors import ConfigError, WrongHostError
-from duckling_provider.core.fields import is_same_host
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.restore import restore_backup
-from duckling_provider.core.retention import clean_up
-from duckling_provider.core.snapshot import find_snapshot, take_snapshot
-from duckling_provider.core.stored import list_backups
-from duckling_provider.core.verify import verify_backup
+from duckling_provider import config
+from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.check import check_database
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.restore import restore_backup
+from duckling_provider.backup.retention import clean_up
+from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.backup.verify import verify_backup
+from duckling_provider.base.errors import ConfigError, WrongHostError
+from duckling_provider.config.fields import is_same_host
 from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
 
 NAME = "backup-2025-03-01T14-32-11-482Z.db"
@@ -77,7 +77,7 @@ def test_a_check_names_the_hosts_and_leaves_the_local_steps_out(elsewhere):
 
 @pytest.mark.server
 def test_what_reads_the_store_alone_works_anywhere(installation, make_replica, s3_server, monkeypatch, tmp_path):
-    from duckling_provider.core.s3 import open_store
+    from duckling_provider.stores.s3 import open_store
 
     replica = make_replica(installation.replica())
     installation.write(installation.entry(host="db-1", s3=s3_server.s3(s3_server.new_bucket())))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.core.keys import KEY_BYTES, EncryptionKey
+from duckling_provider.config.keys import KEY_BYTES, EncryptionKey
 
 TEXT = "00112233445566778899aabbccddeeff0123456789abcdeffedcba9876543210"
 RAW = bytes.fromhex(TEXT)

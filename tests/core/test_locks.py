@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, DucklingError, ReplicaError
-from duckling_provider.core.locks import (
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import BusyError, CancelledError, DucklingError, ReplicaError
+from duckling_provider.base.file_lock import FileLock
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.locks import (
     HOLD_SUFFIX,
     LOCK_SUFFIX,
-    FileLock,
     Hold,
     ProcessId,
     is_wanted,
@@ -31,13 +32,12 @@ from duckling_provider.core.locks import (
     read_hold,
     release_hold,
     replica_lock,
-    write_durably,
 )
 
 _LOCKER = """
 import sys
 from pathlib import Path
-from duckling_provider.core.locks import replica_lock
+from duckling_provider.replica.locks import replica_lock
 
 with replica_lock(Path(sys.argv[1]), operation="snapshot", owner="run 7", wait=0):
     print("locked")
@@ -48,7 +48,7 @@ print("released")
 _HOLDER = """
 import sys
 from pathlib import Path
-from duckling_provider.core.locks import place_hold
+from duckling_provider.replica.locks import place_hold
 
 place_hold(Path(sys.argv[1]), owner=sys.argv[2], reason="restore", seconds=600, wait=0, process_bound=True)
 print("held")
@@ -182,7 +182,7 @@ def test_a_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path):
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from duckling_provider.core.locks import FileLock
+from duckling_provider.replica.locks import FileLock
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

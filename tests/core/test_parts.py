@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.core.parts import MAX_PART, MIB, MIN_PART, PartPlan, plan_parts
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.stores.parts import MAX_PART, MIB, MIN_PART, PartPlan, plan_parts
 
 GIB = 1 << 30
 TIB = 1 << 40

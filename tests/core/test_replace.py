@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.errors import BusyError, DucklingError, ReplicaError
-from duckling_provider.core.replace import JOURNAL_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, recover, replace_replica
-from duckling_provider.core.replica import WAL_SUFFIXES
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.duckdb_file import WAL_SUFFIXES
+from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, recover, replace_replica
 
 NAME = "replica.db"
 LOCK = f"{NAME}.duckling-lock"
@@ -31,8 +31,8 @@ _HARNESS = """
 import fcntl, json, logging, os, shutil, signal, sys
 from pathlib import Path
 
-from duckling_provider.core import replace
-from duckling_provider.core.access import replica_access
+from duckling_provider.replica import exchange as replace
+from duckling_provider.replica.access import replica_access
 
 logging.disable(logging.CRITICAL)
 template, out, plan = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import duckling_provider
-from duckling_provider.core.blocks import HEADER_BYTES
-from duckling_provider.core.child import run_duckdb
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, DamagedError, DucklingError, ReplicaError
-from duckling_provider.core.replica import (
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, DamagedError, DucklingError, ReplicaError
+from duckling_provider.replica.blocks import HEADER_BYTES
+from duckling_provider.replica.child_process import run_duckdb
+from duckling_provider.replica.duckdb_file import (
     ReadLock,
     checkpoint,
     full_scan,
@@ -269,7 +269,7 @@ def test_neither_a_fork_nor_a_program_started_meanwhile_keeps_the_lock(replica: 
     program = f"""
 import os, subprocess, sys
 from pathlib import Path
-from duckling_provider.core.replica import ReadLock
+from duckling_provider.replica.duckdb_file import ReadLock
 wait, go = os.pipe()
 with ReadLock(Path(sys.argv[1])):
     if os.fork() == 0:
@@ -551,7 +551,7 @@ def test_the_child_stops_and_removes_its_folder_when_its_parent_is_gone(tmp_path
     temp = tmp_path / "temp"
     temp.mkdir()
     program = (
-        "import sys, threading, time; from duckling_provider.core import checkpoint as c;"
+        "import sys, threading, time; from duckling_provider.replica import checkpoint as c;"
         "c.ACTIONS['open'] = lambda path, temp: time.sleep(3600); c.main('open', '/nowhere', sys.argv[1])"
     )
     child = subprocess.Popen(

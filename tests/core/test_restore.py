@@ -23,9 +23,13 @@ from typing import Any, BinaryIO
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.backup.backup_object import describe
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.restore import restore_backup
+from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     BusyError,
     CancelledError,
     DucklingError,
@@ -37,14 +41,10 @@ from duckling_provider.core.errors import (
     StoreError,
     WrongKeyError,
 )
-from duckling_provider.core.keys import EncryptionKey
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold
-from duckling_provider.core.restore import restore_backup
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import take_snapshot
-from duckling_provider.core.store import BytesBody, MemoryStore
-from duckling_provider.core.stored import describe
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold
+from duckling_provider.stores.s3 import open_store
+from duckling_provider.stores.store import BytesBody, MemoryStore
 
 KEY = "c4" * 32
 OTHER_KEY = "5d" * 32
@@ -84,10 +84,10 @@ print(connection.execute("SELECT count(*), bit_xor(hash(note)) IS NOT NULL FROM 
 
 _LOCAL_RESTORE = """
 import os, resource, signal, sys
-from duckling_provider.core import config
-from duckling_provider.core.control import Control
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.restore import restore_backup
+from duckling_provider import config
+from duckling_provider.base.cancellation import Control
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.restore import restore_backup
 
 database = config.load().database("production")
 how = sys.argv[1]

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.core import config
-from duckling_provider.core.catalog import ListedBackup, backup_name, stamp_of
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import CancelledError
-from duckling_provider.core.retention import clean_up, delete_backup, plan_retention
-from duckling_provider.core.snapshot import companions, sidecar_of
-from duckling_provider.core.store import BytesBody, MemoryStore
+from duckling_provider import config
+from duckling_provider.backup.names import ListedBackup, backup_name
+from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
+from duckling_provider.backup.snapshot import companions, sidecar_of
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import CancelledError
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.stores.store import BytesBody, MemoryStore
 
 NOW = datetime(2025, 3, 31, 12, tzinfo=timezone.utc)
 PREFIX = "production/"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.core import s3
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.backup.backup_object import list_backups, resolve
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     AccessDeniedError,
     CancelledError,
     ConfigError,
@@ -27,9 +27,9 @@ from duckling_provider.core.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.core.s3 import Credentials, S3Store, open_store
-from duckling_provider.core.store import BytesBody, UploadLog
-from duckling_provider.core.stored import list_backups, resolve
+from duckling_provider.stores import s3
+from duckling_provider.stores.s3 import Credentials, S3Store, open_store
+from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
 

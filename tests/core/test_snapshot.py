@@ -20,10 +20,10 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.blocks import read_header
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.backup.snapshot import clear_partials, find_snapshot, take_snapshot
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     BusyError,
     CancelledError,
     DamagedError,
@@ -33,8 +33,8 @@ from duckling_provider.core.errors import (
     ReplicaError,
     SnapshotError,
 )
-from duckling_provider.core.snapshot import clear_partials, find_snapshot, take_snapshot
-from duckling_provider.core.store import MemoryStore
+from duckling_provider.replica.blocks import read_header
+from duckling_provider.stores.store import MemoryStore
 
 KEY = "c4" * 32
 OTHER_KEY = "5d" * 32
@@ -94,9 +94,9 @@ while not stop.is_set():
 
 _SLOW_SNAPSHOT = """
 import sys
-from duckling_provider.core import config
-from duckling_provider.core.control import Control
-from duckling_provider.core.snapshot import take_snapshot
+from duckling_provider import config
+from duckling_provider.base.cancellation import Control
+from duckling_provider.backup.snapshot import take_snapshot
 
 def progress(step, done, total):
     if step == "snapshot" and 0 < done:
@@ -109,9 +109,9 @@ print(take_snapshot(config.load().database("production"), control=Control(progre
 
 _LIMITED_SNAPSHOT = """
 import resource
-from duckling_provider.core import config
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.core.snapshot import take_snapshot
+from duckling_provider import config
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.backup.snapshot import take_snapshot
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:

@@ -8,9 +8,12 @@ import random
 
 import pytest
 
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import (
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.verify import verify_backup
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import (
     AccessDeniedError,
     CancelledError,
     DucklingError,
@@ -19,10 +22,7 @@ from duckling_provider.core.errors import (
     NotFoundError,
     WrongKeyError,
 )
-from duckling_provider.core.local import LocalBackups
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import take_snapshot
-from duckling_provider.core.verify import verify_backup
+from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
 
@@ -33,9 +33,9 @@ BLOCK = 262_144
 _VERIFY = """
 import json
 import resource
-from duckling_provider.core import config
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.verify import verify_backup
+from duckling_provider import config
+from duckling_provider.stores.s3 import open_store
+from duckling_provider.backup.verify import verify_backup
 
 database = config.load().database("production")
 store = open_store(database)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.workers import Workers, interruptible
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.interruptible import Workers, interruptible
 
 
 def test_a_store_that_answers_nothing_is_told_of_again_and_again(monkeypatch, caplog):

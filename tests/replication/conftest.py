@@ -206,6 +206,6 @@ def database(mariadb: MariaDb) -> Iterator[str]:
 @pytest.fixture
 def source(mariadb: MariaDb, database: str) -> Any:
     """`database` as the product is told of it."""
-    from duckling_provider.replication.source import Source
+    from duckling_provider.replication.mysql.source import Source
 
     return Source.parse(mariadb.url(database), subject="production")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.replication import consistent
-from duckling_provider.replication.consistent import consistent_snapshot, without_snapshot
-from duckling_provider.replication.source import SourceError, connect, query
+from duckling_provider.replication.mysql import mysql_snapshot as consistent
+from duckling_provider.replication.mysql.mysql_snapshot import consistent_snapshot, without_snapshot
+from duckling_provider.replication.mysql.source import SourceError, connect, query
 
 pytestmark = pytest.mark.mysql
 

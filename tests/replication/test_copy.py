@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, DucklingError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, DucklingError
 
 pytestmark = pytest.mark.mysql
 
@@ -91,14 +91,14 @@ def filled(mariadb: Any, database: str) -> list[str]:
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ranges of few rows."""
-    from duckling_provider.replication import ranges
+    from duckling_provider.replication.copy import ranges
 
     monkeypatch.setattr(ranges, "_FIRST_ROWS", 16)
     monkeypatch.setattr(ranges, "RANGE_ROWS", 128)
 
 
 def copy(source: Any, target: Path, tables: Any, *, control: Control | None = None, **options: Any) -> Any:
-    from duckling_provider.replication.copy import copy_tables
+    from duckling_provider.replication.copy.table_copy import copy_tables
 
     return copy_tables(
         source, target, tables, position=position_of(source), control=control or Control(), workers=3, **options
@@ -106,7 +106,7 @@ def copy(source: Any, target: Path, tables: Any, *, control: Control | None = No
 
 
 def position_of(source: Any) -> Any:
-    from duckling_provider.replication.source import connect, current_position
+    from duckling_provider.replication.mysql.source import connect, current_position
 
     with contextlib.closing(connect(source)) as connection:
         return current_position(connection)
@@ -192,9 +192,9 @@ def test_names_that_differ_in_case_only_are_refused(source: Any, tmp_path: Path)
 
 @pytest.mark.usefixtures("small_ranges")
 def test_ranges_meet_each_row_exactly_once(database: str, source: Any, filled: list[str]) -> None:
-    from duckling_provider.replication.ranges import Pace, Statistics, is_rangeable, key_ranges
-    from duckling_provider.replication.schema import read_tables
-    from duckling_provider.replication.source import connect, query
+    from duckling_provider.replication.copy.ranges import Pace, Statistics, is_rangeable, key_ranges
+    from duckling_provider.replication.mysql.schema import read_tables
+    from duckling_provider.replication.mysql.source import connect, query
 
     with contextlib.closing(connect(source)) as connection:
         tables = read_tables(connection, database)
@@ -227,7 +227,7 @@ def test_a_boundary_that_cannot_be_written_down_leaves_the_rest_to_one_stream(
 def test_both_transports_bring_the_same(
     source: Any, database: str, filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mariadb: Any
 ) -> None:
-    from duckling_provider.replication import copy as module
+    from duckling_provider.replication.copy import table_copy as module
 
     monkeypatch.setattr(module, "can_be_fast", lambda *_: False)
     copy(source, tmp_path / "slow.db", filled)
@@ -235,8 +235,8 @@ def test_both_transports_bring_the_same(
 
 
 def test_tls_is_not_given_up_for_speed(source: Any) -> None:
-    from duckling_provider.replication.source import Tls, connect
-    from duckling_provider.replication.transport import can_be_fast
+    from duckling_provider.replication.copy.transport import can_be_fast
+    from duckling_provider.replication.mysql.source import Tls, connect
 
     with contextlib.closing(connect(source)) as connection:
         assert can_be_fast(source, connection)
@@ -248,7 +248,7 @@ def test_tls_is_not_given_up_for_speed(source: Any) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_a_panic_of_connectorx_is_an_error_without_the_password(source: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    from duckling_provider.replication import transport
+    from duckling_provider.replication.copy import transport
 
     url = source.url().get_secret_value()
     secrets = [source.password.get_secret_value(), url.split(":")[2].rpartition("@")[0]]
@@ -408,7 +408,7 @@ def test_a_table_whose_columns_change_is_begun_again(mariadb: Any, database: str
 def test_a_table_that_changes_all_the_time_is_given_up_with_its_name(
     mariadb: Any, database: str, source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from duckling_provider.replication import copy as module
+    from duckling_provider.replication.copy import table_copy as module
 
     monkeypatch.setattr(module, "_PAUSE", 0)
 
@@ -468,7 +468,7 @@ def test_what_has_changed_since_the_interruption_is_copied_again(
 def test_large_rows_are_committed_in_between_and_never_pass_for_a_whole_table(
     mariadb: Any, database: str, source: Any, filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from duckling_provider.replication import copy as module
+    from duckling_provider.replication.copy import table_copy as module
 
     monkeypatch.setattr(module, "_ROW_GROUP_BYTES", 5000)
     target = tmp_path / "new.db"
@@ -524,13 +524,13 @@ def test_a_file_that_was_not_created_to_its_end_is_begun_again(source: Any, tmp_
 _CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from duckling_provider.core.control import Control
-from duckling_provider.replication import copy, ranges
-from duckling_provider.replication.copy import copy_tables
-from duckling_provider.replication.source import Source, connect, current_position
+from duckling_provider.base.cancellation import Control
+from duckling_provider.replication.copy import ranges, table_copy
+from duckling_provider.replication.copy.table_copy import copy_tables
+from duckling_provider.replication.mysql.source import Source, connect, current_position
 
 task = json.loads(sys.stdin.read())
-ranges._FIRST_ROWS, ranges.RANGE_ROWS, copy._ROW_GROUP_BYTES = 16, 128, 20_000
+ranges._FIRST_ROWS, ranges.RANGE_ROWS, table_copy._ROW_GROUP_BYTES = 16, 128, 20_000
 
 class Deadly(Control):
     seen = 0

@@ -1,6 +1,6 @@
 import pytest
 
-from duckling_provider.replication.ddl import (
+from duckling_provider.replication.apply.ddl import (
     AddColumn,
     ChangeColumn,
     CreateTable,
@@ -15,8 +15,8 @@ from duckling_provider.replication.ddl import (
     mentioned,
     parse,
 )
+from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
 from duckling_provider.replication.model import Column
-from duckling_provider.replication.tokens import NotUnderstoodError
 
 
 def steps(statement, **options):

@@ -1,7 +1,7 @@
 import duckdb
 import pytest
 
-from duckling_provider.core.errors import BusyError, NotFoundError, ReplicaError
+from duckling_provider.base.errors import BusyError, NotFoundError, ReplicaError
 from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
 from duckling_provider.replication.model import Column, Position, Table
 

@@ -10,8 +10,8 @@ import time
 import duckdb
 import pytest
 
-from duckling_provider.replication.references import Reference, altered, parse_references, read_references
-from duckling_provider.replication.source import connect
+from duckling_provider.replication.apply.foreign_keys import Reference, altered, parse_references, read_references
+from duckling_provider.replication.mysql.source import connect
 from duckling_provider.replication.sync import sync, validate_replica
 
 pytestmark = pytest.mark.mysql
@@ -168,7 +168,7 @@ def test_keys_that_were_others_then_are_no_matter(shop, statements):
 
 
 _FOLLOWER = """
-from duckling_provider.core import config
+from duckling_provider import config
 from duckling_provider.replication import sync
 gather = sync._Run._gather
 def told(run, events, deadline):

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, ConfigError, DucklingError
-from duckling_provider.core.locks import state_path
-from duckling_provider.replication.server import (
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, ConfigError, DucklingError
+from duckling_provider.node_server.client import (
     NOTE_SUFFIX,
-    Server,
+    NodeServerClient,
     ServerDownError,
     ServerError,
     pause,
     read_note,
     resume,
 )
+from duckling_provider.replica.locks import state_path
 
 NodeServer = runpy.run_path(str(Path(__file__).parents[1] / "node_server.py"), run_name="node_server")["NodeServer"]
 STOPS = ["/automation/stop", "/cdc/stop"]
@@ -45,12 +45,12 @@ def database(installation):
 
 
 def client(node, *, key=None, timeout=5.0):
-    return Server(host="127.0.0.1", port=node.port, api_key=SecretStr(key or node.key), timeout=timeout)
+    return NodeServerClient(host="127.0.0.1", port=node.port, api_key=SecretStr(key or node.key), timeout=timeout)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("duckling_provider.replication.server._POLL", 0.05)
+    monkeypatch.setattr("duckling_provider.node_server.client._POLL", 0.05)
 
 
 def note_file(database):
@@ -211,7 +211,7 @@ def test_what_was_stopped_before_the_server_was_shut_down_is_started_when_it_is_
 
 
 def test_a_name_that_nobody_knows_is_a_server_that_is_down():
-    server = Server(host="nowhere.invalid", port=3001)
+    server = NodeServer(host="nowhere.invalid", port=3001)
     with pytest.raises(ServerDownError, match="its name is unknown"):
         server.status("cdc", "shop")
 
@@ -236,7 +236,7 @@ def test_a_server_that_breaks_off_is_an_error_worth_a_retry():
             connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        server = Server(host="127.0.0.1", port=listener.getsockname()[1], timeout=5)
+        server = NodeServer(host="127.0.0.1", port=listener.getsockname()[1], timeout=5)
         with pytest.raises(ServerError, match="broke the connection off") as caught:
             server.status("cdc", "shop")
     assert caught.value.retryable
@@ -319,7 +319,7 @@ def test_check_tells_a_good_key_from_a_bad_one(node):
     ],
 )
 def test_hosts_of_the_usual_forms_are_understood(host, given, url):
-    assert str(Server.parse(host, subject="c", **given)) == url
+    assert str(NodeServer.parse(host, subject="c", **given)) == url
 
 
 @pytest.mark.parametrize(
@@ -337,13 +337,13 @@ def test_hosts_of_the_usual_forms_are_understood(host, given, url):
 )
 def test_a_wrong_address_or_key_is_named_and_not_quoted(host, given, cause):
     with pytest.raises(ConfigError) as caught:
-        Server.parse(host, subject="the connection", **given)
+        NodeServer.parse(host, subject="the connection", **given)
     assert str(caught.value).startswith(f"the connection: {cause}")
     assert "hunter22" not in str(caught.value)
 
 
 def test_the_module_imports_nothing_heavy_and_no_airflow():
     heavy = {"airflow", "boto3", "duckdb", "numpy", "pyarrow", "pymysql", "cryptography", "requests"}
-    code = f"import sys, duckling_provider.replication.server; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, duckling_provider.node_server.client; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

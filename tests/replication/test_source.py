@@ -8,11 +8,11 @@ import subprocess
 import pytest
 from pydantic import SecretStr
 
-from duckling_provider.core.errors import ConfigError
+from duckling_provider.base.errors import ConfigError
 from duckling_provider.replication.model import Position
-from duckling_provider.replication.preflight import PreflightError, examine, preflight, privileges
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import (
+from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight, privileges
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import (
     Source,
     SourceError,
     connect,
@@ -21,7 +21,7 @@ from duckling_provider.replication.source import (
     query,
     server_of,
 )
-from duckling_provider.replication.tls import Tls
+from duckling_provider.replication.mysql.tls import Tls
 
 SECRET = "p@ss:w/rd?#%1 ł"
 ENCODED = "p%40ss%3Aw%2Frd%3F%23%251%20%C5%82"

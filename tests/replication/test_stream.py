@@ -3,10 +3,10 @@ import time
 
 import pytest
 
+from duckling_provider.replication.binlog.rows import ZERO_DATE
+from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, Unfollowed, _GtidState
 from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
-from duckling_provider.replication.rows import ZERO_DATE
-from duckling_provider.replication.source import connect, current_position
-from duckling_provider.replication.stream import BinlogStream, PositionLostError, Unfollowed, _GtidState
+from duckling_provider.replication.mysql.source import connect, current_position
 
 pytestmark = pytest.mark.mysql
 
@@ -295,7 +295,7 @@ def test_sets_of_transactions_as_mysql_and_mariadb_write_them():
 def test_no_password_in_errors(source):
     from dataclasses import replace
 
-    from duckling_provider.core.errors import DucklingError
+    from duckling_provider.base.errors import DucklingError
 
     with pytest.raises(DucklingError) as caught:
         BinlogStream(replace(source, port=1), Position("x", 4))

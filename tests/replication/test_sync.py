@@ -12,29 +12,30 @@ import time
 import duckdb
 import pytest
 
-from duckling_provider.core.access import replica_access
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import ConfigError, DucklingError, ReplicaError
-from duckling_provider.core.locks import place_hold, release_hold
-from duckling_provider.core.snapshot import take_snapshot
-from duckling_provider.replication.copy import copy_tables
+from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import ConfigError, DucklingError, ReplicaError
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.locks import place_hold, release_hold
+from duckling_provider.replication.binlog.stream import PositionLostError
+from duckling_provider.replication.copy.table_copy import copy_tables
 from duckling_provider.replication.ledger import Ledger
-from duckling_provider.replication.source import Source, connect, current_position
-from duckling_provider.replication.stream import PositionLostError
+from duckling_provider.replication.mysql.source import Source, connect, current_position
 from duckling_provider.replication.sync import TABLES_SUFFIX, adopt_replica, sync, validate_replica
 
 pytestmark = pytest.mark.mysql
 
 _SYNC = """
 import sys
-from duckling_provider.core import config
+from duckling_provider import config
 from duckling_provider.replication.sync import sync
 sync(config.load().database("production"), seconds=float(sys.argv[1]) if len(sys.argv) > 1 else None, wait=60)
 """
 
 #: While there are changes, only somebody who waits makes it close the file; it says when it begins to follow.
 _LONG_STRETCH = """
-from duckling_provider.replication import stream, sync as module
+from duckling_provider.replication import sync as module
+from duckling_provider.replication.binlog import stream
 module._STRETCH_SECONDS = 600
 stream._SKIPS_BETWEEN_PAUSES = 10**9
 stretch = module._Run._stretch

@@ -26,7 +26,7 @@ def run(*arguments, **environment):
     """``duckling …`` in a process of its own; it never shows a secret."""
     environ = {name: value for name, value in os.environ.items() if name not in {"DATA_PATH", "BACKUP_PATH"}}
     done = subprocess.run(
-        [sys.executable, "-m", "duckling_provider.cli", *map(str, arguments)],
+        [sys.executable, "-m", "duckling_provider.cli.app", *map(str, arguments)],
         env=environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

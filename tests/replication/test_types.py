@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from duckling_provider.replication import types
+from duckling_provider.replication.binlog.rows import ZERO_DATE
+from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
 from duckling_provider.replication.model import Column, RowChange
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.names import quote, quote_mysql
-from duckling_provider.replication.rows import ZERO_DATE
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import connect, current_position, query
-from duckling_provider.replication.stream import BinlogStream, Unfollowed
 
 pytestmark = pytest.mark.mysql
 

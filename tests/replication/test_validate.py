@@ -14,18 +14,18 @@ from typing import Any
 import duckdb
 import pytest
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, ReplicaError
-from duckling_provider.replication.apply import Applier
-from duckling_provider.replication.copy import copy_tables
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, ReplicaError
+from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.binlog.stream import BinlogStream
+from duckling_provider.replication.copy.table_copy import copy_tables
 from duckling_provider.replication.ledger import Ledger
 from duckling_provider.replication.model import Position, RowChange
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.names import quote, quote_mysql
-from duckling_provider.replication.report import Difference, Report, TableReport
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import connect, current_position, query
-from duckling_provider.replication.stream import BinlogStream
-from duckling_provider.replication.validate import validate
+from duckling_provider.replication.validate.report import Difference, TableReport, ValidationReport
+from duckling_provider.replication.validate.validation import validate
 
 pytestmark = pytest.mark.mysql
 
@@ -120,11 +120,11 @@ def spoil(replica: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-def check(source: Any, replica: Path, tables: Any = None, **options: Any) -> Report:
+def check(source: Any, replica: Path, tables: Any = None, **options: Any) -> ValidationReport:
     return validate(source, replica, tables, control=Control(), **{"catch_up": claim(replica), **options})
 
 
-def only(report: Report) -> TableReport:
+def only(report: ValidationReport) -> TableReport:
     (table,) = report.tables
     return table
 

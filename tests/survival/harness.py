@@ -129,8 +129,10 @@ def serve():
 
 
 if __name__ == "__main__":
-    from duckling_provider import cli
-    from duckling_provider.core import backup, config, local, restore, s3  # noqa: F401 - so that no fork pays for it
+    from duckling_provider import config  # noqa: F401 - so that no fork pays for it
+    from duckling_provider.backup import upload as backup  # noqa: F401 - so that no fork pays for it
+    from duckling_provider.cli import app as cli
+    from duckling_provider.stores import s3  # noqa: F401 - so that no fork pays for it
 
     watch()
     if sys.argv[1] == "serve":

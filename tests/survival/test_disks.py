@@ -92,7 +92,7 @@ def test_a_disk_too_small_is_told_in_bytes_before_anything_is_written(make_site,
 
 _LIMITED = """
 import resource, sys
-from duckling_provider import cli
+from duckling_provider.cli import app as cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, resource.RLIM_INFINITY))
 sys.exit(cli.run(sys.argv[1:]))
 """

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.core.locks import Hold
-from duckling_provider.core.replace import Journal
-from duckling_provider.core.snapshot import Snapshot
-from duckling_provider.core.store import UploadLog
+from duckling_provider.backup.snapshot import Snapshot
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.replica.exchange import Journal
+from duckling_provider.replica.locks import Hold
+from duckling_provider.stores.store import UploadLog
 
 BINDING = {"store": "s3://bucket/", "key": "production/x.db", "iv": "00" * 16, "part_size": 5 << 20}
 JSON = st.recursive(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.core.locks import place_hold
+from duckling_provider.replica.locks import place_hold
 
 full_only = pytest.mark.survival_full
 _COMMANDS = ["backup", pytest.param("restore", marks=full_only)]
@@ -22,7 +22,7 @@ _SINCE = r"since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d"
 _SYNC = """
 import sys
 from pathlib import Path
-from duckling_provider.core.locks import place_hold
+from duckling_provider.replica.locks import place_hold
 
 place_hold(Path(sys.argv[1]), owner="duckling_sync run 7", reason="initial load", seconds=3600, process_bound=True)
 print("held", flush=True)

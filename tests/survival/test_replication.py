@@ -109,7 +109,7 @@ def test_kills_at_random_moments_while_mysql_is_busy(site, full, seed):
     kills = 0
     with site.busy():
         for _ in range(20 if full else 4):
-            command = [sys.executable, "-m", "duckling_provider.cli", "sync", "production", "--for", "60"]
+            command = [sys.executable, "-m", "duckling_provider.cli.app", "sync", "production", "--for", "60"]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(moments.uniform(0.8, 4.0))
             process.kill()
@@ -163,7 +163,7 @@ def test_a_backup_taken_while_changes_pour_in_is_what_mysql_was_at_its_position(
         written.append(number)
         connection.close()
 
-    command = [sys.executable, "-m", "duckling_provider.cli", "sync", "production", "--for", "60"]
+    command = [sys.executable, "-m", "duckling_provider.cli.app", "sync", "production", "--for", "60"]
     writer = threading.Thread(target=write)
     writer.start()
     follower = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,10 +11,10 @@ from collections import defaultdict
 
 import pytest
 
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.errors import DamagedError, DucklingError
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.base.errors import DamagedError, DucklingError
+from duckling_provider.stores.s3 import open_store
 
 PART = 5 << 20
 full_only = pytest.mark.survival_full
@@ -22,10 +22,10 @@ full_only = pytest.mark.survival_full
 #: What a task's try does: `upload_snapshot` of a snapshot that an earlier task made.
 _UPLOAD = """
 import sys
-from duckling_provider.core import config
-from duckling_provider.core.backup import upload_snapshot
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import find_snapshot
+from duckling_provider import config
+from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.stores.s3 import open_store
+from duckling_provider.backup.snapshot import find_snapshot
 
 database = config.load().database("production")
 upload_snapshot(database, open_store(database), find_snapshot(database, sys.argv[1]))

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from duckling_provider.core import fetch, s3
-from duckling_provider.core.backup import back_up, upload_snapshot
-from duckling_provider.core.errors import IntegrityError, StoreError
-from duckling_provider.core.restore import restore_backup
-from duckling_provider.core.s3 import open_store
-from duckling_provider.core.snapshot import find_snapshot
-from duckling_provider.core.verify import verify_backup
+from duckling_provider.backup.restore import restore_backup
+from duckling_provider.backup.snapshot import find_snapshot
+from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.backup.verify import verify_backup
+from duckling_provider.base.errors import IntegrityError, StoreError
+from duckling_provider.stores import fetch, s3
+from duckling_provider.stores.s3 import open_store
 
 full_only = pytest.mark.survival_full
 MODES = ["client-aes256", pytest.param("none", marks=full_only)]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication import ddl, types
+from duckling_provider.replication import types
+from duckling_provider.replication.apply import ddl
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Column, Table
 from duckling_provider.replication.names import quote, twin

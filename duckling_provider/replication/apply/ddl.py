@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from duckling_provider.replication.apply.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
 from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.replication import types
+from duckling_provider.replication.apply.net_changes import KEYS, arrow_decoded, registered, value_of
 from duckling_provider.replication.ledger import TableState
 from duckling_provider.replication.model import Column
+from duckling_provider.replication.mysql.source import query
 from duckling_provider.replication.names import quote, quote_mysql
-from duckling_provider.replication.pending import KEYS, arrow_decoded, registered, value_of
-from duckling_provider.replication.source import query
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -37,16 +37,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, DucklingError, ReplicaError
-from duckling_provider.core.workers import Workers, interruptible
-from duckling_provider.replication.consistent import LOCK_WAIT, consistent_snapshot, without_snapshot
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, DucklingError, ReplicaError
+from duckling_provider.base.interruptible import Workers, interruptible
+from duckling_provider.replication.copy.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
+from duckling_provider.replication.copy.transport import Transport, can_be_fast
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Position, Table
-from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
-from duckling_provider.replication.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import (
+from duckling_provider.replication.mysql.mysql_snapshot import LOCK_WAIT, consistent_snapshot, without_snapshot
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import (
     Source,
     SourceError,
     connect,
@@ -55,7 +55,7 @@ from duckling_provider.replication.source import (
     source_error,
     translated,
 )
-from duckling_provider.replication.transport import Transport, can_be_fast
+from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
 from duckling_provider.replication.types import duck_type, from_transport, zero_date
 
 if TYPE_CHECKING:

@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from duckling_provider.replication.mysql.source import (
+    MySqlServer,
+    Source,
+    SourceError,
+    connect,
+    query,
+    server_of,
+    variable,
+)
 from duckling_provider.replication.names import collisions, quote_mysql
-from duckling_provider.replication.source import Server, Source, SourceError, connect, query, server_of, variable
 
 DAY = 86400.0
 
@@ -80,14 +88,14 @@ def examine(connection: Any, source: Source, *, wanted: Callable[[str], bool] = 
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
-def _version(server: Server) -> Iterator[Finding]:
+def _version(server: MySqlServer) -> Iterator[Finding]:
     oldest = _OLDEST[server.kind]
     if server.version < oldest:
         wanted = "MySQL 5.7 or MariaDB 10.6"
         yield Finding("version", str(server), f"too old, {wanted} is the oldest that works", "Upgrade the server")
 
 
-def _binlog(connection: Any, server: Server) -> Iterator[Finding]:
+def _binlog(connection: Any, server: MySqlServer) -> Iterator[Finding]:
     restart = "in the [mysqld] section of the server's configuration, and restart it"
     log_bin = variable(connection, "log_bin") or "OFF"
     if log_bin.upper() not in {"ON", "1"}:
@@ -147,7 +155,7 @@ def _must_be(connection: Any, name: str, wanted: str, problem: str) -> Iterator[
 # ---- privileges --------------------------------------------------------------------------------------------
 
 
-def _grants(connection: Any, server: Server, source: Source) -> Iterator[Finding]:
+def _grants(connection: Any, server: MySqlServer, source: Source) -> Iterator[Finding]:
     rows = [str(row[0]) for row in query(connection, "SHOW GRANTS")]
     everywhere, here, complete = privileges(rows, source.database)
     user = str(query(connection, "SELECT CURRENT_USER()")[0][0])

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.source import query, server_of
+from duckling_provider.replication.mysql.source import query, server_of
 
 _COLUMNS = """
     SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.CHARACTER_SET_NAME,

@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from duckling_provider.core.errors import ConfigError, DucklingError
-from duckling_provider.core.masking import MASK
+from duckling_provider.base.errors import ConfigError, DucklingError
+from duckling_provider.config.masking import MASK
 from duckling_provider.replication.model import Position
-from duckling_provider.replication.tls import Tls, tls_of
+from duckling_provider.replication.mysql.tls import Tls, tls_of
 
 FIELD = "mysqlConnectionString"
 _FORM = "expected mysql://user:password@host:port/database"
@@ -260,7 +260,7 @@ def source_error(error: Exception, source: Source, operation: str) -> SourceErro
 
 
 @dataclass(frozen=True)
-class Server:
+class MySqlServer:
     """What runs there.
 
     :param version: e.g. ``(8, 4, 3)``, ``(10, 11, 6)``.
@@ -291,7 +291,7 @@ def variable(connection: Any, name: str) -> str | None:
     return str(rows[0][1]) if rows else None
 
 
-def server_of(connection: Any) -> Server:
+def server_of(connection: Any) -> MySqlServer:
     """What `connection` leads to."""
     text = str(query(connection, "SELECT VERSION()")[0][0])
     # MariaDB behind old proxies calls itself 5.5.5-10.11.6-MariaDB.
@@ -299,9 +299,9 @@ def server_of(connection: Any) -> Server:
     version = tuple(map(int, number.groups())) if number else (0,)
     if "mariadb" in text.lower():
         # It has nothing like MySQL's server_uuid that survives a move to another machine.
-        return Server("mariadb", version, f"server-id-{variable(connection, 'server_id')}", has_gtid=True)
+        return MySqlServer("mariadb", version, f"server-id-{variable(connection, 'server_id')}", has_gtid=True)
     identity = variable(connection, "server_uuid") or f"server-id-{variable(connection, 'server_id')}"
-    return Server("mysql", version, identity, (variable(connection, "gtid_mode") or "OFF").upper() == "ON")
+    return MySqlServer("mysql", version, identity, (variable(connection, "gtid_mode") or "OFF").upper() == "ON")
 
 
 def current_position(connection: Any) -> Position:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.mysql.source import query
 from duckling_provider.replication.names import quote_mysql
-from duckling_provider.replication.source import query
 from duckling_provider.replication.types import select_expression
 
 #: Rows of one bucket that are aimed at: as many must be read to find a single one that differs.
@@ -49,7 +49,7 @@ class Bucket:
     total: int
 
 
-class Checksum:
+class TableChecksum:
     """The checksum of one table.
 
     :param rows: about how many there are; decides the number of buckets.

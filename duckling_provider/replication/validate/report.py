@@ -59,7 +59,7 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """:param position: of both sides.
     :param replica_position: what the replica's own bookkeeping says; older than `position` where nothing that concerns
         it lies in between.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.report import Difference
 from duckling_provider.replication.types import duck_type, from_transport
+from duckling_provider.replication.validate.report import Difference
 
 if TYPE_CHECKING:
     import pyarrow as pa

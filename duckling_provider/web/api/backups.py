@@ -11,17 +11,18 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.api import runs
-from duckling_provider.api.callers import Caller
-from duckling_provider.api.problems import ApiError
-from duckling_provider.api.records import forget_backup
-from duckling_provider.api.site import CallerDep, Shape, database_for, problems, remote_store, statuses
-from duckling_provider.core.catalog import LATEST, ListedBackup, checked_key, iso, parse_name
-from duckling_provider.core.config import Database
-from duckling_provider.core.local import listed_here
-from duckling_provider.core.retention import delete_backup
-from duckling_provider.core.store import Store
-from duckling_provider.core.stored import list_backups, resolve
+from duckling_provider.backup.backup_object import list_backups, resolve
+from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
+from duckling_provider.backup.retention import delete_backup
+from duckling_provider.base.moments import iso
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import Store
+from duckling_provider.web.dependencies import CallerDep, Shape, database_for, problems, remote_store, statuses
+from duckling_provider.web.errors import ApiError
+from duckling_provider.web.state import runs
+from duckling_provider.web.state.access import Caller
+from duckling_provider.web.state.records import forget_backup
 
 _KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
 _DONE: dict[str, Any] = {"success": True, "key": _KEY, "size": 214748364800, "duration": 92384}

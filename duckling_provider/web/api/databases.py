@@ -9,9 +9,16 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from duckling_provider.api.backups import Db
-from duckling_provider.api.problems import ApiError
-from duckling_provider.api.site import (
+from duckling_provider.backup.check import check_database
+from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.base.errors import DucklingError, StoreError
+from duckling_provider.base.moments import iso
+from duckling_provider.config.databases import Database
+from duckling_provider.config.editing import change_s3
+from duckling_provider.config.environment import Settings
+from duckling_provider.stores.s3 import S3Store
+from duckling_provider.web.api.backups import Db
+from duckling_provider.web.dependencies import (
     CallerDep,
     Shape,
     database_for,
@@ -21,15 +28,8 @@ from duckling_provider.api.site import (
     remote_store,
     statuses,
 )
-from duckling_provider.api.status import Status
-from duckling_provider.core.catalog import iso
-from duckling_provider.core.check import check_database
-from duckling_provider.core.config import Database
-from duckling_provider.core.entries import change_s3
-from duckling_provider.core.environment import Settings
-from duckling_provider.core.errors import DucklingError, StoreError
-from duckling_provider.core.local import listed_here
-from duckling_provider.core.s3 import S3Store
+from duckling_provider.web.errors import ApiError
+from duckling_provider.web.state.status import Status
 
 router = APIRouter(tags=["databases"])
 

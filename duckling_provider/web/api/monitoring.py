@@ -13,9 +13,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import Field
 
-from duckling_provider.api.databases import DatabaseStatus, status_json
-from duckling_provider.api.problems import ApiError
-from duckling_provider.api.site import (
+from duckling_provider.base.errors import ConfigError
+from duckling_provider.web.api.databases import DatabaseStatus, status_json
+from duckling_provider.web.dependencies import (
     NO_CREDENTIALS,
     CallerDep,
     GuestDep,
@@ -25,8 +25,8 @@ from duckling_provider.api.site import (
     problems,
     statuses,
 )
-from duckling_provider.api.status import Status
-from duckling_provider.core.errors import ConfigError
+from duckling_provider.web.errors import ApiError
+from duckling_provider.web.state.status import Status
 
 router = APIRouter(tags=["monitoring"])
 

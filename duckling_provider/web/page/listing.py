@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from duckling_provider.api.records import Backup
-from duckling_provider.core.catalog import ListedBackup
+from duckling_provider.backup.names import ListedBackup
+from duckling_provider.web.state.records import Backup
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from duckling_provider.api.status import STATES, Status, by_trouble
-from duckling_provider.core.errors import ConfigError
+from duckling_provider.base.errors import ConfigError
+from duckling_provider.web.state.status import STATES, Status, by_trouble
 
 PER_PAGE = 50
 MISCONFIGURED = "misconfigured"

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from duckling_provider import __version__
-from duckling_provider.page import wording
+from duckling_provider.web.page import wording
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"

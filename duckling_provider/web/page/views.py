@@ -9,26 +9,27 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.api import runs
-from duckling_provider.api.backups import delete_now, existing
-from duckling_provider.api.callers import Action, Caller
-from duckling_provider.api.databases import connection_steps
-from duckling_provider.api.problems import ApiError
-from duckling_provider.api.records import read_history
-from duckling_provider.api.site import CallerDep, database_for, installation, now, statuses
-from duckling_provider.core.catalog import LATEST, MAC_SUFFIX, parse_name
-from duckling_provider.core.config import Database
-from duckling_provider.core.errors import DucklingError, NotFoundError, human_bytes
-from duckling_provider.core.local import listed_here
-from duckling_provider.core.store import Store
-from duckling_provider.core.stored import CLIENT, list_backups
-from duckling_provider.dag_ids import Kind, parse_dag_id
+from duckling_provider.backup.backup_object import CLIENT, list_backups
+from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
+from duckling_provider.base.errors import DucklingError, NotFoundError
+from duckling_provider.base.units import human_bytes
+from duckling_provider.config.databases import Database
+from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.page import overview, wording
-from duckling_provider.page.charts import Point, Scale, chart
-from duckling_provider.page.listing import Item, merge, recorded_items
-from duckling_provider.page.progress import in_order, read_progress
-from duckling_provider.page.render import STATIC, Urls, page
+from duckling_provider.stores.store import Store
+from duckling_provider.web.api.backups import delete_now, existing
+from duckling_provider.web.api.databases import connection_steps
+from duckling_provider.web.dependencies import CallerDep, database_for, installation, now, statuses
+from duckling_provider.web.errors import ApiError
+from duckling_provider.web.page import overview, wording
+from duckling_provider.web.page.charts import Point, Scale, chart
+from duckling_provider.web.page.listing import Item, merge, recorded_items
+from duckling_provider.web.page.progress import in_order, read_progress
+from duckling_provider.web.page.render import STATIC, Urls, page
+from duckling_provider.web.state import runs
+from duckling_provider.web.state.access import Action, Caller
+from duckling_provider.web.state.records import read_history
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)

@@ -21,10 +21,10 @@ from airflow.api_fastapi.core_api import security
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.api.problems import ApiError
-from duckling_provider.core.config import Database
-from duckling_provider.core.environment import Settings
-from duckling_provider.dag_ids import Kind, dag_id
+from duckling_provider.config.databases import Database
+from duckling_provider.config.environment import Settings
+from duckling_provider.dags.ids import Kind, dag_id
+from duckling_provider.web.errors import ApiError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Caller:
         return [database for database in databases if dag_id("backup", database.id) in allowed]
 
 
-async def identify(request: Request) -> Caller | None:
+async def identify_caller(request: Request) -> Caller | None:
     """The caller of a request; None when it shows no credentials at all.
 
     :raises ApiError: 401 for credentials that are wrong, 403 for a page of another site that uses somebody's cookie.

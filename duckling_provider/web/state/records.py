@@ -17,14 +17,14 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
-from duckling_provider.core.catalog import parse_name
-from duckling_provider.dag_ids import KINDS, Kind, dag_id, parse_dag_id
-from duckling_provider.task_run import ERROR_KEY
+from duckling_provider.backup.names import parse_name
+from duckling_provider.dags.ids import KINDS, Kind, dag_id, parse_dag_id
+from duckling_provider.tasks.run import ERROR_KEY
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from duckling_provider.core.config import Database
+    from duckling_provider.config.databases import Database
 
 _RESULT = "return_value"
 #: Of results whose backup was deleted by hand.

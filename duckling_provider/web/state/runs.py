@@ -20,12 +20,12 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.airflow_exceptions import AirflowException
-from duckling_provider.api.problems import ApiError, of_record
-from duckling_provider.api.records import Run, active_runs, read_run
-from duckling_provider.dag_ids import Kind, dag_id
+from duckling_provider.dags.ids import Kind, dag_id
+from duckling_provider.web.errors import ApiError, of_record
+from duckling_provider.web.state.records import Run, active_runs, read_run
 
 if TYPE_CHECKING:
-    from duckling_provider.api.callers import Caller
+    from duckling_provider.web.state.access import Caller
 
 log = logging.getLogger(__name__)
 

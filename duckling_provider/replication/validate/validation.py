@@ -25,21 +25,21 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from duckling_provider.core.control import Control
-from duckling_provider.core.errors import BusyError, CancelledError, ReplicaError
-from duckling_provider.core.workers import AbandonedError, Workers, interruptible
-from duckling_provider.replication.checksum import Bucket, Checksum
-from duckling_provider.replication.consistent import consistent_snapshot, without_snapshot
-from duckling_provider.replication.contrast import Contrast
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, CancelledError, ReplicaError
+from duckling_provider.base.interruptible import AbandonedError, Workers, interruptible
+from duckling_provider.replication.copy.ranges import Pace, Statistics
+from duckling_provider.replication.copy.transport import Transport
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Position, Table
+from duckling_provider.replication.mysql.mysql_snapshot import consistent_snapshot, without_snapshot
+from duckling_provider.replication.mysql.schema import read_tables
+from duckling_provider.replication.mysql.source import Source, SourceError, connect, query, server_of, translated
 from duckling_provider.replication.names import fold, literal, quote, quote_mysql
-from duckling_provider.replication.ranges import Pace, Statistics
-from duckling_provider.replication.report import Report, TableReport
-from duckling_provider.replication.schema import read_tables
-from duckling_provider.replication.source import Source, SourceError, connect, query, server_of, translated
-from duckling_provider.replication.transport import Transport
 from duckling_provider.replication.types import duck_type
+from duckling_provider.replication.validate.checksum import Bucket, TableChecksum
+from duckling_provider.replication.validate.report import TableReport, ValidationReport
+from duckling_provider.replication.validate.row_diff import Contrast
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -68,7 +68,7 @@ def validate(
     catch_up: Callable[[Position], None] | None = None,
     max_differences: int = 20,
     memory_limit: str = "512MiB",
-) -> Report:
+) -> ValidationReport:
     """Compare `replica` with `source`, table by table.
 
     Expects its caller to hold the replica's lock. The replica is opened after `catch_up`, read-only, so that nobody can
@@ -98,7 +98,7 @@ def validate(
             job = _Job(source, connection, duck, control, max_differences)
             wanted = set(existing) if tables is None else set(tables)
             reports = tuple(job.compare_all(existing, wanted, ledger.tables()))
-    return Report(position, stands_at, reports, time.monotonic() - started)
+    return ValidationReport(position, stands_at, reports, time.monotonic() - started)
 
 
 def _without_time_limit(connection: Any) -> None:
@@ -210,7 +210,7 @@ class _Job:
 
         replica_rows = self._replica_rows(table.name)
         self._control.begin(f"validate {table.name}", max(1, replica_rows))
-        checksum = Checksum(table, replica_rows)
+        checksum = TableChecksum(table, replica_rows)
         buckets, mysql_rows = self._differing_buckets(table, checksum, relation)
         if buckets is not None and not buckets:
             return TableReport(table.name, "equal", mysql_rows, replica_rows, notes=tuple(notes))
@@ -269,7 +269,7 @@ class _Job:
     # ---- checksums -----------------------------------------------------------------------------------------
 
     def _differing_buckets(
-        self, table: Table, checksum: Checksum, relation: str
+        self, table: Table, checksum: TableChecksum, relation: str
     ) -> tuple[set[str | None] | None, int | None]:
         """(buckets that are not the same on both sides, MySQL's rows); (None, None) where there is no checksum."""
 

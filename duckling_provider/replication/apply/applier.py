@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.core.errors import DucklingError
-from duckling_provider.replication import ddl
-from duckling_provider.replication.follow import Follower, NotFollowedError
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.replication.apply import ddl
+from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
+from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
+from duckling_provider.replication.apply.net_changes import VIEWS, Pending
+from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
+from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 from duckling_provider.replication.ledger import Ledger, TableState
 from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.names import fold, quote
-from duckling_provider.replication.pending import VIEWS, Pending
-from duckling_provider.replication.references import Children, Reference, altered, changes_references
-from duckling_provider.replication.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
-from duckling_provider.replication.tokens import NotUnderstoodError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -1,0 +1,126 @@
+"""Files that survive a crash: written whole or not at all, and told apart from what a killed process left."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from duckling_provider.base.errors import SnapshotError
+
+#: How names of `write_durably`'s temporary files end.
+_TORN_SUFFIX = ".tmp"
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
+    fsync of the folder.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TORN_SUFFIX}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two calls `clear_torn` of another process may have taken it for a dead one's.
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)
+    give_to_owner_of(path.parent, fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def give_to_owner_of(folder: Path, file: int | Path) -> None:
+    """What root makes in somebody's folder is theirs: a command run by root must not lock Airflow's user out."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        if owner.st_uid != 0:
+            os.chown(file, owner.st_uid, owner.st_gid)
+
+
+def clear_torn(folder: Path, name: str) -> None:
+    """Remove the temporary files that `write_durably` left in `folder` where it was killed.
+
+    :param name: a glob pattern for the name of the file that was to be.
+    """
+    for torn in folder.glob(f".{name}.*{_TORN_SUFFIX}"):
+        remove_unless_locked(torn)
+
+
+def remove_unless_locked(path: Path) -> bool:
+    """Delete a file whose process is gone; a living one holds an flock on it. Whether there was one to delete."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames, links and removals in `folder` survive a power loss."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+
+
+def make_folder(folder: Path) -> None:
+    if not folder.parent.exists():
+        make_folder(folder.parent)
+    if not folder.exists():
+        folder.mkdir(exist_ok=True, mode=0o700)
+        give_to_owner_of(folder.parent, folder)
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[int]:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)
+    give_to_owner_of(path.parent, fd)
+    try:
+        yield fd
+    finally:
+        # After success the file has its final name and there is nothing to remove.
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def clone(source: int, target: int) -> bool:
+    """Make `target` share the blocks of `source` (both descriptors); False where the file system can't.
+
+    Format: ioctl_ficlone(2).
+    """
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
