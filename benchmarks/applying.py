@@ -102,7 +102,7 @@ def apply_all(url: str, start: Any, path: str) -> Any:
 
     from duckling_provider.replication.apply.applier import Applier
     from duckling_provider.replication.binlog.stream import BinlogStream
-    from duckling_provider.replication.ledger import Ledger
+    from duckling_provider.replication.model.ledger import Ledger
     from duckling_provider.replication.mysql.source import Source
 
     source = Source.parse(url, subject="benchmark")
@@ -164,8 +164,8 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
 
     from duckling_provider.replication.apply.applier import Applier
     from duckling_provider.replication.binlog.stream import BinlogStream
-    from duckling_provider.replication.ledger import Ledger
-    from duckling_provider.replication.model import RowChange
+    from duckling_provider.replication.model.ledger import Ledger
+    from duckling_provider.replication.model.tables import RowChange
     from duckling_provider.replication.mysql.source import Source, connect, current_position
 
     written, lags, oldest = 0, [], None

@@ -31,7 +31,7 @@ from duckling_provider.config.databases import Database, Installation
 from duckling_provider.config.editing import add_entries
 from duckling_provider.config.environment import DATABASES_FILE
 from duckling_provider.node_server.import_backup import import_backup, imported_path
-from duckling_provider.replication.ledger import Owner, owner_of, server_position
+from duckling_provider.replication.model.ledger import Owner, owner_of, server_position
 from duckling_provider.replication.sync import adopt_replica
 from duckling_provider.stores.store import Store
 

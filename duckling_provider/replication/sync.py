@@ -31,13 +31,13 @@ from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, read_references
 from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, StreamEvent
 from duckling_provider.replication.copy.table_copy import Copy, copy_tables
-from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
-from duckling_provider.replication.model import Commit, Position, SchemaChange, Table
+from duckling_provider.replication.model.ledger import Ledger, TableState, adopt, owner_of
+from duckling_provider.replication.model.names import literal, quote, twin
+from duckling_provider.replication.model.tables import Commit, Position, SchemaChange, Table
+from duckling_provider.replication.model.types import report
 from duckling_provider.replication.mysql.preflight import preflight
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import Source, connect, current_position, is_available, query, server_of
-from duckling_provider.replication.names import literal, quote, twin
-from duckling_provider.replication.types import report
 from duckling_provider.replication.validate.report import ValidationReport
 from duckling_provider.replication.validate.validation import validate
 

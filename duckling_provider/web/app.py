@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from duckling_provider import __version__
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.web.api import backups, databases, monitoring
-from duckling_provider.web.errors import ApiError, of_core
-from duckling_provider.web.limits import Guard
 from duckling_provider.web.page import views
 from duckling_provider.web.page.render import error_page, wants_page
+from duckling_provider.web.services.errors import ApiError, of_core
+from duckling_provider.web.services.limits import Guard
 
 log = logging.getLogger(__name__)
 

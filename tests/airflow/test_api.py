@@ -218,7 +218,7 @@ def test_a_cookie_counts_for_pages_of_this_server_only(client, shop):
 
 
 def test_guessing_gets_slow(client, shop):
-    from duckling_provider.web import limits
+    from duckling_provider.web.services import limits
 
     limits._limiter.storage.reset()
     statuses = [client.get("/api/databases", headers=bearer(f"guess-{n}")).status_code for n in range(40)]
@@ -228,7 +228,7 @@ def test_guessing_gets_slow(client, shop):
 
 
 def test_writes_are_counted(client, shop, monkeypatch):
-    from duckling_provider.web import limits
+    from duckling_provider.web.services import limits
 
     limits._limiter.storage.reset()
     monkeypatch.setenv("DUCKLING_API_RATE", "2/hour")
@@ -300,7 +300,7 @@ def test_a_run_that_fails_while_it_is_read_has_its_reason(client, shop, moment):
     from airflow.utils.session import create_session
     from sqlalchemy import event
 
-    from duckling_provider.web.state.records import read_run
+    from duckling_provider.web.services.records import read_run
 
     run_id, error = shop.add("backup", state="running"), {"kind": "NotFoundError", "what": "it went"}
     reader, statements = threading.get_ident(), []
@@ -643,9 +643,9 @@ def test_the_documentation_needs_no_other_host(client):
 
 
 def test_calls_are_logged_without_their_query(client, shop, caplog):
-    caplog.set_level("INFO", logger="duckling_provider.web.limits")
+    caplog.set_level("INFO", logger="duckling_provider.web.services.limits")
     client.get("/api/backups", params={"db": "shop", "token": "a-secret-in-the-query"})
-    lines = [record.getMessage() for record in caplog.records if record.name == "duckling_provider.web.limits"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "duckling_provider.web.services.limits"]
     assert any(line.startswith("GET /api/backups 200 by DUCKLING_API_KEY in") for line in lines)
     assert not any("a-secret" in line for line in lines)
 

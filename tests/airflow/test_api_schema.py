@@ -21,7 +21,7 @@ airflow_app, client, shop, add_dags = (_API[name] for name in ("airflow_app", "c
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_every_answer_is_one_that_is_promised(client, airflow_app, shop, mode, monkeypatch):
     # It sends wrong credentials by the dozen, and takes the 503 of an overdue database for a crash.
-    monkeypatch.setattr("duckling_provider.web.limits._GUESSES", "100000/second")
+    monkeypatch.setattr("duckling_provider.web.services.limits._GUESSES", "100000/second")
     shop.backed_up()
     document = client.get("/duckling/openapi.json").json()
     del document["servers"]  # at the contract's own paths, not under the mount

@@ -14,7 +14,7 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, axis, chart
 from duckling_provider.web.page.listing import merge, recorded_items
-from duckling_provider.web.state.records import Backup
+from duckling_provider.web.services.records import Backup
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)

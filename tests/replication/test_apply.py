@@ -12,8 +12,8 @@ import pytest
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.binlog.stream import BinlogStream
-from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Column, Commit, Position, RowChange, Table
+from duckling_provider.replication.model.ledger import Ledger, TableState
+from duckling_provider.replication.model.tables import Column, Commit, Position, RowChange, Table
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import connect, current_position
 
@@ -421,7 +421,7 @@ def test_a_batch_is_committed_by_count_and_by_age():
 CHILD = """
 import sys, duckdb
 from duckling_provider.replication.apply.applier import Applier
-from duckling_provider.replication.ledger import Ledger
+from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source
 from duckling_provider.replication.binlog.stream import BinlogStream
 url, path = sys.stdin.readline().strip(), sys.argv[1]

@@ -492,7 +492,7 @@ def test_what_was_caught_up_before_the_interruption_stands_at_the_position_of_th
 ) -> None:
     import duckdb
 
-    from duckling_provider.replication.ledger import Ledger
+    from duckling_provider.replication.model.ledger import Ledger
 
     target = tmp_path / "new.db"
     first = copy(source, target, ["empty", "int_key"])

@@ -16,7 +16,7 @@ from duckling_provider.replication.apply.ddl import (
     parse,
 )
 from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
-from duckling_provider.replication.model import Column
+from duckling_provider.replication.model.tables import Column
 
 
 def steps(statement, **options):

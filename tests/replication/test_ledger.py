@@ -2,8 +2,8 @@ import duckdb
 import pytest
 
 from duckling_provider.base.errors import BusyError, NotFoundError, ReplicaError
-from duckling_provider.replication.ledger import Ledger, TableState, adopt, owner_of
-from duckling_provider.replication.model import Column, Position, Table
+from duckling_provider.replication.model.ledger import Ledger, TableState, adopt, owner_of
+from duckling_provider.replication.model.tables import Column, Position, Table
 
 ITEMS = Table(
     'it`em"s',

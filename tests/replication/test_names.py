@@ -3,7 +3,7 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from duckling_provider.replication.names import collisions, fold, literal, quote, quote_mysql
+from duckling_provider.replication.model.names import collisions, fold, literal, quote, quote_mysql
 
 NAMES = [
     "plain",

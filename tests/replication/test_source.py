@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from duckling_provider.base.errors import ConfigError
-from duckling_provider.replication.model import Position
+from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight, privileges
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import (

@@ -5,7 +5,7 @@ import pytest
 
 from duckling_provider.replication.binlog.rows import ZERO_DATE
 from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, Unfollowed, _GtidState
-from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.mysql.source import connect, current_position
 
 pytestmark = pytest.mark.mysql

@@ -19,7 +19,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.locks import place_hold, release_hold
 from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.copy.table_copy import copy_tables
-from duckling_provider.replication.ledger import Ledger
+from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source, connect, current_position
 from duckling_provider.replication.sync import TABLES_SUFFIX, adopt_replica, sync, validate_replica
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from duckling_provider.replication.ledger import owner_of
+from duckling_provider.replication.model.ledger import owner_of
 
 pytestmark = [pytest.mark.mysql, pytest.mark.server]
 

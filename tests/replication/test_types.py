@@ -11,13 +11,13 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from duckling_provider.replication import types
 from duckling_provider.replication.binlog.rows import ZERO_DATE
 from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
-from duckling_provider.replication.model import Column, RowChange
+from duckling_provider.replication.model import types
+from duckling_provider.replication.model.names import quote, quote_mysql
+from duckling_provider.replication.model.tables import Column, RowChange
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import connect, current_position, query
-from duckling_provider.replication.names import quote, quote_mysql
 
 pytestmark = pytest.mark.mysql
 

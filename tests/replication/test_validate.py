@@ -19,11 +19,11 @@ from duckling_provider.base.errors import BusyError, CancelledError, ReplicaErro
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.copy.table_copy import copy_tables
-from duckling_provider.replication.ledger import Ledger
-from duckling_provider.replication.model import Position, RowChange
+from duckling_provider.replication.model.ledger import Ledger
+from duckling_provider.replication.model.names import quote, quote_mysql
+from duckling_provider.replication.model.tables import Position, RowChange
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import connect, current_position, query
-from duckling_provider.replication.names import quote, quote_mysql
 from duckling_provider.replication.validate.report import Difference, TableReport, ValidationReport
 from duckling_provider.replication.validate.validation import validate
 

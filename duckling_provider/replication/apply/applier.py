@@ -22,9 +22,9 @@ from duckling_provider.replication.apply.foreign_keys import Children, Reference
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending
 from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
 from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
-from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Commit, Position, RowChange, SchemaChange
-from duckling_provider.replication.names import fold, quote
+from duckling_provider.replication.model.ledger import Ledger, TableState
+from duckling_provider.replication.model.names import fold, quote
+from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication import types
 from duckling_provider.replication.apply import ddl
-from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.names import quote, twin
+from duckling_provider.replication.model import types
+from duckling_provider.replication.model.ledger import Ledger, TableState
+from duckling_provider.replication.model.names import quote, twin
+from duckling_provider.replication.model.tables import Column, Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from duckling_provider.replication.apply.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
-from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.model.tables import Column, Table
 
 
 @dataclass(frozen=True)

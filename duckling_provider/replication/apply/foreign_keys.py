@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.replication import types
 from duckling_provider.replication.apply.net_changes import KEYS, arrow_decoded, registered, value_of
-from duckling_provider.replication.ledger import TableState
-from duckling_provider.replication.model import Column
+from duckling_provider.replication.model import types
+from duckling_provider.replication.model.ledger import TableState
+from duckling_provider.replication.model.names import quote, quote_mysql
+from duckling_provider.replication.model.tables import Column
 from duckling_provider.replication.mysql.source import query
-from duckling_provider.replication.names import quote, quote_mysql
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.replication import types
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.binlog.rows import ZERO_DATE
-from duckling_provider.replication.ledger import TableState
-from duckling_provider.replication.model import Column, RowChange
-from duckling_provider.replication.names import quote
+from duckling_provider.replication.model import types
+from duckling_provider.replication.model.ledger import TableState
+from duckling_provider.replication.model.names import quote
+from duckling_provider.replication.model.tables import Column, RowChange
 
 if TYPE_CHECKING:
     import pyarrow as pa

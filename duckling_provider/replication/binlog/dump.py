@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.replication.model import Position
+from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.source import Source, connect, query, server_of, translated
 
 QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38

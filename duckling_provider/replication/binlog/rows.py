@@ -326,7 +326,7 @@ def _sized(size: int, decode: Callable[[bytes], Any]) -> Reader:
 def _json(data: bytes) -> str:
     from pymysqlreplication.json_binary import parse_json
 
-    from duckling_provider.replication.types import json_text
+    from duckling_provider.replication.model.types import json_text
 
     # An empty value stands for JSON's null.
     value = parse_json(data[0], data[1:]) if data else None

@@ -12,7 +12,7 @@ from duckling_provider.base.errors import DucklingError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.rows import TableMap, UndecodableError, parse_table_map, read_rows, table_name
-from duckling_provider.replication.model import BinlogEvent, Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.mysql.source import Source
 
 __all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.names import quote_mysql
+from duckling_provider.replication.model.names import quote_mysql
+from duckling_provider.replication.model.tables import Column, Table
 
 #: Bytes of one range in memory that are aimed at.
 RANGE_BYTES = 8 << 20

@@ -42,8 +42,10 @@ from duckling_provider.base.errors import BusyError, CancelledError, DucklingErr
 from duckling_provider.base.interruptible import Workers, interruptible
 from duckling_provider.replication.copy.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.copy.transport import Transport, can_be_fast
-from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Position, Table
+from duckling_provider.replication.model.ledger import Ledger, TableState
+from duckling_provider.replication.model.names import collisions, literal, quote, quote_mysql
+from duckling_provider.replication.model.tables import Position, Table
+from duckling_provider.replication.model.types import duck_type, from_transport, zero_date
 from duckling_provider.replication.mysql.mysql_snapshot import LOCK_WAIT, consistent_snapshot, without_snapshot
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import (
@@ -55,8 +57,6 @@ from duckling_provider.replication.mysql.source import (
     source_error,
     translated,
 )
-from duckling_provider.replication.names import collisions, literal, quote, quote_mysql
-from duckling_provider.replication.types import duck_type, from_transport, zero_date
 
 if TYPE_CHECKING:
     import pyarrow as pa

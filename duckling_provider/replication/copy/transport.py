@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent
 
 from duckling_provider.replication.copy.ranges import KeyRange, Pace
-from duckling_provider.replication.model import Table
+from duckling_provider.replication.model.names import quote_mysql
+from duckling_provider.replication.model.tables import Table
+from duckling_provider.replication.model.types import select_expression, transport_arrow
 from duckling_provider.replication.mysql.source import Source, connect, query
-from duckling_provider.replication.names import quote_mysql
-from duckling_provider.replication.types import select_expression, transport_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,8 @@ import contextlib
 from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
-from duckling_provider.replication.model import Position
+from duckling_provider.replication.model.names import quote_mysql
+from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.source import (
     Source,
     SourceError,
@@ -27,7 +28,6 @@ from duckling_provider.replication.mysql.source import (
     server_of,
     translated,
 )
-from duckling_provider.replication.names import quote_mysql
 
 #: Seconds to wait for the tables' lock; everybody who writes them waits behind us for as long.
 LOCK_WAIT = 10

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from duckling_provider.replication.model.names import collisions, quote_mysql
 from duckling_provider.replication.mysql.source import (
     MySqlServer,
     Source,
@@ -17,7 +18,6 @@ from duckling_provider.replication.mysql.source import (
     server_of,
     variable,
 )
-from duckling_provider.replication.names import collisions, quote_mysql
 
 DAY = 86400.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.mysql.source import query, server_of
 
 _COLUMNS = """

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.config.masking import MASK
-from duckling_provider.replication.model import Position
+from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.tls import Tls, tls_of
 
 FIELD = "mysqlConnectionString"

@@ -16,10 +16,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from duckling_provider.replication.model import Column, Table
+from duckling_provider.replication.model.names import quote_mysql
+from duckling_provider.replication.model.tables import Column, Table
+from duckling_provider.replication.model.types import select_expression
 from duckling_provider.replication.mysql.source import query
-from duckling_provider.replication.names import quote_mysql
-from duckling_provider.replication.types import select_expression
 
 #: Rows of one bucket that are aimed at: as many must be read to find a single one that differs.
 _BUCKET_ROWS = 4096

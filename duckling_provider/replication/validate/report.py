@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from duckling_provider.replication.model import Position
+from duckling_provider.replication.model.tables import Position
 
 State: TypeAlias = Literal["equal", "different", "missing", "extra", "columns", "recopy", "altered"]
 """Of a table: the same rows; not; not in the replica; not in MySQL any more; other columns than in MySQL; waits for a

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication.model import Column, Table
-from duckling_provider.replication.types import duck_type, from_transport
+from duckling_provider.replication.model.tables import Column, Table
+from duckling_provider.replication.model.types import duck_type, from_transport
 from duckling_provider.replication.validate.report import Difference
 
 if TYPE_CHECKING:

@@ -30,13 +30,13 @@ from duckling_provider.base.errors import BusyError, CancelledError, ReplicaErro
 from duckling_provider.base.interruptible import AbandonedError, Workers, interruptible
 from duckling_provider.replication.copy.ranges import Pace, Statistics
 from duckling_provider.replication.copy.transport import Transport
-from duckling_provider.replication.ledger import Ledger, TableState
-from duckling_provider.replication.model import Position, Table
+from duckling_provider.replication.model.ledger import Ledger, TableState
+from duckling_provider.replication.model.names import fold, literal, quote, quote_mysql
+from duckling_provider.replication.model.tables import Position, Table
+from duckling_provider.replication.model.types import duck_type
 from duckling_provider.replication.mysql.mysql_snapshot import consistent_snapshot, without_snapshot
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import Source, SourceError, connect, query, server_of, translated
-from duckling_provider.replication.names import fold, literal, quote, quote_mysql
-from duckling_provider.replication.types import duck_type
 from duckling_provider.replication.validate.checksum import Bucket, TableChecksum
 from duckling_provider.replication.validate.report import TableReport, ValidationReport
 from duckling_provider.replication.validate.row_diff import Contrast

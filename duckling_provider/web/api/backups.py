@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from airflow.utils.session import create_session
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.backup.backup_object import list_backups, resolve
+from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
-from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.moments import iso
-from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import Store
-from duckling_provider.web.dependencies import CallerDep, Shape, database_for, problems, remote_store, statuses
-from duckling_provider.web.errors import ApiError
-from duckling_provider.web.state import runs
-from duckling_provider.web.state.access import Caller
-from duckling_provider.web.state.records import forget_backup
+from duckling_provider.web.services import runs
+from duckling_provider.web.services.access import Caller
+from duckling_provider.web.services.actions import delete_backup_now, existing_key
+from duckling_provider.web.services.dependencies import CallerDep, Shape, database_for, problems, remote_store
+from duckling_provider.web.services.errors import ApiError
 
 _KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
 _DONE: dict[str, Any] = {"success": True, "key": _KEY, "size": 214748364800, "duration": 92384}
@@ -140,54 +134,8 @@ async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) ->
 @router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
 def delete(caller: CallerDep, db: Db, key: Key) -> Any:
     """Delete one backup in S3, with its .mac, for good. The newest complete one may be deleted, too."""
-    found = delete_now(caller, db, key)
+    found = delete_backup_now(caller, db, key)
     return Deleted(key=found.key, size=found.size)
-
-
-# ---- what the page does as well ----------------------------------------------------------------------------
-
-
-def delete_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
-    """Delete a backup from S3.
-
-    :raises ApiError: 409 while a restore or a verification may be reading it.
-    """
-    database = database_for(caller, "delete", db)
-    store = remote_store(database)
-    full, created = _backup_key(store, key)
-    busy = next((run for run in statuses([database])[0].record.active if run.kind != "backup"), None)
-    if busy is not None:
-        raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
-    size = store.head(full).size
-    # First: a backup that is told as missing although it is there does less harm than the reverse.
-    with create_session() as session:
-        forget_backup(session, db, full)
-    delete_backup(store, full)
-    return ListedBackup(full, created, size)
-
-
-def existing(database: Database, store: Store, key: str) -> str:
-    """`key` in full, once the store was asked whether it is there; ``latest`` becomes the key that it means.
-
-    :raises DucklingError: it lies outside the prefix.
-    :raises NotFoundError: there is no such backup.
-    """
-    if key == LATEST:
-        return resolve(database, store, key)
-    full, _ = _backup_key(store, key)
-    store.head(full)
-    return full
-
-
-def _backup_key(store: Store, key: str) -> tuple[str, datetime]:
-    """`key` in full, and the moment in it. Nothing but a backup directly under the prefix: below it may be another
-    database's.
-    """
-    full = checked_key(store.prefix, key)
-    created = parse_name(full[len(store.prefix) :])
-    if created is None:
-        raise ApiError(400, f"this is not a backup's key: {key}")
-    return full, created
 
 
 async def _with_key(kind: Literal["restore", "verify"], caller: Caller, db: str, key: str, *, wait: bool) -> Any:
@@ -195,7 +143,7 @@ async def _with_key(kind: Literal["restore", "verify"], caller: Caller, db: str,
 
     def begin() -> runs.Begun:
         database = database_for(caller, kind, db)
-        full = existing(database, remote_store(database), key)
+        full = existing_key(database, remote_store(database), key)
         return runs.begin(kind, db, caller=caller, conf={"key": full})
 
     return await _answer(await run_in_threadpool(begin), kind, wait=wait)

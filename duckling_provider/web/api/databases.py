@@ -9,16 +9,15 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from duckling_provider.backup.check import check_database
 from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.base.errors import DucklingError, StoreError
+from duckling_provider.base.errors import StoreError
 from duckling_provider.base.moments import iso
-from duckling_provider.config.databases import Database
 from duckling_provider.config.editing import change_s3
 from duckling_provider.config.environment import Settings
 from duckling_provider.stores.s3 import S3Store
 from duckling_provider.web.api.backups import Db
-from duckling_provider.web.dependencies import (
+from duckling_provider.web.services.actions import connection_steps
+from duckling_provider.web.services.dependencies import (
     CallerDep,
     Shape,
     database_for,
@@ -28,8 +27,8 @@ from duckling_provider.web.dependencies import (
     remote_store,
     statuses,
 )
-from duckling_provider.web.errors import ApiError
-from duckling_provider.web.state.status import Status
+from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.status import Status
 
 router = APIRouter(tags=["databases"])
 
@@ -219,20 +218,6 @@ def change(caller: CallerDep, database_id: str, s3: dict[str, Any] | None) -> Se
     caller.demand("configure", database_id)
     database, warnings = change_s3(Settings.from_env(os.environ), database_id, s3)
     return Settings_(s3=database.masked().get("s3"), warnings=list(warnings))
-
-
-def connection_steps(database: Database) -> list[dict[str, Any]]:
-    """The steps of a connection test that were reached: ``name``, ``detail``, ``error``."""
-    try:
-        store = remote_store(database)
-    except DucklingError as error:
-        return [{"name": "store", "detail": "", "error": str(error)}]
-    return [
-        {"name": step.name.removeprefix("store: "), "detail": step.detail, "error": step.error}
-        for step in check_database(database, store)
-        # Replica and folders are the worker's business, whose host this need not be.
-        if step.name.startswith("store")
-    ]
 
 
 def status_json(status: Status) -> DatabaseStatus:

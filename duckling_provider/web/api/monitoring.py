@@ -15,7 +15,7 @@ from pydantic import Field
 
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.web.api.databases import DatabaseStatus, status_json
-from duckling_provider.web.dependencies import (
+from duckling_provider.web.services.dependencies import (
     NO_CREDENTIALS,
     CallerDep,
     GuestDep,
@@ -25,8 +25,8 @@ from duckling_provider.web.dependencies import (
     problems,
     statuses,
 )
-from duckling_provider.web.errors import ApiError
-from duckling_provider.web.state.status import Status
+from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.status import Status
 
 router = APIRouter(tags=["monitoring"])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from duckling_provider.backup.names import ListedBackup
-from duckling_provider.web.state.records import Backup
+from duckling_provider.web.services.records import Backup
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.utils.session import create_session
 
 from duckling_provider.base.units import human_bytes
-from duckling_provider.web.state.records import Run, read_run
-from duckling_provider.web.state.runs import run_url
+from duckling_provider.web.services.records import Run, read_run
+from duckling_provider.web.services.runs import run_url
 
 #: How a state of Airflow's is shown; what is not named here shows as it is called.
 _WORDS = {"None": "waiting", "up_for_retry": "waits for a retry", "up_for_reschedule": "waiting", "deferred": "running"}

@@ -18,18 +18,17 @@ from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.stores.store import Store
-from duckling_provider.web.api.backups import delete_now, existing
-from duckling_provider.web.api.databases import connection_steps
-from duckling_provider.web.dependencies import CallerDep, database_for, installation, now, statuses
-from duckling_provider.web.errors import ApiError
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
 from duckling_provider.web.page.listing import Item, merge, recorded_items
 from duckling_provider.web.page.progress import in_order, read_progress
 from duckling_provider.web.page.render import STATIC, Urls, page
-from duckling_provider.web.state import runs
-from duckling_provider.web.state.access import Action, Caller
-from duckling_provider.web.state.records import read_history
+from duckling_provider.web.services import runs
+from duckling_provider.web.services.access import Action, Caller
+from duckling_provider.web.services.actions import connection_steps, delete_backup_now, existing_key
+from duckling_provider.web.services.dependencies import CallerDep, database_for, installation, now, statuses
+from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.records import read_history
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
@@ -141,7 +140,7 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
     database = database_for(caller, "delete", database_id)
     if not _is_name(database, typed):
         return _confirm(request, database, "delete", key, typed=typed)
-    gone = delete_now(caller, database_id, key)
+    gone = delete_backup_now(caller, database_id, key)
     return RedirectResponse(Urls(request).database(database_id, store="1", deleted=gone.key), 303)
 
 
@@ -245,7 +244,7 @@ def _backups(database: Database) -> Store:
 
 def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
-    conf = {"key": existing(database, _backups(database), key)} if key else None
+    conf = {"key": existing_key(database, _backups(database), key)} if key else None
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:
@@ -265,7 +264,7 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
     :param typed: the wrong name that was typed; None when nothing was asked yet.
     """
     store = _backups(database)
-    full = existing(database, store, key)
+    full = existing_key(database, store, key)
     stored = store.head(full)
     complete = True
     if store.mode == CLIENT:

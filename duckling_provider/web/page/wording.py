@@ -8,7 +8,7 @@ from typing import Any
 
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
-from duckling_provider.web.state.status import Status
+from duckling_provider.web.services.status import Status
 
 #: What a state of an overview row means, for its badge's tooltip and for the legend.
 MEANING: Mapping[str, str] = {

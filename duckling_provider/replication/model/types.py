@@ -29,8 +29,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.replication.model import Column
-from duckling_provider.replication.names import quote, quote_mysql
+from duckling_provider.replication.model.names import quote, quote_mysql
+from duckling_provider.replication.model.tables import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa

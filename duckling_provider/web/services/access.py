@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.config.databases import Database
 from duckling_provider.config.environment import Settings
 from duckling_provider.dags.ids import Kind, dag_id
-from duckling_provider.web.errors import ApiError
+from duckling_provider.web.services.errors import ApiError
 
 log = logging.getLogger(__name__)
 

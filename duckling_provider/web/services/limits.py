@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.environment import Settings
-from duckling_provider.web.errors import ApiError
+from duckling_provider.web.services.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -21,11 +21,11 @@ from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.airflow_exceptions import AirflowException
 from duckling_provider.dags.ids import Kind, dag_id
-from duckling_provider.web.errors import ApiError, of_record
-from duckling_provider.web.state.records import Run, active_runs, read_run
+from duckling_provider.web.services.errors import ApiError, of_record
+from duckling_provider.web.services.records import Run, active_runs, read_run
 
 if TYPE_CHECKING:
-    from duckling_provider.web.state.access import Caller
+    from duckling_provider.web.services.access import Caller
 
 log = logging.getLogger(__name__)
 

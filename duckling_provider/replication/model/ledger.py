@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from duckling_provider.base.errors import BusyError, NotFoundError, ReplicaError
-from duckling_provider.replication.model import Column, Position, Table
+from duckling_provider.replication.model.tables import Column, Position, Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -304,7 +304,7 @@ def adopt(path: Path, database_id: str, tables: Mapping[str, Table], *, server: 
 
 
 def _adopted(connection: DuckDBPyConnection, table: Table) -> TableState:
-    from duckling_provider.replication import types
+    from duckling_provider.replication.model import types
 
     present = dict(
         connection.execute(

@@ -10,7 +10,7 @@ from typing import Literal
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.locks import Hold, read_hold
-from duckling_provider.web.state.records import Record
+from duckling_provider.web.services.records import Record
 
 State = Literal["no backup", "overdue", "failing", "protected"]
 

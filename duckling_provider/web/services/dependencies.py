@@ -17,11 +17,11 @@ from duckling_provider.config.databases import Database, Installation
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.store import Store
-from duckling_provider.web.errors import ApiError
-from duckling_provider.web.limits import count_guess, count_write
-from duckling_provider.web.state.access import Action, Caller, identify_caller
-from duckling_provider.web.state.records import read_records
-from duckling_provider.web.state.status import Status, status_of
+from duckling_provider.web.services.access import Action, Caller, identify_caller
+from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.limits import count_guess, count_write
+from duckling_provider.web.services.records import read_records
+from duckling_provider.web.services.status import Status, status_of
 
 NO_CREDENTIALS = "no credentials: send Authorization: Bearer with DUCKLING_API_KEY or a token of Airflow's"
 

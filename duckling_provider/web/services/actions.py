@@ -1,0 +1,76 @@
+"""What the REST API and the page do alike to backups and stores."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from airflow.utils.session import create_session
+
+from duckling_provider.backup.backup_object import resolve
+from duckling_provider.backup.check import check_database
+from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
+from duckling_provider.backup.retention import delete_backup
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.config.databases import Database
+from duckling_provider.stores.store import Store
+from duckling_provider.web.services.dependencies import CallerDep, database_for, remote_store, statuses
+from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.records import forget_backup
+
+
+def delete_backup_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
+    """Delete a backup from S3.
+
+    :raises ApiError: 409 while a restore or a verification may be reading it.
+    """
+    database = database_for(caller, "delete", db)
+    store = remote_store(database)
+    full, created = _backup_key(store, key)
+    busy = next((run for run in statuses([database])[0].record.active if run.kind != "backup"), None)
+    if busy is not None:
+        raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
+    size = store.head(full).size
+    # First: a backup that is told as missing although it is there does less harm than the reverse.
+    with create_session() as session:
+        forget_backup(session, db, full)
+    delete_backup(store, full)
+    return ListedBackup(full, created, size)
+
+
+def existing_key(database: Database, store: Store, key: str) -> str:
+    """`key` in full, once the store was asked whether it is there; ``latest`` becomes the key that it means.
+
+    :raises DucklingError: it lies outside the prefix.
+    :raises NotFoundError: there is no such backup.
+    """
+    if key == LATEST:
+        return resolve(database, store, key)
+    full, _ = _backup_key(store, key)
+    store.head(full)
+    return full
+
+
+def _backup_key(store: Store, key: str) -> tuple[str, datetime]:
+    """`key` in full, and the moment in it. Nothing but a backup directly under the prefix: below it may be another
+    database's.
+    """
+    full = checked_key(store.prefix, key)
+    created = parse_name(full[len(store.prefix) :])
+    if created is None:
+        raise ApiError(400, f"this is not a backup's key: {key}")
+    return full, created
+
+
+def connection_steps(database: Database) -> list[dict[str, Any]]:
+    """The steps of a connection test that were reached: ``name``, ``detail``, ``error``."""
+    try:
+        store = remote_store(database)
+    except DucklingError as error:
+        return [{"name": "store", "detail": "", "error": str(error)}]
+    return [
+        {"name": step.name.removeprefix("store: "), "detail": step.detail, "error": step.error}
+        for step in check_database(database, store)
+        # Replica and folders are the worker's business, whose host this need not be.
+        if step.name.startswith("store")
+    ]
