@@ -1,7 +1,8 @@
 """Duckling: DuckDB replicas go to S3 and come back, run by Airflow.
 
-`duckling_provider.core` does the work and runs without Airflow; everything beside it adapts the core to Airflow or to
-the command line. This file is the one place of the version and imports nothing, so that reading it is always cheap.
+The folders from `base` to `node_server` do the work and run without Airflow; the others adapt them to Airflow, to its
+API server and to the command line. docs/architecture.md has the order. This file is the one place of the version and
+imports nothing, so that reading it is always cheap.
 """
 
 __version__ = "0.1.0"

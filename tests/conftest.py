@@ -28,6 +28,8 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ["fixtures.mariadb", "fixtures.stores"]
+
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
     {

@@ -1,8 +1,7 @@
-"""The package as Airflow, pip and a shell see it, and the arrows between the core's modules."""
+"""The package as Airflow, pip and a shell see it."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -23,25 +22,11 @@ import duckling_provider
 from duckling_provider.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).parents[1]
-CORE = ROOT / "duckling_provider" / "core"
 SCRIPTS = Path(sys.executable).parent
 #: That of `make cluster` is there once it has run.
 #: Pins of the older Airflows, by `make constraints` as well.
 MATRIX = sorted((ROOT / ".ci" / "matrix-constraints").glob("*.txt"))
 EXTRAS = ("", "demo", "test", *(["cluster"] if importlib.util.find_spec("celery") else []))
-
-#: A core module may import from its own layer and those before it.
-LAYERS = [
-    ["errors", "keys", "control", "workers"],
-    ["jsonfile", "fields", "environment", "masking", "config"],
-    ["catalog"],
-    ["crypto", "blocks", "replica", "child", "checkpoint", "locks", "replace", "access", "parts", "passes", "space"],
-    ["snapshot", "body", "imported"],
-    ["store", "s3", "s3_errors", "s3_multipart", "fetch"],
-    ["stored", "local"],
-    ["backup", "verify", "restore", "retention", "check", "entries"],
-]
-LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -106,22 +91,6 @@ def declared() -> list[Requirement]:
     requirements = [Requirement(text) for text in importlib.metadata.requires("duckling-provider") or []]
     assert requirements
     return requirements
-
-
-def core_modules() -> list[str]:
-    return sorted(path.stem for path in CORE.glob("*.py") if path.stem != "__init__")
-
-
-def imported(source: str) -> set[str]:
-    """Dotted names that a module imports, wherever in it, `from a import b` as both ``a`` and ``a.b``."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 # --- What Airflow sees
@@ -310,56 +279,3 @@ def test_constraints_pin_the_whole_installed_tree():
     tree = {name for name, _ in seen} - {"duckling-provider"}
     assert len(tree) > 100
     assert tree - set(pins) == set()
-
-
-# --- What the core may import
-
-
-@pytest.mark.parametrize(
-    "name", ["duckling_provider.core", "duckling_provider.replication", "duckling_provider.cli.app"]
-)
-def test_it_imports_no_airflow(name):
-    """In a fresh process, since another test may have imported Airflow into this one."""
-    program = """
-import importlib, json, pkgutil, sys
-name = sys.argv[1]
-module = importlib.import_module(name)
-found = [f"{name}.{sub.name}" for sub in pkgutil.iter_modules(getattr(module, "__path__", []))]
-for sub in found:
-    importlib.import_module(sub)
-print(json.dumps([found, sorted(name for name in sys.modules if name.split(".")[0] == "airflow")]))
-"""
-    result = run(sys.executable, "-c", program, name)
-    assert result.returncode == 0, result.stderr
-    found, airflow_modules = json.loads(result.stdout)
-    assert airflow_modules == []
-    if name.endswith(".core"):
-        assert found == [f"{name}.{module}" for module in core_modules()]
-
-
-def layer(module: str) -> int:
-    if module not in LAYER_OF:
-        pytest.fail(f"add core.{module} to LAYERS in {Path(__file__).name}: where it stands is a decision")
-    return LAYER_OF[module]
-
-
-@pytest.mark.parametrize("module", core_modules())
-def test_core_imports_point_to_the_same_or_earlier_layers(module):
-    own = layer(module)
-    for name in imported((CORE / f"{module}.py").read_text()):
-        package, _, rest = name.partition(".")
-        # The package itself holds nothing but the version.
-        if package != "duckling_provider" or rest in {"", "__version__", "core"}:
-            continue
-        home, _, rest = rest.partition(".")
-        assert home == "core", f"core.{module} imports {name}, which is outside the core"
-        other = rest.split(".")[0]
-        assert layer(other) <= own, f"core.{module} imports core.{other}, which is in a later layer"
-
-
-@pytest.mark.parametrize("module", sorted(path.stem for path in (CORE.parent / "replication").glob("*.py")))
-def test_replication_stands_on_the_core_alone(module):
-    for name in imported((CORE.parent / "replication" / f"{module}.py").read_text()):
-        package, _, rest = name.partition(".")
-        if package == "duckling_provider":
-            assert rest.split(".")[0] in {"core", "replication"}, f"replication.{module} imports {name}"

@@ -1,0 +1,1 @@
+"""Backups: their names, encryption, making, listing, verifying, restoring and clean-up."""

@@ -1,0 +1,1 @@
+"""What every room uses: errors, cancellation, durable files, texts of times and sizes. Imports nothing of ours."""

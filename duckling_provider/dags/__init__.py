@@ -1,0 +1,1 @@
+"""The DAGs made from databases.json, and their names."""

@@ -1,0 +1,1 @@
+"""Airflow hooks: the stores and settings of a database, and the Node.js server."""

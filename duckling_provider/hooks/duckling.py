@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import BaseHook
 
-from duckling_provider.airflow_exceptions import AirflowNotFoundException
 from duckling_provider.base.errors import ConfigError, DucklingError
 
 if TYPE_CHECKING:

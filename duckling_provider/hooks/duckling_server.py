@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import BaseHook
 
-from duckling_provider.airflow_exceptions import AirflowNotFoundException
 from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.get_provider_info import CONNECTION_FORM
 

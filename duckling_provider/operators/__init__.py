@@ -1,0 +1,1 @@
+"""Operators: a few lines each over the core."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import BaseOperator
 
-from duckling_provider.airflow_exceptions import AirflowFailException, AirflowSkipException
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.run import CoreTask, run_owner
 

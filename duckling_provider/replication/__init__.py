@@ -1,4 +1,1 @@
-"""MySQL to DuckDB: full copies, changes from the binlog, and proof that both sides are equal.
-
-Stands on the core and, like it, imports no Airflow.
-"""
+"""MySQL to DuckDB: full copies, changes from the binlog, and proof that both sides are equal."""

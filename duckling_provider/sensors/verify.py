@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
 from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
-from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.tasks.run import CoreTask

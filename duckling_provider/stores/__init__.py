@@ -1,0 +1,1 @@
+"""Object stores: the narrow interface, S3, and reading in parallel ranges."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.hooks.duckling import DucklingHook

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from fixtures.node_server import NodeServer
 
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.hooks.duckling_server import DucklingServerHook
 
 pytestmark = pytest.mark.airflow
 
-NodeServer = runpy.run_path(str(Path(__file__).parents[1] / "node_server.py"), run_name="node_server")["NodeServer"]
 KEY = "node-api-key-4711"
 RESTORED = {"pause": "success", "restore": "success", "resume": "success"}
 ON, OFF = {"automation": True, "cdc": True}, {"automation": False, "cdc": False}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 import threading
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,6 @@ from duckling_provider.replica.locks import place_hold
 pytestmark = [pytest.mark.airflow, pytest.mark.mysql]
 
 # The fixtures of tests/replication; test folders are no packages.
-_REPLICATION = runpy.run_path(str(Path(__file__).parents[1] / "replication" / "conftest.py"))
-mariadb, database = _REPLICATION["mariadb"], _REPLICATION["database"]
 
 KEY = "0123456789abcdef" * 4
 

@@ -7,8 +7,8 @@ import os
 import signal
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from duckling_provider.airflow_exceptions import AirflowException, AirflowFailException
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.run import airflow_errors

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.mariadb import private_server
 
 from demo.service import stop_all
 
@@ -19,7 +20,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 _NATIVE = runpy.run_path(str(HERE / "native.py"), run_name="native")
 # The fixtures of tests/replication; test folders are no packages.
-_REPLICATION = runpy.run_path(str(HERE.parent / "replication" / "conftest.py"))
 _FaultProxy = runpy.run_path(str(HERE.parent / "survival" / "fault_proxy.py"), run_name="fault_proxy")["FaultProxy"]
 
 #: What MariaDB, which stands in for MySQL here, knows under other names or not at all.
@@ -60,7 +60,7 @@ def mysql(values: dict[str, str]) -> Iterator[Any]:
     """MariaDB with the options, the user and the sample data of the service `mysql`."""
     service = _NATIVE["COMPOSE"]["services"](values)["mysql"]
     options = [word for word in service.command[1:] if not word.startswith(_ONLY_MYSQL)]
-    with _REPLICATION["_private_server"](*options) as server:
+    with private_server(*options) as server:
         server.execute(f"DROP USER '{server.user}'@'%'")  # the file's own has the same name and other rights
         script = (ROOT / "compose" / "mysql" / "10-user.sh").read_text()
         grants = re.search(r"<<SQL\n(.*?)^SQL$", script, re.MULTILINE | re.DOTALL)[1].replace("\\`", "`")

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import duckdb
 import pytest
@@ -20,8 +18,6 @@ import pytest
 pytestmark = pytest.mark.mysql
 
 # The fixtures of tests/replication; test folders are no packages.
-_REPLICATION = runpy.run_path(str(Path(__file__).parents[1] / "replication" / "conftest.py"))
-mariadb, database = _REPLICATION["mariadb"], _REPLICATION["database"]
 
 _ROWS = 20_000
 

@@ -1,0 +1,1 @@
+"""Applying row changes and DDL to the replica."""

@@ -1,0 +1,1 @@
+"""Reading the binlog: from bytes to row changes."""

@@ -1,0 +1,1 @@
+"""Tables, names, types, and the ledger: replication's bookkeeping inside the replica."""

@@ -1,0 +1,1 @@
+"""Proof that replica and server are equal."""

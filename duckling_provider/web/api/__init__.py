@@ -1,1 +1,1 @@
-"""The REST API, inside Airflow's API server. `app` puts it together; nothing here runs in a task."""
+"""The REST API: routes over `web.services`. Nothing here runs in a task."""

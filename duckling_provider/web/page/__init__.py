@@ -1,1 +1,1 @@
-"""The page "Duckling" in Airflow's navigation, rendered here, standing on the functions of `duckling_provider.api`."""
+"""The page "Duckling" in Airflow's navigation: HTML over `web.services`."""

@@ -1,0 +1,1 @@
+"""What the REST API and the page stand on: who calls, what runs recorded, status, runs, actions."""

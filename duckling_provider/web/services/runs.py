@@ -14,12 +14,12 @@ from urllib.parse import quote
 from airflow.api.common.trigger_dag import trigger_dag
 from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.models.dag import DagModel
+from airflow.providers.common.compat.sdk import AirflowException
 from airflow.utils.session import create_session
 from airflow.utils.types import DagRunTriggeredByType
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.airflow_exceptions import AirflowException
 from duckling_provider.dags.ids import Kind, dag_id
 from duckling_provider.web.services.errors import ApiError, of_record
 from duckling_provider.web.services.records import Run, active_runs, read_run

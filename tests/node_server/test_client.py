@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import runpy
 import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from fixtures.node_server import NodeServer
 from pydantic import SecretStr
 
 from duckling_provider.base.cancellation import Control
@@ -28,7 +27,6 @@ from duckling_provider.node_server.client import (
 )
 from duckling_provider.replica.locks import state_path
 
-NodeServer = runpy.run_path(str(Path(__file__).parents[1] / "node_server.py"), run_name="node_server")["NodeServer"]
 STOPS = ["/automation/stop", "/cdc/stop"]
 
 

@@ -1007,7 +1007,7 @@ def test_a_problem_that_is_raised_again_and_again_keeps_no_frames(installation):
 
 
 def test_the_providers_page_names_every_action_that_an_error_may_name() -> None:
-    core = GUIDE.parents[1] / "duckling_provider" / "core"
+    core = GUIDE.parents[1] / "duckling_provider" / "stores"
     named = {action for path in core.glob("s3*.py") for action in re.findall(r"s3:[A-Z]\w+", path.read_text())}
     page = PROVIDERS.read_text()
     assert len(named) > 5

@@ -1,0 +1,186 @@
+"""Where things are: the rooms of the package, what each may import, and that the documentation shows the real tree."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "duckling_provider"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+#: A room may import from itself and from the rooms before it. A dot is a folder in a folder.
+CORE = [
+    "base",
+    "config",
+    "replica",
+    "stores",
+    "backup",
+    "replication.model",
+    "replication.mysql",
+    "replication.binlog",
+    "replication.copy",
+    "replication.apply",
+    "replication.validate",
+    "replication",
+    "node_server",
+]
+ADAPTERS = [
+    "get_provider_info",
+    "timetable",
+    "hooks",
+    "tasks",
+    "links",
+    "triggers",
+    "operators",
+    "sensors",
+    "dags",
+    "web.services",
+    "web.api",
+    "web.page",
+    "web",
+    "plugins",
+    "cli",
+    # Old import paths that stay valid.
+    "core",
+    "dag_factory",
+]
+ORDER = [*CORE, *ADAPTERS]
+
+#: The only Python files beside the folders: the version, what Airflow asks for, and public import paths.
+LOOSE = {"__init__.py", "dag_factory.py", "get_provider_info.py", "timetable.py"}
+#: More than this can't be taken in at a glance. `__init__.py` does not count.
+MOST_MODULES = 13
+
+#: Names that are spelt the same in two places mean that one of them was not named after what it does.
+UNIQUE = ("Report", "Server", "Status", "Finding", "Checksum", "identify", "LOCK_SUFFIX")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names below the package, ``backup.names``; a folder's ``__init__`` has the folder's own name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    """The longest of `ORDER` that `module` lies in."""
+    inside = [name for name in ORDER if module == name or module.startswith(f"{name}.")]
+    if not inside:
+        pytest.fail(f"{module} is in no room of ORDER in {Path(__file__).name}: where a new one stands is a decision")
+    return max(inside, key=len)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that are imported anywhere in `path`, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "duckling_provider" and rest:
+                found.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return found - {""}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {""}))
+def test_a_module_imports_its_own_room_and_earlier_ones(module):
+    own = room(module)
+    for name in imports(MODULES[module]):
+        assert ORDER.index(room(name)) <= ORDER.index(own), f"{module} ({own}) imports {name}: a later room"
+
+
+def test_the_package_itself_imports_nothing_of_ours():
+    assert imports(MODULES[""]) == set()
+
+
+def test_the_top_level_has_the_known_names_only():
+    folders = {name.partition(".")[0] for name in ORDER} - {Path(name).stem for name in LOOSE}
+    found = {path.name for path in PACKAGE.iterdir() if path.name not in {"__pycache__", "py.typed"}}
+    assert found == LOOSE | folders
+
+
+def test_no_folder_has_more_modules_than_can_be_taken_in():
+    for folder in {path.parent for path in MODULES.values()}:
+        found = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(found) <= MOST_MODULES, f"{folder.relative_to(ROOT)}: {sorted(found)}"
+
+
+def test_each_room_says_what_it_is_for():
+    silent = [str(p.parent.relative_to(ROOT)) for p in PACKAGE.rglob("__init__.py") if not p.read_text().strip()]
+    assert silent == []
+
+
+def test_names_that_confused_are_unique():
+    found: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            names = [getattr(node, "name", "")]
+            if isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if name in UNIQUE:
+                    found.setdefault(name, []).append(module)
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def test_only_its_own_adapters_know_the_node_server():
+    """It could be removed as one: nothing of the core, the API or the page imports it."""
+    known = {room(module) for module, path in MODULES.items() if module and "node_server" in map(room, imports(path))}
+    assert known <= {"node_server", "hooks", "operators", "cli"}
+
+
+@pytest.mark.parametrize("name", [*dict.fromkeys(name.partition(".")[0] for name in CORE), "cli", "core"])
+def test_it_imports_no_airflow(name):
+    """In a fresh process, since another test may have imported Airflow into this one."""
+    program = """
+import importlib, json, pkgutil, sys
+module = importlib.import_module(sys.argv[1])
+found = [sub.name for sub in pkgutil.walk_packages(module.__path__, module.__name__ + ".")]
+for sub in found:
+    importlib.import_module(sub)
+print(json.dumps([len(found), sorted(name for name in sys.modules if name.split(".")[0] == "airflow")]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, f"duckling_provider.{name}"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    count, airflow_modules = json.loads(result.stdout)
+    assert airflow_modules == []
+    assert count == sum(module.startswith(f"{name}.") for module in MODULES)
+
+
+def test_the_documented_tree_is_the_real_one():
+    """The block of docs/architecture.md with a line ``folder/  module, module`` for each folder."""
+    tree = re.search(r"```\nduckling_provider/\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL)
+    assert tree is not None
+    shown: dict[str, set[str]] = {}
+    folder = ""
+    for line in tree[1].splitlines():
+        head = re.match(r"  ([a-z_/]*/)\s+(.*)", line)
+        names = line
+        if head:
+            folder, names = head[1].rstrip("/"), head[2]
+        elif not line.startswith("      "):
+            folder = ""
+        shown.setdefault(folder, set()).update(re.findall(r"[a-z_0-9]+", names.partition("#")[0]))
+    real: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "__init__.py":
+            real.setdefault(str(path.parent.relative_to(PACKAGE)).removeprefix("."), set()).add(path.stem)
+    assert shown == real
