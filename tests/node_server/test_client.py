@@ -209,7 +209,7 @@ def test_what_was_stopped_before_the_server_was_shut_down_is_started_when_it_is_
 
 
 def test_a_name_that_nobody_knows_is_a_server_that_is_down():
-    server = NodeServer(host="nowhere.invalid", port=3001)
+    server = NodeServerClient(host="nowhere.invalid", port=3001)
     with pytest.raises(ServerDownError, match="its name is unknown"):
         server.status("cdc", "shop")
 
@@ -234,7 +234,7 @@ def test_a_server_that_breaks_off_is_an_error_worth_a_retry():
             connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        server = NodeServer(host="127.0.0.1", port=listener.getsockname()[1], timeout=5)
+        server = NodeServerClient(host="127.0.0.1", port=listener.getsockname()[1], timeout=5)
         with pytest.raises(ServerError, match="broke the connection off") as caught:
             server.status("cdc", "shop")
     assert caught.value.retryable
@@ -317,7 +317,7 @@ def test_check_tells_a_good_key_from_a_bad_one(node):
     ],
 )
 def test_hosts_of_the_usual_forms_are_understood(host, given, url):
-    assert str(NodeServer.parse(host, subject="c", **given)) == url
+    assert str(NodeServerClient.parse(host, subject="c", **given)) == url
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_hosts_of_the_usual_forms_are_understood(host, given, url):
 )
 def test_a_wrong_address_or_key_is_named_and_not_quoted(host, given, cause):
     with pytest.raises(ConfigError) as caught:
-        NodeServer.parse(host, subject="the connection", **given)
+        NodeServerClient.parse(host, subject="the connection", **given)
     assert str(caught.value).startswith(f"the connection: {cause}")
     assert "hunter22" not in str(caught.value)
 
