@@ -1,64 +1,90 @@
-# Every target sets up what it needs; `make` alone lists them. VENV=… puts the virtual environment elsewhere.
+# Every target sets up what it needs and no more; `make` alone lists them. VENV=… puts the virtual environment elsewhere.
 
 VENV ?= .venv
 # Of the tests. They wait a good deal: two keep two cores busy. WORKERS=0 runs them in one process, to be debugged.
 WORKERS ?= 2
 PYTHON_BIN := $(VENV)/bin/python
+PYTEST := $(PYTHON_BIN) -m pytest
+# Several processes share the tests by file, since servers are shared within a file; the longest files come first.
+SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test lint types unit survival cluster bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit survival cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: ## virtual environment from constraints.txt (the other targets do it by themselves)
-	@.ci/setup
+setup: ## what `make test` needs, from constraints.txt (the other targets set up by themselves)
+	@.ci/setup test
 
-demo: setup ## the main job without a person: replica, backup to S3, damage, restore, comparison
+demo: ## the main job without a person: replica, backup to S3, damage, restore, comparison
+	@.ci/setup demo
 	@$(PYTHON_BIN) -m demo
 
-airflow: setup ## leave a standalone Airflow running with the demo's store and DAGs
+airflow: ## leave a standalone Airflow running with the demo's store and DAGs
+	@.ci/setup demo
 	@$(PYTHON_BIN) -m demo airflow
 
-airflow-stop: setup ## stop what `make airflow` started
+airflow-stop: ## stop what `make airflow` started
+	@.ci/setup demo
 	@$(PYTHON_BIN) -m demo airflow-stop
 
 # One after the other even under -j: the cheap checks first, and readable output.
-test: setup ## lint, types and tests: what continuous integration runs
+test: ## lint, types and tests: what continuous integration runs
+	@.ci/setup test
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(MAKE) --no-print-directory unit
 
-lint: setup ## ruff: rules and formatting
+quick: ## tests that need no server, no Airflow and no child process: seconds
+	@.ci/setup dev
+	@$(PYTEST) $(SHARED) -m quick $(ARGS)
+
+room: ## the tests of one room: make room ROOM=backup (a folder of tests/)
+	@.ci/setup test
+	@$(PYTEST) $(SHARED) tests/$(ROOM) $(ARGS)
+
+lint: ## ruff: rules and formatting
+	@.ci/setup dev
 	@$(PYTHON_BIN) -m ruff check
 	@$(PYTHON_BIN) -m ruff format --check
 
-types: setup ## mypy, strict on the package
+fix: ## let ruff repair and format what it can
+	@.ci/setup dev
+	@$(PYTHON_BIN) -m ruff check --fix
+	@$(PYTHON_BIN) -m ruff format
+
+types: ## mypy, strict on the package
+	@.ci/setup dev
 	@$(PYTHON_BIN) -m mypy
 
-unit: setup ## only the tests; make unit ARGS="-k restore"
-	@$(PYTHON_BIN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+unit: ## only the tests; make unit ARGS="-k restore"
+	@.ci/setup test
+	@$(PYTEST) $(SHARED) --durations 20 $(ARGS)
 
-survival: setup ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
-	@DUCKLING_SURVIVAL=full $(PYTHON_BIN) -m pytest tests/survival $(ARGS)
+survival: ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
+	@.ci/setup test
+	@DUCKLING_SURVIVAL=full $(PYTEST) tests/survival $(ARGS)
 
 cluster: ## the topology of docker-compose.yaml as processes, two workers: minutes; make test only checks the file
-	@.ci/setup --cluster
-	@DUCKLING_CLUSTER=1 $(PYTHON_BIN) -m pytest tests/cluster $(ARGS)
+	@.ci/setup cluster
+	@DUCKLING_CLUSTER=1 $(PYTEST) tests/cluster $(ARGS)
 
-bench: setup ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
+bench: ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
+	@.ci/setup test
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
 
-dist: setup ## wheel and sdist in dist/, with their metadata and contents checked
+dist: ## wheel and sdist in dist/, with their metadata and contents checked
+	@.ci/setup dev
 	@$(PYTHON_BIN) .ci/dist
 
-matrix: dist ## the wheel on Airflow 3.1, 3.2 and 3.3, each in an environment of its own: 30 minutes the first time
+matrix: dist ## the wheel on Airflow 3.1, 3.2 and 3.3, each in an environment of its own: 30 minutes
+	@.ci/setup test
 	@WORKERS=$(WORKERS) .ci/matrix $(ARGS)
 
-constraints: ## pin the newest versions anew
-	@.ci/setup --venv-only
-	@$(PYTHON_BIN) -m pip -qq --disable-pip-version-check install --constraint constraints.txt uv
+constraints: ## pin the newest versions
+	@.ci/setup uv
 	@.ci/constraints $(VENV)
 
 clean: ## remove the virtual environment, caches and builds (not the demo's data)
