@@ -27,6 +27,7 @@ from duckling_provider.base.errors import (
     ModeError,
     NotFoundError,
     ReplicaError,
+    RequestError,
     WrongKeyError,
 )
 from duckling_provider.config.databases import Database
@@ -244,11 +245,11 @@ def resolve(database: Database, store: Store, key: str = LATEST, *, before: date
     Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
 
     :raises NotFoundError: when there is no such backup.
-    :raises DucklingError: when the key lies outside the database's prefix, or is given together with `before`.
+    :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`.
     """
     if key != LATEST:
         if before is not None:
-            raise DucklingError("a key and a time were given", subject=key, hint="Give one of them.")
+            raise RequestError("a key and a time were given", subject=key, hint="Give one of them.")
         # As this program prints it, with the store in front, a key is right too.
         return checked_key(store.prefix, key.removeprefix(store.url))
     backups = list_backups(store)

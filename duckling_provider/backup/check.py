@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duckling_provider.base.disk_space import require_space
-from duckling_provider.base.errors import DucklingError, WrongHostError
+from duckling_provider.base.errors import DucklingError, FileSystemError, ReplicaError, WrongHostError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
@@ -66,7 +67,7 @@ def _replica(replica: Path) -> str:
 
 def _hold(replica: Path) -> str:
     if state_path(replica, JOURNAL_SUFFIX).exists():
-        raise DucklingError(
+        raise ReplicaError(
             "a restore was interrupted; until it is undone or completed, no program should open the replica",
             subject=str(replica),
             hint="The next backup or restore does it, and so does: duckling release, with the database's id.",
@@ -83,7 +84,7 @@ def _folder(database: Database) -> str:
     while not existing.exists():
         existing = existing.parent
     if not os.access(existing, os.W_OK):
-        raise DucklingError("not writable for this user", subject=str(existing))
+        raise FileSystemError("not writable for this user", errno=errno.EACCES, subject=str(existing))
     needed = database.replica.stat().st_size if database.replica.exists() else 0
     for place, purpose in ((existing, "the next local backup"), (database.replica.parent, "a restore")):
         if place.exists():

@@ -14,7 +14,7 @@ from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.names import ListedBackup, parse_name
 from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import BusyError, DucklingError, NotFoundError
+from duckling_provider.base.errors import BusyError, NotFoundError, RequestError
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import OCTETS, Body, ProbeStep, StoredObject, UploadLog
 
@@ -57,7 +57,7 @@ class LocalBackups:
         upload_log: UploadLog | None = None,
         control: Control | None = None,
     ) -> StoredObject:
-        raise DucklingError("local backups are made by a snapshot only", subject=key)
+        raise RequestError("local backups are made by a snapshot only", subject=key)
 
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
         # A reader's buffering would read ahead of what the caller asks for; ranges are read once and whole.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from duckling_provider.base.errors import DucklingError, NotFoundError
+from duckling_provider.base.errors import NotFoundError, RequestError
 
 MAC_SUFFIX = ".mac"
 LATEST = "latest"
@@ -76,18 +76,18 @@ def checked_key(prefix: str, key: str) -> str:
 
     A bare backup name (``backup-….db``) is completed with the prefix.
 
-    :raises DucklingError: when it leaves the prefix, or does not look like a backup's key.
+    :raises RequestError: when it leaves the prefix, or does not look like a backup's key.
     """
     full = prefix + key if parse_name(key) is not None else key
     inside = full.startswith(prefix) and ".." not in full and "//" not in "/" + full[len(prefix) :] and "\\" not in full
     if not inside or any(ord(c) < 32 or ord(c) == 127 for c in full):
-        raise DucklingError(
+        raise RequestError(
             f"the key lies outside this database's prefix {prefix!r}",
             subject=key,
             hint=f"Keys look like {prefix}backup-2025-03-01T14-32-11-482Z.db.",
         )
     if full == prefix or full.endswith((MAC_SUFFIX, "/")):
-        raise DucklingError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
+        raise RequestError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
     return full
 
 

@@ -2,7 +2,7 @@
 exchanged.
 
 The order is the contract's: writers are held off, the object is downloaded to a temporary file beside the replica
-while it is verified and decrypted in the same pass, DuckDB itself has to open it, and only then does `replace` give it
+while it is verified and decrypted in the same pass, DuckDB itself has to open it, and only then does `exchange` give it
 the replica's name. Whatever fails before that leaves the replica as it was, byte for byte; a crash within it is undone
 or completed by the next access.
 """
@@ -24,7 +24,13 @@ from duckling_provider.backup.pipeline import DurableWriter
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import give_to_owner_of, sync_folder
-from duckling_provider.base.errors import BusyError, DamagedError, DucklingError, IntegrityError, ReplicaError
+from duckling_provider.base.errors import (
+    BusyError,
+    DamagedError,
+    IntegrityError,
+    ReplicaError,
+    RequestError,
+)
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.access import replica_access
@@ -115,17 +121,17 @@ def _restore_elsewhere(
     database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
 ) -> tuple[int, str]:
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
-        raise DucklingError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
+        raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
-        raise DucklingError(
+        raise RequestError(
             "there is a file of that name already", subject=str(to), hint="Name a path that does not exist."
         )
     if logs := wal_files(to):
-        raise DucklingError(
+        raise RequestError(
             f"a write-ahead log of another file lies there: {logs[0].name}", subject=str(to), hint="Move it away first."
         )
     if not to.parent.is_dir():
-        raise DucklingError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
+        raise RequestError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
     backup = identify_backup(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
     with (
         _download(database, store, backup, to, control) as new,
@@ -134,7 +140,7 @@ def _restore_elsewhere(
         try:
             os.link(new, to)  # unlike a rename, this fails when the name was taken meanwhile
         except FileExistsError:
-            raise DucklingError("there is a file of that name by now", subject=str(to)) from None
+            raise RequestError("there is a file of that name by now", subject=str(to)) from None
         sync_folder(to.parent)
     return backup.size, backup.key
 

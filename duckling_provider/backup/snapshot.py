@@ -67,7 +67,7 @@ class Snapshot:
     """A complete local backup, as its sidecar records it.
 
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_checksums` (of the file's bytes in each part,
-    see `body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
+    see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
     `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
     ``"v1.5"``.
     """

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.base.errors import DucklingError, NoSpaceError
+from duckling_provider.base.errors import FileSystemError, NoSpaceError
 from duckling_provider.base.units import human_bytes
 
 #: Kept free beyond the bytes that are needed, for journals, sidecars and other programs.
@@ -48,8 +48,9 @@ def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
                 subject=subject,
                 hint="What had been written was removed again. Make room or raise the quota.",
             ) from error
-        raise DucklingError(
+        raise FileSystemError(
             f"{error.strerror or error}: {error.filename or folder}",
+            errno=error.errno or 0,
             subject=subject,
             hint="Check that the folder exists and is writable for this user.",
         ) from error

@@ -1,11 +1,28 @@
 """The one exception family of the project.
 
 Every error says what failed (`operation`), on what (`subject`), why (`cause`) and what to do (`hint`), and whether
-trying again can help (`retryable`). The Airflow adapters turn `retryable` into a retry or a final failure, the command
-line into an exit code; nobody else needs to look at the class.
+trying again can help (`retryable`). The base class itself is never raised. The Airflow adapters turn `retryable` into a
+retry or a final failure, the command line into an exit code, the API the class into a status of HTTP.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+
+class ErrorRecord(TypedDict):
+    """An error as JSON: `kind` is the name of its class, the rest as in `DucklingError`."""
+
+    kind: str
+    what: str
+    hint: str | None
+    retryable: bool
+
+
+def sentences(record: Mapping[str, Any]) -> str:
+    """What failed and what to do, from an `ErrorRecord` that was read back; whole sentences, for people."""
+    return " ".join(part for part in (f"{record.get('what')}.", record.get("hint")) if part)
 
 
 class DucklingError(Exception):
@@ -45,6 +62,10 @@ class DucklingError(Exception):
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}" if self.hint else self.what
 
+    def as_record(self) -> ErrorRecord:
+        """The error as JSON, for results that outlive the process."""
+        return {"kind": type(self).__name__, "what": self.what, "hint": self.hint, "retryable": self.retryable}
+
 
 class ConfigError(DucklingError):
     """databases.json or the environment breaks a rule; `subject` is the entry, `field` the dotted field name."""
@@ -53,6 +74,12 @@ class ConfigError(DucklingError):
         super().__init__(f"{field}: {cause}" if field else cause, subject=entry, hint=hint)
         self.entry = entry
         self.field = field
+
+
+class RequestError(DucklingError):
+    """What was asked for can't be done as it was asked: a key outside the prefix, a path that is taken, a field that
+    there is not.
+    """
 
 
 class NotFoundError(DucklingError):
@@ -141,6 +168,28 @@ class NoSuchBucketError(StoreError):
     """The bucket does not exist, or lives in another region."""
 
     retryable = False
+
+
+class FileSystemError(DucklingError):
+    """The operating system refused or failed a file operation; `errno` is its number, 0 when it is not known."""
+
+    def __init__(self, cause: str, *, errno: int = 0, subject: str | None = None, hint: str | None = None) -> None:
+        super().__init__(cause, subject=subject, hint=hint)
+        self.errno = errno
+
+
+class StateFileError(DucklingError):
+    """A file in which this program keeps its own state (hold, journal, note) can't be used."""
+
+
+class UnavailableError(DucklingError):
+    """Something beside the store and the replica that was needed does not answer: Airflow's database, a connection."""
+
+    retryable = True
+
+
+class ReplicationError(DucklingError):
+    """Changes of the source can't be read or applied."""
 
 
 class IntegrityError(DucklingError):

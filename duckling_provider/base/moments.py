@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import RequestError
 
 
 def stamp_of(moment: datetime) -> str:
@@ -21,12 +21,12 @@ def iso(moment: datetime) -> str:
 def parse_moment(text: str) -> datetime:
     """Read an ISO 8601 time; without an offset it means UTC. A plain date means its midnight.
 
-    :raises DucklingError: when it is none.
+    :raises RequestError: when it is none.
     """
     try:
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
     except ValueError:
-        raise DucklingError(
+        raise RequestError(
             "this is not an ISO 8601 time", subject=text, hint="Write it like 2025-03-01T14:32:11Z or 2025-03-01."
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

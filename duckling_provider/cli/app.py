@@ -19,7 +19,7 @@ import typer
 
 from duckling_provider import __version__
 from duckling_provider.backup.names import LATEST, parse_name
-from duckling_provider.base.errors import CancelledError, ConfigError, DucklingError
+from duckling_provider.base.errors import CancelledError, ConfigError, DucklingError, RequestError
 from duckling_provider.base.moments import parse_moment
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli import replication as replication_cli
@@ -323,7 +323,7 @@ def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
     hold = read_hold(replica)
     process = hold.process if hold is not None else None
     if process is not None and process.host == socket.gethostname() and not process.is_gone():
-        raise DucklingError(
+        raise RequestError(
             f"held for {hold}, and that process is alive", subject=id, hint="Stop it first; its hold ends with it."
         )
     # What the hold protected may be half-way: that is put in order before anybody else gets at the replica.

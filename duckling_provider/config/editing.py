@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import BusyError, ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.errors import BusyError, ConfigError, FileSystemError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
@@ -136,8 +136,9 @@ def _write(path: Path, entries: list[Any], before: tuple[int, int, int]) -> None
     try:
         write_durably(path, content.encode())
     except OSError as error:
-        raise DucklingError(
+        raise FileSystemError(
             f"cannot be written: {error.strerror}",
+            errno=error.errno or 0,
             subject=str(path),
             hint="Its folder must be writable for the user that this process runs as.",
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import BaseHook
 
-from duckling_provider.base.errors import ConfigError, DucklingError
+from duckling_provider.base.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
@@ -82,7 +82,7 @@ class DucklingHook(BaseHook):
             found = session.get_credentials()
             keys = found.get_frozen_credentials() if found is not None else None
         except (BotoCoreError, ClientError) as error:
-            raise DucklingError(
+            raise UnavailableError(
                 f"the Airflow connection {name!r} gave no credentials: {error}",
                 subject=self.database_id,
                 retryable=True,

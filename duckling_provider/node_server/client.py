@@ -35,7 +35,7 @@ from pydantic import SecretStr
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import BusyError, CancelledError, ConfigError, DucklingError
+from duckling_provider.base.errors import BusyError, CancelledError, ConfigError, DucklingError, StateFileError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.locks import state_path
@@ -284,7 +284,7 @@ def read_note(replica: Path) -> Note | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DucklingError(
+        raise StateFileError(
             f"the note of what was stopped can't be read: {error}",
             subject=str(path),
             hint="See that the Duckling server runs its sync, then delete that file.",

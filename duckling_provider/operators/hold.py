@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.errors import BusyError, ReplicaError, RequestError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.hooks.duckling_server import DucklingServerHook
 from duckling_provider.tasks.run import CoreTask, run_owner
@@ -110,7 +110,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
                 near = difflib.get_close_matches(name, self.known_conf, n=1)
                 known = ", ".join(self.known_conf)
                 hint = f"Did you mean {near[0]}?" if near else f"There are: {known}."
-                raise DucklingError(
+                raise RequestError(
                     f"conf: unknown field {name!r}; nothing was done", subject=self.database_id, hint=hint
                 )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import RequestError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.tasks.run import CoreTask, run_owner
@@ -83,7 +83,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
 def _absolute(path: str) -> Path:
     if not Path(path).is_absolute():
         hint = "A relative path would depend on the worker's working directory."
-        raise DucklingError("target_path must be an absolute path", subject=path, hint=hint)
+        raise RequestError("target_path must be an absolute path", subject=path, hint=hint)
     return Path(path)
 
 
@@ -92,5 +92,5 @@ def _flag(value: bool | str) -> bool:  # noqa: FBT001
     if isinstance(value, bool):
         return value
     if value.strip().lower() not in ("true", "false"):
-        raise DucklingError("keep_old must be true or false", subject=value)
+        raise RequestError("keep_old must be true or false", subject=value)
     return value.strip().lower() == "true"

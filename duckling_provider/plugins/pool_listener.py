@@ -1,4 +1,4 @@
-"""Makes the pool of the transfers when one of Airflow's services starts; a listener, see `transfer_pool`."""
+"""Makes the pool of the transfers when one of Airflow's services starts; a listener, see `tasks.transfer_pool`."""
 
 from __future__ import annotations
 

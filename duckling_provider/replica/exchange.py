@@ -183,7 +183,7 @@ def _undo(folder: Path, real: Path, journal: Journal, journal_path: Path, now: t
     stranded = [(wal, wal_aside) for wal, wal_aside in journal.wals if os.path.lexists(wal_aside)]
     written = now is not None and now != journal.old_identity
     if stranded and (written or any(os.path.lexists(wal) for wal, _ in stranded)):
-        raise DucklingError(
+        raise ReplicaError(
             "the replica was written after a restore was interrupted, while its write-ahead log was set aside",
             subject=str(real),
             hint=f"Its log is {[a for _, a in stranded]}; decide which to keep, then delete {journal_path.name}.",

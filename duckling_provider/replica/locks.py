@@ -35,7 +35,7 @@ from typing import Any
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import BusyError, DucklingError
+from duckling_provider.base.errors import BusyError, StateFileError
 from duckling_provider.base.file_lock import POLL_SECONDS, FileLock
 
 LOCK_SUFFIX = ".duckling-lock"
@@ -169,7 +169,7 @@ def read_hold(replica: Path) -> Hold | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DucklingError(
+        raise StateFileError(
             f"the hold file can't be read: {error}",
             subject=str(path),
             hint="If no restore is under way, delete that file.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import RequestError
 from duckling_provider.base.units import human_bytes
 
 MIB = 1 << 20
@@ -38,12 +38,12 @@ def plan_parts(size: int, *, part_size: int, max_parts: int) -> PartPlan:
 
     Parts are whole MiB, so that every part of a ciphertext starts on a block of the cipher.
 
-    :raises DucklingError: when even the largest allowed parts are too many.
+    :raises RequestError: when even the largest allowed parts are too many.
     """
     wanted = max(part_size, MIN_PART, -(-size // max_parts))
     rounded = -(-wanted // MIB) * MIB
     if rounded > MAX_PART:
-        raise DucklingError(
+        raise RequestError(
             f"{human_bytes(size)} in {max_parts} parts needs parts above the {human_bytes(MAX_PART)} that stores allow",
             hint="Raise s3.maxParts.",
         )

@@ -1,6 +1,6 @@
 """One multipart upload: parts in parallel, remembered as they arrive, completed or aborted.
 
-Memory: ``concurrency`` open parts, each with the buffers of its reader (see `body.SnapshotBody`); parts are never held
+Memory: ``concurrency`` open parts, each with the buffers of its reader (see `upload_body.SnapshotBody`); parts are never held
 whole.
 """
 

@@ -1,6 +1,6 @@
 """Where backups live, as narrow as the rest of the core needs it, and a store in memory for tests.
 
-`Store` speaks of objects and bytes; what they mean is `stored`'s business. `s3` implements it on S3, `local` on the
+`Store` speaks of objects and bytes; what they mean is `backup.backup_object`'s business. `s3` implements it on S3, `backup.local_backups` on the
 folder of local backups.
 """
 

@@ -16,7 +16,7 @@ class _Logger(Protocol):
 
 
 class ProgressLog:
-    """A `core.control.ProgressCallback` that writes a line every `seconds` and one at each step's end.
+    """A `base.cancellation.ProgressCallback` that writes a line every `seconds` and one at each step's end.
 
     Rate and remaining time come from what happened since the line before, so that a resumed upload, which starts with
     the parts that are already there, promises nothing wrong for long.

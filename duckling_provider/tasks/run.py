@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 ERROR_KEY = "error"
 
 
-def recorded(error: DucklingError) -> dict[str, Any]:
-    """`error` as a small JSON object: ``kind`` (the class), ``what``, ``hint``, ``retryable``."""
-    return {"kind": type(error).__name__, "what": error.what, "hint": error.hint, "retryable": error.retryable}
-
-
 @contextmanager
 def airflow_errors() -> Iterator[None]:
     """Let Airflow retry what a retry can cure, and nothing else.
@@ -77,7 +72,7 @@ class CoreTask:
                 self.log.error("%s", error.what)
                 if error.hint:
                     self.log.error("What to do: %s", error.hint)
-                self.record(recorded(error))
+                self.record(error.as_record())
                 raise
 
     def record(self, error: Mapping[str, Any]) -> None:

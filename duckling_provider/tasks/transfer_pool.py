@@ -12,7 +12,7 @@ import logging
 import os
 from pathlib import Path
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DucklingError, UnavailableError
 from duckling_provider.config.databases import Settings
 
 _DESCRIPTION = "Uploads, verifications and restores of Duckling at once; change the slots as you like"
@@ -69,14 +69,14 @@ def find_slots(name: str) -> int | None:
             url = settings.engine.url if settings.engine is not None else None
             # To ask SQLite is to make the file.
             if url is not None and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-                raise DucklingError("its database does not exist yet", subject="Airflow")
+                raise UnavailableError("its database does not exist yet", subject="Airflow")
             with create_session() as session:
                 return _slots(session, name)
     except DucklingError:
         raise
     except Exception as error:
         # Its message may hold the URL with a password.
-        raise DucklingError(f"its database can't be asked ({type(error).__name__})", subject="Airflow") from None
+        raise UnavailableError(f"its database can't be asked ({type(error).__name__})", subject="Airflow") from None
     finally:
         logging.disable(logging.NOTSET)
 

@@ -15,7 +15,6 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
-from duckling_provider.tasks.run import recorded
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ class HmacVerifyTrigger(BaseTrigger):
     """Wait until a backup is there, read it once, and say whether it is whole.
 
     Fires one event, a dict with ``status``: ``"verified"`` with ``result``, ``"missing"`` when the object did not
-    appear in time, ``"error"`` with ``message`` and what `task_run.recorded` tells. The arguments are stored in
+    appear in time, ``"error"`` with ``message`` and the fields of `base.errors.ErrorRecord`. The arguments are stored in
     Airflow's database: names only.
 
     :param database_id: the entry of databases.json, which must be readable for the triggerer too.
@@ -69,7 +68,7 @@ class HmacVerifyTrigger(BaseTrigger):
             try:
                 result = await verify()
             except DucklingError as error:
-                return {"status": "error", "message": str(error), **recorded(error)}
+                return {"status": "error", "message": str(error), **error.as_record()}
             except asyncio.CancelledError:
                 self._control.cancel()  # the thread does not end with the coroutine
                 raise

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DucklingError, ReplicationError
 from duckling_provider.replication.apply import ddl
 from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
@@ -127,7 +127,7 @@ class Applier:
         In the middle of a transaction there is no committing: call `abandon` instead.
         """
         if self._open:
-            raise DucklingError("a transaction of the source is not complete", operation="apply")
+            raise ReplicationError("a transaction of the source is not complete", operation="apply")
         if self._last is None:
             return
         try:
@@ -322,7 +322,7 @@ class Applier:
             if failed is None:
                 break
             if failed[0] in notes:
-                raise DucklingError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
+                raise ReplicationError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
             notes[failed[0]] = failed[1]
         if has_other_keys or any(isinstance(step, ddl.RenameTable) for step in steps):
             self._children = Children(self._connection, self._prefix, self._read_references())

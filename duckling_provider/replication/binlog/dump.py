@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DucklingError, ReplicationError
 from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.source import Source, connect, query, server_of, translated
 
@@ -205,7 +205,7 @@ def uncompress(data: bytes, at: int) -> bytes:
     A byte with the algorithm (zlib is 0) and the size of the length that follows, then the stream.
     """
     if data[at] >> 4 & 7:
-        raise DucklingError(f"the binlog is compressed by the unknown algorithm {data[at] >> 4 & 7}")
+        raise ReplicationError(f"the binlog is compressed by the unknown algorithm {data[at] >> 4 & 7}")
     return zlib.decompress(data[at + 1 + (data[at] & 7) :])
 
 

@@ -1,12 +1,12 @@
 """Proof that a replica equals MySQL, or where it doesn't: both sides read at one position of the binlog.
 
-MySQL moves on while it is read, so it is read in one snapshot whose position is known (`consistent`), and the replica
+MySQL moves on while it is read, so it is read in one snapshot whose position is known (`mysql_snapshot`), and the replica
 is brought to just that position before it is compared. Then for each table, one after the other:
 
 1. Both sides compute the checksum of `checksum` where the rows are, at the same time. It costs MySQL one scan of the
    table and next to nothing of the network, and equal buckets are equal rows.
 2. The rows of the buckets that differ are read from MySQL exactly as a full copy reads them, converted by the same SQL,
-   and compared with the replica's by DuckDB (`contrast`). That is right for every type by construction, and it is the
+   and compared with the replica's by DuckDB (`row_diff`). That is right for every type by construction, and it is the
    only step that calls a row different: a checksum that differs without cause costs time and nothing else.
 
 To read all rows always (only 2) would need no agreement between two dialects of SQL. But it moves every table over the

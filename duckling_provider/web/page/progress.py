@@ -11,6 +11,7 @@ from urllib.parse import quote
 from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.utils.session import create_session
 
+from duckling_provider.base.errors import sentences
 from duckling_provider.base.units import human_bytes
 from duckling_provider.web.services.records import Run, read_run
 from duckling_provider.web.services.runs import run_url
@@ -113,7 +114,7 @@ def read_progress(dag_id: str, run_id: str, database_id: str, *, now: datetime) 
     tried_again = any(task.state in ("up_for_retry", "failed") or task.attempt > 1 for task in tasks)
     error = ""
     if run.state != "success" and run.error is not None and tried_again:
-        error = " ".join(part for part in (f"{run.error.get('what')}.", run.error.get("hint")) if part)
+        error = sentences(run.error)
     elif run.state == "failed":
         error = run.reason
     made = results.get({"backup": "upload", "restore": "restore", "verify": "verify"}.get(run.kind, "sync"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from duckling_provider.base.errors import (
@@ -12,7 +12,9 @@ from duckling_provider.base.errors import (
     IntegrityError,
     ModeError,
     NotFoundError,
+    RequestError,
     StoreError,
+    sentences,
 )
 
 #: Of the core's errors by class, the most special first. What is left is a fault on this side.
@@ -23,6 +25,7 @@ _STATUS: tuple[tuple[type[DucklingError], int], ...] = (
     (IntegrityError, 502),  # what the store returned is not what was stored
     (ModeError, 400),
     (ConfigError, 400),
+    (RequestError, 400),
 )
 
 
@@ -54,17 +57,23 @@ class ApiError(Exception):
 
 
 def of_core(error: DucklingError) -> ApiError:
-    """The answer to an error of the core; a plain `DucklingError` is about what was asked for."""
-    if type(error) is DucklingError:
-        return ApiError(400, str(error))
-    return ApiError(next((status for kind, status in _STATUS if isinstance(error, kind)), 500), str(error))
+    """The answer to an error of the core."""
+    return ApiError(_status_of(type(error)), str(error))
+
+
+def _status_of(kind: type[DucklingError]) -> int:
+    return next((status for known, status in _STATUS if issubclass(kind, known)), 500)
+
+
+def _kinds(kind: type[DucklingError]) -> Iterator[type[DucklingError]]:
+    yield kind
+    for special in kind.__subclasses__():
+        yield from _kinds(special)
 
 
 def of_record(record: Mapping[str, Any] | None, *, more: Mapping[str, Any]) -> ApiError:
-    """The answer to a run that failed, by what its task recorded (`task_run.recorded`)."""
+    """The answer to a run that failed, by what its task recorded (`DucklingError.as_record`)."""
     if record is None:
         return ApiError(500, "the run failed without saying why; its log in Airflow tells more", more=more)
-    by_name = {"DucklingError": 400, "AccessDeniedError": 502, "NoSuchBucketError": 502, "WrongKeyError": 502}
-    by_name |= {kind.__name__: status for kind, status in _STATUS}
-    text = " ".join(part for part in (f"{record.get('what')}.", record.get("hint")) if part)
-    return ApiError(by_name.get(str(record.get("kind")), 500), text, more=more)
+    status = {kind.__name__: _status_of(kind) for kind in _kinds(DucklingError)}.get(str(record.get("kind")), 500)
+    return ApiError(status, sentences(record), more=more)

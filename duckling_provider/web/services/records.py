@@ -18,6 +18,7 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
 from duckling_provider.backup.names import parse_name
+from duckling_provider.base.errors import sentences
 from duckling_provider.dags.ids import KINDS, Kind, dag_id, parse_dag_id
 from duckling_provider.tasks.run import ERROR_KEY
 
@@ -64,7 +65,7 @@ class Run:
             return ""
         if self.error is None:
             return "the run failed; its log says why"
-        return " ".join(part for part in (f"{self.error.get('what')}.", self.error.get("hint")) if part)
+        return sentences(self.error)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ STATES: tuple[State, ...] = ("no backup", "overdue", "failing", "protected")
 # that is down for a while; alerts that come too early are switched off.
 _GRACE_SHARE = 0.25
 _LEAST_GRACE = timedelta(minutes=15)
-#: Kinds of errors, as `task_run` records them, after which a backup can't be restored as things are.
+#: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
 _DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
 
