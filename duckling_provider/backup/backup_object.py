@@ -34,7 +34,7 @@ from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
 from duckling_provider.stores.fetch import PIECE, fetch
-from duckling_provider.stores.store import Store, StoredObject
+from duckling_provider.stores.store import BackupSource, StoredObject
 
 CLIENT = "client-aes256"
 
@@ -86,7 +86,7 @@ class StoredBackup:
 
     def read(
         self,
-        store: Store,
+        store: BackupSource,
         *,
         sink: Callable[[BytesLike], object] | None = None,
         control: Control | None = None,
@@ -179,7 +179,7 @@ class _ObjectFile:
     the whole object has vouched for its bytes by then.
     """
 
-    def __init__(self, store: Store, backup: StoredBackup) -> None:
+    def __init__(self, store: BackupSource, backup: StoredBackup) -> None:
         self._store, self._backup = store, backup
         self._position = 0
 
@@ -234,12 +234,12 @@ class _Blocks:
             ) from error
 
 
-def list_backups(store: Store) -> list[ListedBackup]:
+def list_backups(store: BackupSource) -> list[ListedBackup]:
     """Every backup of the store's database, newest first, all pages of the listing read."""
     return assemble(store.prefix, ((found.key, found.size, found.modified) for found in store.list(store.prefix)))
 
 
-def resolve(database: Database, store: Store, key: str = LATEST, *, before: datetime | None = None) -> str:
+def resolve(database: Database, store: BackupSource, key: str = LATEST, *, before: datetime | None = None) -> str:
     """The key that somebody means by ``latest``, by "newest before that time", by a bare file name or by a full key.
 
     Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
@@ -259,7 +259,7 @@ def resolve(database: Database, store: Store, key: str = LATEST, *, before: date
     return choose(complete, subject=database.id, where=where, skipped=skipped, before=before).key
 
 
-def identify_backup(database: Database, store: Store, key: str, *, chosen: bool = False) -> StoredBackup:
+def identify_backup(database: Database, store: BackupSource, key: str, *, chosen: bool = False) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
     :param chosen: somebody named this very key, so that a backup made under another database id (the entry was renamed)
@@ -382,7 +382,7 @@ def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:
     return size
 
 
-def _read_mac(store: Store, key: str) -> bytes | None:
+def _read_mac(store: BackupSource, key: str) -> bytes | None:
     try:
         stored = store.head(key + MAC_SUFFIX)
     except NotFoundError:
@@ -393,7 +393,7 @@ def _read_mac(store: Store, key: str) -> bytes | None:
         return stream.read()
 
 
-def _read_head(store: Store, stored: StoredObject) -> bytes:
+def _read_head(store: BackupSource, stored: StoredObject) -> bytes:
     wanted = min(stored.size, IV_BYTES + _HEAD_BYTES)
     if wanted == 0:
         return b""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import BinaryIO
 
@@ -14,9 +14,9 @@ from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.names import ListedBackup, parse_name
 from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import BusyError, NotFoundError, RequestError
+from duckling_provider.base.errors import BusyError, NotFoundError
 from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import OCTETS, Body, ProbeStep, StoredObject, UploadLog
+from duckling_provider.stores.store import BackupSource, Store, StoredObject
 
 
 def listed_here(database: Database) -> list[ListedBackup]:
@@ -24,10 +24,15 @@ def listed_here(database: Database) -> list[ListedBackup]:
     return list_backups(LocalBackups(database)) if database.is_here else []
 
 
+def restore_source(database: Database, store: Store | None) -> BackupSource:
+    """Where restores come from: the store, where there is one, else the local backups."""
+    return LocalBackups(database) if store is None else store
+
+
 class LocalBackups:
     """The complete local backups of one database; keys are file names, and the prefix is empty.
 
-    Snapshots are made by `snapshot.take_snapshot` only, so `put` refuses.
+    A `stores.store.BackupSource`; `snapshot.take_snapshot` makes them.
     """
 
     prefix = ""
@@ -45,19 +50,6 @@ class LocalBackups:
 
     def under(self, control: Control) -> LocalBackups:
         return self
-
-    def put(
-        self,
-        key: str,
-        body: Body,
-        *,
-        content_type: str = OCTETS,
-        metadata: Mapping[str, str] | None = None,
-        before_visible: Callable[[], None] | None = None,
-        upload_log: UploadLog | None = None,
-        control: Control | None = None,
-    ) -> StoredObject:
-        raise RequestError("local backups are made by a snapshot only", subject=key)
 
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
         # A reader's buffering would read ahead of what the caller asks for; ranges are read once and whole.
@@ -104,12 +96,3 @@ class LocalBackups:
         snapshot = self._snapshot(key)
         metadata = describe(mode="none", size=snapshot.size, database=snapshot.database, sha256=snapshot.sha256)
         return StoredObject(key, snapshot.size, metadata=metadata)
-
-    def probe(self, prefix: str) -> Iterator[ProbeStep]:
-        yield from ()
-
-    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
-        return 0
-
-    def abort(self, key: str, upload_id: str) -> None:
-        pass

@@ -37,7 +37,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
 from duckling_provider.replica.locks import place_hold, read_hold, release_hold
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
@@ -64,7 +64,7 @@ class RestoreResult:
 
 def restore_backup(
     database: Database,
-    store: Store,
+    store: BackupSource,
     key: str = LATEST,
     *,
     before: datetime | None = None,
@@ -118,7 +118,7 @@ def restore_backup(
 
 
 def _restore_elsewhere(
-    database: Database, store: Store, key: str, before: datetime | None, to: Path, control: Control
+    database: Database, store: BackupSource, key: str, before: datetime | None, to: Path, control: Control
 ) -> tuple[int, str]:
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
@@ -193,7 +193,9 @@ def _writers_kept_out(path: Path, database: Database, *, wait: float, control: C
 
 
 @contextlib.contextmanager
-def _download(database: Database, store: Store, backup: StoredBackup, target: Path, control: Control) -> Iterator[Path]:
+def _download(
+    database: Database, store: BackupSource, backup: StoredBackup, target: Path, control: Control
+) -> Iterator[Path]:
     """The backup as a complete, proven and synced file beside `target`; removed on leaving unless it was renamed."""
     new = target.with_name(target.name + NEW_SUFFIX)
     require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
@@ -217,7 +219,7 @@ def _download(database: Database, store: Store, backup: StoredBackup, target: Pa
             os.close(fd)
 
 
-def _receive(store: Store, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
+def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
     with DurableWriter(fd) as writer:
         report = backup.read(store, sink=writer.write, control=control)
     if report.skipped:

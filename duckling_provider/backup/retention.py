@@ -22,7 +22,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import Store, UploadLog
+from duckling_provider.stores.store import BackupSource, Store, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
 ABANDONED_AFTER = timedelta(days=3)
@@ -195,7 +195,7 @@ def _delete_lone_macs(
                 store.delete(key)
 
 
-def delete_backup(store: Store, key: str) -> None:
+def delete_backup(store: BackupSource, key: str) -> None:
     """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without one
     looks like damage.
     """

@@ -165,7 +165,7 @@ def back_up(
     upload = verified = None
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
-        full = database.s3 is None or database.s3.verify == "full"
+        full = database.verifies_whole
         verified = verify_backup(database, store, upload.key, full=full, control=control)
     cleanup, cleanup_error = None, None
     try:

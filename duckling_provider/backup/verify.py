@@ -10,7 +10,7 @@ from duckling_provider.backup.names import LATEST
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class VerifyResult:
 
 
 def verify_backup(
-    database: Database, store: Store, key: str = LATEST, *, full: bool = True, control: Control | None = None
+    database: Database, store: BackupSource, key: str = LATEST, *, full: bool = True, control: Control | None = None
 ) -> VerifyResult:
     """Read the object back and check HMAC or SHA-256, length, and every DuckDB block.
 

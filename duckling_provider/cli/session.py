@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database, Installation
     from duckling_provider.stores.s3 import Credentials
-    from duckling_provider.stores.store import Store
+    from duckling_provider.stores.store import BackupSource, Store
 
 #: Seconds that an operation gets to reach a safe point after a signal.
 _GRACE = 5.0
@@ -142,12 +142,11 @@ class Session:
             self.terminal.know([s for s in (credentials.secret_access_key, credentials.session_token) if s])
         return open_store(database, credentials=credentials)
 
-    def source(self, database: Database, *, local: bool) -> Store:
+    def source(self, database: Database, *, local: bool) -> BackupSource:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
-        from duckling_provider.backup.local_backups import LocalBackups
+        from duckling_provider.backup.local_backups import restore_source
 
-        store = None if local else self.store(database)
-        return LocalBackups(database) if store is None else store
+        return restore_source(database, None if local else self.store(database))
 
 
 def _connection_credentials(database_id: str) -> Credentials | None:
@@ -164,7 +163,7 @@ def _connection_credentials(database_id: str) -> Credentials | None:
         logging.disable(logging.NOTSET)
 
 
-def full_key(source: Store, key: str) -> str:
+def full_key(source: BackupSource, key: str) -> str:
     """`key` in full, refused before anything is asked of the store or the replica."""
     if key == LATEST:
         return key

@@ -127,6 +127,11 @@ class Database:
         return self.backup_path
 
     @property
+    def verifies_whole(self) -> bool:
+        """Whether a backup is read back whole, and not only asked for, before it counts as verified."""
+        return self.s3 is None or self.s3.verify == "full"
+
+    @property
     def is_here(self) -> bool:
         """Whether the files of this database are on this machine, as far as the entry says."""
         return self.host is None or fields.is_same_host(self.host, self.here)

@@ -13,7 +13,7 @@ from duckling_provider.base.errors import ConfigError, UnavailableError
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
     from duckling_provider.stores.s3 import Credentials
-    from duckling_provider.stores.store import Store
+    from duckling_provider.stores.store import BackupSource, Store
 
 
 class DucklingHook(BaseHook):
@@ -49,11 +49,11 @@ class DucklingHook(BaseHook):
 
         return open_store(self.database, credentials=self.credentials())
 
-    def backups(self) -> Store:
+    def backups(self) -> BackupSource:
         """Where restores come from: S3 where it is configured, else the local backups."""
-        from duckling_provider.backup.local_backups import LocalBackups
+        from duckling_provider.backup.local_backups import restore_source
 
-        return self.store() if self.database.s3 is not None else LocalBackups(self.database)
+        return restore_source(self.database, self.store() if self.database.s3 is not None else None)
 
     def credentials(self) -> Credentials | None:
         """The credentials of the Airflow connection ``s3.awsConnId``; None when the entry has its own.

@@ -22,6 +22,8 @@ from typing import NoReturn
 
 import duckdb
 
+from duckling_provider.replica.child_process import LOCK_CONFLICT
+
 #: ``busy``: another process has it open. ``damaged``: DuckDB can't make sense of the bytes. ``unsupported``: this
 #: DuckDB can't open it, another may. ``failed``: the machine's fault (permissions, memory, disk).
 KINDS = ("ok", "busy", "damaged", "unsupported", "failed")
@@ -33,7 +35,6 @@ _COLUMNS_AT_A_TIME = 32
 _LONGEST_MESSAGE = 1000
 
 # DuckDB raises one class for many causes (mostly IOException or plain Error), so that only the text tells them apart.
-_BUSY = ("could not set lock",)
 _UNSUPPORTED = (
     "we can only read",
     "storage version greater",
@@ -96,7 +97,7 @@ ACTIONS: dict[str, Callable[[str, str], None]] = {"checkpoint": checkpoint, "ope
 
 def _kind(error: Exception) -> str:
     text = str(error).lower()
-    if any(words in text for words in _BUSY):
+    if LOCK_CONFLICT in text:
         return "busy"
     if not isinstance(error, duckdb.Error) or isinstance(error, duckdb.OutOfMemoryException):
         return "failed"

@@ -20,6 +20,9 @@ import duckling_provider
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError, ReplicaError
 
+#: In DuckDB's message, in lower case, when another process has the file open.
+LOCK_CONFLICT = "could not set lock"
+
 _PROGRAM = "duckling_provider.replica.checkpoint"
 #: Seconds between two looks at the child and at the caller's wishes.
 _POLL = 0.05

@@ -27,7 +27,7 @@ from typing import BinaryIO
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.replica.blocks import HEADER_BYTES, Header, has_magic, read_header
-from duckling_provider.replica.child_process import raise_for, run_duckdb
+from duckling_provider.replica.child_process import LOCK_CONFLICT, raise_for, run_duckdb
 
 #: The last two appear while DuckDB >= 1.5 checkpoints or recovers, and stay when it is killed meanwhile.
 WAL_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
@@ -259,6 +259,22 @@ def _refuse_pending_wal(replica: Path) -> None:
             operation="checkpoint",
             hint="Open it with its key, run CHECKPOINT and close it cleanly.",
         )
+
+
+def open_error(
+    path: Path, error: Exception, *, cause: str = "DuckDB can't open it", operation: str | None = None, hint: str = ""
+) -> BusyError | ReplicaError:
+    """What a `duckdb.Error` at opening `path` in this process means; to be raised from it.
+
+    :param cause: of the `ReplicaError`; DuckDB's message follows it.
+    :param hint: what to do unless another process has the file open.
+    """
+    # The lines after the first are DuckDB's advice to its own users.
+    message = str(error).splitlines()[0]
+    if LOCK_CONFLICT in message.lower():
+        holder = message.partition("held in ")[2].partition(". ")[0] or "another process"
+        return BusyError(f"is open in {holder}", holder=holder, subject=str(path))
+    return ReplicaError(f"{cause}: {message}", subject=str(path), operation=operation, hint=hint or None)
 
 
 # --- files and locks

@@ -24,7 +24,7 @@ from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import BusyError, ConfigError, ReplicaError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.replica.access import replica_access
-from duckling_provider.replica.duckdb_file import wal_files
+from duckling_provider.replica.duckdb_file import open_error, wal_files
 from duckling_provider.replica.exchange import replace_replica
 from duckling_provider.replica.locks import is_wanted, state_path
 from duckling_provider.replication.apply.applier import Applier
@@ -637,12 +637,7 @@ def _opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnecti
     try:
         connection = duckdb.connect(str(path), read_only=read_only, config=config)
     except duckdb.Error as error:
-        message = str(error).splitlines()[0]
-        if "Could not set lock" in message:
-            # What follows is DuckDB's advice to its own users.
-            holder = message.partition("held in ")[2].partition(". ")[0] or "another process"
-            raise BusyError(f"is open in {holder}", holder=holder, subject=str(path)) from error
-        raise ReplicaError(f"DuckDB can't open it: {message}", subject=str(path), operation="sync") from error
+        raise open_error(path, error, operation="sync") from error
     with connection:
         connection.execute("SET enable_progress_bar = false")
         yield connection

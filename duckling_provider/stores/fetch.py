@@ -11,7 +11,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.interruptible import Workers
 from duckling_provider.stores.parts import MIB
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource
 
 #: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
 RANGE = 4 * MIB
@@ -23,7 +23,7 @@ _READ = MIB // 4
 
 
 def fetch(
-    store: Store, key: str, *, size: int, etag: str = "", control: Control | None = None, threads: int = THREADS
+    store: BackupSource, key: str, *, size: int, etag: str = "", control: Control | None = None, threads: int = THREADS
 ) -> Generator[memoryview, None, None]:
     """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last of each request shorter.
 
@@ -53,7 +53,7 @@ def _pieces(data: memoryview) -> Iterator[memoryview]:
         yield data[start : start + PIECE]
 
 
-def _fetch_range(store: Store, key: str, start: int, data: bytearray, etag: str, control: Control) -> memoryview:
+def _fetch_range(store: BackupSource, key: str, start: int, data: bytearray, etag: str, control: Control) -> memoryview:
     got, stop = 0, start + len(data)
     for attempt in range(ATTEMPTS):
         try:

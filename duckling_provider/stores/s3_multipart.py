@@ -1,7 +1,7 @@
 """One multipart upload: parts in parallel, remembered as they arrive, completed or aborted.
 
-Memory: ``concurrency`` open parts, each with the buffers of its reader (see `upload_body.SnapshotBody`); parts are never held
-whole.
+Memory: ``concurrency`` open parts, each with the buffers of its reader (see `upload_body.SnapshotBody`); parts are
+never held whole.
 """
 
 from __future__ import annotations

@@ -1,24 +1,22 @@
-"""Where backups live, as narrow as the rest of the core needs it, and a store in memory for tests.
+"""Where backups live, as narrow as the rest of the core needs it.
 
-`Store` speaks of objects and bytes; what they mean is `backup.backup_object`'s business. `s3` implements it on S3, `backup.local_backups` on the
-folder of local backups.
+A `Store` speaks of objects and bytes; `backup.backup_object` knows what they mean. `stores.s3` implements it on S3,
+`backup.local_backups` a `BackupSource` on the folder of local backups.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import NotFoundError
 
 OCTETS = "application/octet-stream"
 
@@ -86,12 +84,15 @@ class ProbeStep:
     error: str | None = None
 
 
-class Store(Protocol):
-    """Objects by key. Errors are of the `StoreError` family, a missing object is `NotFoundError`."""
+class BackupSource(Protocol):
+    """Where complete backups are read, and deleted: an object store, or the folder of local backups.
+
+    Errors are of the `StoreError` family, a missing object is `NotFoundError`.
+    """
 
     @property
     def url(self) -> str:
-        """Where this store is, for messages, e.g. ``"s3://bucket/"``; a key is appended."""
+        """Where this is, for messages, e.g. ``"s3://bucket/"``; a key is appended."""
 
     @property
     def prefix(self) -> str:
@@ -101,8 +102,26 @@ class Store(Protocol):
     def mode(self) -> str:
         """The encryption mode that its objects are to have, as in databases.json."""
 
-    def under(self, control: Control) -> Store:
+    def under(self, control: Control) -> BackupSource:
         """The same store; a cancellation of `control` ends the wait for its answers within a second."""
+
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+        """Bytes `start` to before `stop` as a stream; with `etag`, only of that very version of the object."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object under `prefix`, all pages, without metadata."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is fine."""
+
+    def head(self, key: str) -> StoredObject:
+        """What the store says of one object."""
+
+
+class Store(BackupSource, Protocol):
+    """An object store: what can be read there can be written, too."""
+
+    def under(self, control: Control) -> Store: ...
 
     def put(
         self,
@@ -122,18 +141,6 @@ class Store(Protocol):
             body.
         :returns: what the store now says of the object.
         """
-
-    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
-        """Bytes `start` to before `stop` as a stream; with `etag`, only of that very version of the object."""
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object under `prefix`, all pages, without metadata."""
-
-    def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
-
-    def head(self, key: str) -> StoredObject:
-        """What the store says of one object."""
 
     def probe(self, prefix: str) -> Iterator[ProbeStep]:
         """Try under `prefix` what backups need, for real, and clean up."""
@@ -198,71 +205,3 @@ class UploadLog:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-class MemoryStore:
-    """A store in a dictionary, for unit tests of what is built on stores."""
-
-    def __init__(self, *, prefix: str = "", mode: str = "none") -> None:
-        self.prefix, self.mode = prefix, mode
-        self.objects: dict[str, tuple[StoredObject, bytes]] = {}
-
-    @property
-    def url(self) -> str:
-        return "memory:"
-
-    def under(self, control: Control) -> MemoryStore:
-        return self
-
-    def put(
-        self,
-        key: str,
-        body: Body,
-        *,
-        content_type: str = OCTETS,
-        metadata: Mapping[str, str] | None = None,
-        before_visible: Callable[[], None] | None = None,
-        upload_log: UploadLog | None = None,
-        control: Control | None = None,
-    ) -> StoredObject:
-        pieces = []
-        for index in range(body.count):
-            pieces.append(body.open(index).read() or b"")
-            if control is not None:
-                control.advance(len(pieces[-1]))
-        if before_visible is not None:
-            before_visible()
-        data = b"".join(pieces)
-        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        stored = StoredObject(key, len(data), etag, datetime.now(timezone.utc), dict(metadata or {}))
-        self.objects[key] = (stored, data)
-        return stored
-
-    def _get(self, key: str) -> tuple[StoredObject, bytes]:
-        try:
-            return self.objects[key]
-        except KeyError:
-            raise NotFoundError("no such object", subject=f"{self.url}{key}") from None
-
-    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
-        return io.BytesIO(self._get(key)[1][start:stop])
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        for key in sorted(self.objects):
-            if key.startswith(prefix):
-                yield self.objects[key][0]
-
-    def delete(self, key: str) -> None:
-        self.objects.pop(key, None)
-
-    def head(self, key: str) -> StoredObject:
-        return self._get(key)[0]
-
-    def probe(self, prefix: str) -> Iterator[ProbeStep]:
-        yield ProbeStep("put", "s3:PutObject")
-
-    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
-        return 0
-
-    def abort(self, key: str, upload_id: str) -> None:
-        pass

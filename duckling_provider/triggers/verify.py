@@ -23,8 +23,8 @@ class HmacVerifyTrigger(BaseTrigger):
     """Wait until a backup is there, read it once, and say whether it is whole.
 
     Fires one event, a dict with ``status``: ``"verified"`` with ``result``, ``"missing"`` when the object did not
-    appear in time, ``"error"`` with ``message`` and the fields of `base.errors.ErrorRecord`. The arguments are stored in
-    Airflow's database: names only.
+    appear in time, ``"error"`` with ``message`` and the fields of `base.errors.ErrorRecord`.
+    The arguments are stored in Airflow's database: names only.
 
     :param database_id: the entry of databases.json, which must be readable for the triggerer too.
     :param key: the backup's key, or ``latest``.
@@ -93,7 +93,7 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> dict[str, 
 
     hook = DucklingHook(database_id)
     database, store = hook.database, hook.store()  # outside `try`: an unknown database is no missing object
-    full = database.s3 is None or database.s3.verify == "full"
+    full = database.verifies_whole
     try:
         done = verify_backup(database, store, key, full=full, control=control)
     except NotFoundError as error:

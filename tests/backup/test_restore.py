@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.backup_object import describe
 from duckling_provider.backup.local_backups import LocalBackups
@@ -44,7 +45,7 @@ from duckling_provider.base.errors import (
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold
 from duckling_provider.stores.s3 import open_store
-from duckling_provider.stores.store import BytesBody, MemoryStore
+from duckling_provider.stores.store import BytesBody
 
 KEY = "c4" * 32
 OTHER_KEY = "5d" * 32

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.snapshot import clear_partials, find_snapshot, take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
@@ -34,7 +35,6 @@ from duckling_provider.base.errors import (
     SnapshotError,
 )
 from duckling_provider.replica.blocks import read_header
-from duckling_provider.stores.store import MemoryStore
 
 KEY = "c4" * 32
 OTHER_KEY = "5d" * 32

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import pytest
+from fixtures.memory_store import MemoryStore
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, IntegrityError, NotFoundError, StoreError
 from duckling_provider.stores.fetch import ATTEMPTS, PIECE, RANGE, THREADS, fetch
-from duckling_provider.stores.store import BytesBody, MemoryStore
+from duckling_provider.stores.store import BytesBody
 
 KEY = "production/object"
 DATA = random.Random(5).randbytes(5 * RANGE + PIECE + 5)

@@ -38,8 +38,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import BusyError, CancelledError, DucklingError, ReplicaError
+from duckling_provider.base.errors import CancelledError, DucklingError, ReplicaError
 from duckling_provider.base.interruptible import Workers, interruptible
+from duckling_provider.replica.duckdb_file import open_error
 from duckling_provider.replication.copy.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.copy.transport import Transport, can_be_fast
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -429,26 +430,19 @@ def _opened(target: Path, storage_version: str, memory_limit: str) -> Iterator[D
         try:
             connection.execute(f"ATTACH {path} AS {_REPLICA}{options}")
         except duckdb.Error as error:
-            raise _unusable(target, error) from error
+            raise open_error(
+                target,
+                error,
+                cause="the unfinished copy can't be opened",
+                operation="copy",
+                hint="Delete that file; the copy then begins from the start.",
+            ) from error
         # Beside the file, where there is room for it, and not in whatever folder this process was started in.
         spill = target.with_name(target.name + ".tmp")
         shutil.rmtree(spill, ignore_errors=True)
         connection.execute(f"SET temp_directory = {literal(str(spill))}")
         yield connection
         connection.execute(f"DETACH {_REPLICA}")
-
-
-def _unusable(target: Path, error: Exception) -> DucklingError:
-    message = str(error).splitlines()[0]
-    if "Could not set lock" in message:
-        holder = message.partition("held in ")[2] or "another process"
-        return BusyError("another process has it open", holder=holder, subject=str(target))
-    return ReplicaError(
-        f"the unfinished copy can't be opened: {message}",
-        subject=str(target),
-        operation="copy",
-        hint="Delete that file; the copy then begins from the start.",
-    )
 
 
 def _drop(replica: DuckDBPyConnection, ledger: Ledger, table: str) -> None:

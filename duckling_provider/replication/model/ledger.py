@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from duckling_provider.base.errors import BusyError, NotFoundError, ReplicaError
+from duckling_provider.base.errors import NotFoundError, ReplicaError
+from duckling_provider.replica.duckdb_file import open_error
 from duckling_provider.replication.model.tables import Column, Position, Table
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def owner_of(path: Path) -> Owner:
                 ).fetchall()
             )
     except duckdb.Error as error:
-        raise _unreadable(path, error) from error
+        raise open_error(path, error, cause="DuckDB can't use it") from error
     if (SCHEMA, "about") in found:
         return "ours"
     return "duckling-server" if ("main", "cdc_binlog_position") in found else "foreign"
@@ -247,7 +248,7 @@ def server_position(path: Path, database_id: str) -> Position | None:
         with duckdb.connect(str(path), read_only=True) as connection:
             row = _server_row(connection, database_id)
     except duckdb.Error as error:
-        raise _unreadable(path, error) from error
+        raise open_error(path, error, cause="DuckDB can't use it") from error
     return None if row is None else Position(row[0], int(row[1]))
 
 
@@ -299,7 +300,7 @@ def adopt(path: Path, database_id: str, tables: Mapping[str, Table], *, server: 
             ledger.record("adopted", f"from the Node server, at {position}")
             connection.commit()
     except duckdb.Error as error:
-        raise _unreadable(path, error) from error
+        raise open_error(path, error, cause="DuckDB can't use it") from error
     return states
 
 
@@ -328,15 +329,3 @@ def _adopted(connection: DuckDBPyConnection, table: Table) -> TableState:
 def _now() -> datetime:
     # Without an offset: DuckDB needs another library to hand out times that have one.
     return datetime.now(timezone.utc).replace(tzinfo=None)
-
-
-def _unreadable(path: Path, error: Exception) -> BusyError | ReplicaError:
-    message = str(error).splitlines()[0]
-    if "Could not set lock" in message:
-        return BusyError(
-            "another process has it open",
-            holder=message.partition("held in ")[2] or "another process",
-            subject=str(path),
-            hint="If it is the Node server: stop that first.",
-        )
-    return ReplicaError(f"DuckDB can't use it: {message}", subject=str(path))

@@ -1,7 +1,7 @@
 """Proof that a replica equals MySQL, or where it doesn't: both sides read at one position of the binlog.
 
-MySQL moves on while it is read, so it is read in one snapshot whose position is known (`mysql_snapshot`), and the replica
-is brought to just that position before it is compared. Then for each table, one after the other:
+MySQL moves on while it is read, so it is read in one snapshot whose position is known (`mysql_snapshot`), and the
+replica is brought to just that position before it is compared. Then for each table, one after the other:
 
 1. Both sides compute the checksum of `checksum` where the rows are, at the same time. It costs MySQL one scan of the
    table and next to nothing of the network, and equal buckets are equal rows.
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import BusyError, CancelledError, ReplicaError
+from duckling_provider.base.errors import CancelledError, ReplicaError
 from duckling_provider.base.interruptible import AbandonedError, Workers, interruptible
+from duckling_provider.replica.duckdb_file import open_error
 from duckling_provider.replication.copy.ranges import Pace, Statistics
 from duckling_provider.replication.copy.transport import Transport
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -122,11 +123,7 @@ def _opened(replica: Path, memory_limit: str) -> Iterator[DuckDBPyConnection]:
             try:
                 connection.execute(f"ATTACH {literal(str(replica))} AS {_REPLICA} (READ_ONLY)")
             except duckdb.Error as error:
-                message = str(error).splitlines()[0]
-                if "Could not set lock" in message:
-                    holder = message.partition("held in ")[2] or "another process"
-                    raise BusyError("another process writes it", holder=holder, subject=str(replica)) from error
-                raise ReplicaError(f"DuckDB can't open it: {message}", subject=str(replica)) from error
+                raise open_error(replica, error) from error
             yield connection
 
 

@@ -17,7 +17,7 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
 from duckling_provider.web.page.listing import Item, merge, recorded_items
@@ -232,7 +232,7 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
         return recorded, str(error)
 
 
-def _backups(database: Database) -> Store:
+def _backups(database: Database) -> BackupSource:
     """Where the backups are that a restore may take.
 
     :raises WrongHostError: on another host, where only Airflow's workers get to them.

@@ -13,7 +13,7 @@ from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, pa
 from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.dependencies import CallerDep, database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.records import forget_backup
@@ -38,7 +38,7 @@ def delete_backup_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
     return ListedBackup(full, created, size)
 
 
-def existing_key(database: Database, store: Store, key: str) -> str:
+def existing_key(database: Database, store: BackupSource, key: str) -> str:
     """`key` in full, once the store was asked whether it is there; ``latest`` becomes the key that it means.
 
     :raises DucklingError: it lies outside the prefix.
@@ -51,7 +51,7 @@ def existing_key(database: Database, store: Store, key: str) -> str:
     return full
 
 
-def _backup_key(store: Store, key: str) -> tuple[str, datetime]:
+def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
     """`key` in full, and the moment in it. Nothing but a backup directly under the prefix: below it may be another
     database's.
     """
