@@ -16,6 +16,7 @@ from duckling_provider.config.editing import change_s3
 from duckling_provider.config.environment import Settings
 from duckling_provider.stores.s3 import S3Store
 from duckling_provider.web.api.shapes import Db, Shape, plain, problems, status_json
+from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.actions import connection_steps
 from duckling_provider.web.services.dependencies import (
     CallerDep,
@@ -168,7 +169,7 @@ def try_s3(
     failed = next((step for step in tried if step["error"]), None)
     if failed is not None:
         raise ApiError(502, str(failed["error"]), more={"steps": tried})
-    return Tested(success=True, message="S3 connection successful", steps=tried)
+    return Tested(success=True, message="S3 connection successful", steps=[dict(step) for step in tried])
 
 
 @router.get("/api/automation/status", response_model=Automation, responses=problems())
@@ -192,7 +193,7 @@ def automation(caller: CallerDep, db: Db) -> JSONResponse:
     return JSONResponse(status)
 
 
-def _change(caller: CallerDep, database_id: str, s3: dict[str, Any] | None) -> Settings_:
+def _change(caller: Caller, database_id: str, s3: dict[str, Any] | None) -> Settings_:
     """Write an entry's s3 object, and answer with what is there now."""
     caller.demand("configure", database_id)
     database, warnings = change_s3(Settings.from_env(os.environ), database_id, s3)
