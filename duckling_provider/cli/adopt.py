@@ -15,7 +15,6 @@ from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_bytes, short_ago
 from duckling_provider.cli.options import Json, Wait
 from duckling_provider.cli.session import FAILED, Session, UsageError, session_of
-from duckling_provider.config.environment import DATABASES_FILE
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
@@ -111,6 +110,8 @@ def _adopt_installation(session: Session, path: Path, *, backups: Sequence[Path]
 
 
 def _show(session: Session, found: Survey) -> None:
+    from duckling_provider.config.environment import DATABASES_FILE
+
     say = session.terminal.say
     count = len(found.findings)
     say(f"{found.data}: an installation of the Node server, {count} {'entry' if count == 1 else 'entries'}")

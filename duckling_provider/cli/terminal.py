@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.errors import DucklingError, NotFoundError
-from duckling_provider.config.masking import MASK
 from duckling_provider.tasks.progress_log import ProgressLog
 
 if TYPE_CHECKING:
@@ -48,8 +47,12 @@ class Terminal:
 
     def hide(self, text: str) -> str:
         """`text` on one line, without control characters and secrets."""
-        for secret in self._secrets or ():
-            text = text.replace(secret, MASK)
+        if self._secrets:
+            # Not for help and mistakes, which know no secrets: the configuration takes half a second to import.
+            from duckling_provider.config.masking import MASK
+
+            for secret in self._secrets:
+                text = text.replace(secret, MASK)
         return "".join(c if c.isprintable() else "?" for c in " ".join(text.splitlines()))
 
     # -- stdout -----------------------------------------------------------------------------------------------------
