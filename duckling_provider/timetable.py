@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.timetables.base import DagRunInfo, DataInterval, Timetable
 from pendulum import DateTime, instance
 
+from duckling_provider.base.units import interval_words
+
 if TYPE_CHECKING:
     from airflow.timetables.base import TimeRestriction
 
@@ -62,7 +64,7 @@ class StaggeredTimetable(Timetable):
 
     @property
     def summary(self) -> str:
-        return f"every {_spoken(self.interval)}"
+        return f"every {interval_words(self.interval)}"
 
     def _describe(self) -> str:
         """What the UI shows of it: the times of day, where they are the same every day."""
@@ -103,13 +105,3 @@ class StaggeredTimetable(Timetable):
         origin = _EPOCH + self._phase(interval)
         start = datetime.fromisoformat(start.isoformat())  # pendulum's can't be divided
         return origin + -((origin - start) // interval) * interval
-
-
-def _spoken(interval: timedelta) -> str:
-    """``"hour"``, ``"6 hours"``, ``"15 minutes"``, ``"1.5 seconds"``."""
-    seconds = interval.total_seconds()
-    for unit, length in (("hour", 3600), ("minute", 60), ("second", 1)):
-        if seconds >= length or unit == "second":
-            count = round(seconds / length, 2)
-            return unit if count == 1 else f"{count:g} {unit}s"
-    raise AssertionError("unreachable")

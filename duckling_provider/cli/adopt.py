@@ -1,20 +1,22 @@
-"""``duckling adopt PATH``: what a Node server's installation holds, what would be done, and doing it."""
+"""``duckling adopt``: one replica that the Node.js server has made, or all that is in its installation."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
-from duckling_provider.base.units import human_bytes
-from duckling_provider.cli.terminal import ago
-from duckling_provider.config.environment import DATABASES_FILE
+from duckling_provider.base.units import human_bytes, short_ago
+from duckling_provider.cli.options import Json, Wait
+from duckling_provider.cli.session import FAILED, Session, UsageError, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from duckling_provider.cli.session import Session
     from duckling_provider.config.databases import Database
     from duckling_provider.node_server.takeover import EntryFinding, Step, Survey
     from duckling_provider.stores.store import Store
@@ -22,12 +24,56 @@ if TYPE_CHECKING:
 _OWNERS = {"ours": "ours already", "duckling-server": "the server's", "foreign": "somebody else's", "absent": "missing"}
 
 
-def is_path(target: str, known_ids: Sequence[str]) -> bool:
+def adopt(
+    context: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="ID|PATH", help="An entry's id, or a Node server's folder.", show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With PATH: do it. Without, it is only shown.")] = False,
+    backups: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="With PATH: look for the server's local backups there, too. Repeatable."),
+    ] = None,
+    wait: Wait = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Take over a replica that the Node server has made, at its position; or with PATH all of its installation."""
+    session = session_of(context, as_json)
+    if _is_path(target, _known_ids(session)):
+        if not _adopt_installation(session, Path(target), backups=backups or (), yes=yes, wait=wait):
+            raise typer.Exit(FAILED)
+        return
+    if yes or backups:
+        raise UsageError("--yes and --backups go with a path", subject=target, hint="An id needs neither.")
+    from duckling_provider.replication.sync import adopt_replica
+
+    id = target
+    database = session.database(id)
+    with session.control() as control:
+        states = adopt_replica(database, wait=wait, control=control)
+    recopy = {state.name: state.note for state in states if state.state != "ok"}
+    if session.terminal.json:
+        session.terminal.document({"success": True, "tables": [state.name for state in states], "recopy": recopy})
+    session.terminal.say(f"{id}: {database.replica} is ours now, {len(states)} tables")
+    for name, reason in recopy.items():
+        session.terminal.say(f"{name} will be copied again by the next sync: {reason}")
+
+
+def _is_path(target: str, known_ids: Sequence[str]) -> bool:
     """Whether the argument of ``duckling adopt`` means a folder; an id that is known is one in any case."""
     return os.sep in target or target in {".", ".."} or (Path(target).is_dir() and target not in known_ids)
 
 
-def adopt_installation(session: Session, path: Path, *, backups: Sequence[Path], yes: bool, wait: float) -> bool:
+def _known_ids(session: Session) -> list[str]:
+    """None of them when there is no usable databases.json, as on the day of a take-over."""
+    try:
+        return [database.id for database in session.installation().databases]
+    except DucklingError:
+        return []
+
+
+def _adopt_installation(session: Session, path: Path, *, backups: Sequence[Path], yes: bool, wait: float) -> bool:
     """Show what there is and would be done, and with `yes` do it.
 
     :returns: whether all went well; to show problems is no failure.
@@ -64,6 +110,8 @@ def adopt_installation(session: Session, path: Path, *, backups: Sequence[Path],
 
 
 def _show(session: Session, found: Survey) -> None:
+    from duckling_provider.config.environment import DATABASES_FILE
+
     say = session.terminal.say
     count = len(found.findings)
     say(f"{found.data}: an installation of the Node server, {count} {'entry' if count == 1 else 'entries'}")
@@ -107,7 +155,7 @@ def _row(finding: EntryFinding) -> list[str]:
         str(len(finding.backups)),
         str(sum(not backup.is_ours for backup in finding.backups)),
         "-" if objects is None else str(len(listed)),
-        ago(listed[0].created) if listed else "-",
+        short_ago(listed[0].created, datetime.now(timezone.utc)) if listed else "-",
         (objects.proof if objects is not None else "") or "-",
     ]
 

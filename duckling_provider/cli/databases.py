@@ -1,28 +1,61 @@
-"""The commands that only look: what is configured, whether it would work, which backups there are.
-
-Each function prints through the session's terminal and returns what `cli` needs to choose the exit code.
-"""
+"""The commands about entries: what is configured, and whether backups and restores would work now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any
 
-from duckling_provider.backup.backup_object import CLIENT, list_backups
-from duckling_provider.backup.check import CheckStep, check_database
-from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import ListedBackup
-from duckling_provider.base.errors import DucklingError, WrongHostError
-from duckling_provider.base.moments import iso
-from duckling_provider.base.units import human_bytes
-from duckling_provider.cli.session import Session
-from duckling_provider.cli.terminal import Terminal, ago
-from duckling_provider.config.databases import Database, Installation, Settings
-from duckling_provider.tasks.transfer_pool import find_slots, is_airflow_here
+import typer
+
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.moments import iso, parse_moment
+from duckling_provider.base.units import human_bytes, short_ago
+from duckling_provider.cli.options import Json
+from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, session_of
+from duckling_provider.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from duckling_provider.backup.check import CheckStep
+    from duckling_provider.config.databases import Database, Installation, Settings
 
 
-def show_databases(terminal: Terminal, installation: Installation) -> None:
+def databases(context: typer.Context, as_json: Json = False) -> None:
+    """Show what databases.json holds; a bad entry is shown with what is wrong. Fails only when no entry is good."""
+    session = session_of(context, as_json)
+    installation = session.installation()
+    _show_databases(session.terminal, installation)
+    if installation.problems and not installation.databases:
+        raise typer.Exit(BAD_USAGE)
+
+
+def check(
+    context: typer.Context,
+    id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One entry; all when omitted.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try whether a backup and a restore would work now: replica, folders, and the store under its prefix for real."""
+    session = session_of(context, as_json)
+    installation = session.installation()
+    chosen: tuple[Database, ...] = installation.databases
+    problems = [str(problem) for problem in installation.problems]
+    warnings = installation.warnings
+    if id is not None:
+        chosen, problems, warnings = (session.chosen(installation, id),), [], session.warnings(installation, id)
+    for warning in warnings:
+        session.terminal.warn(warning)
+    all_well = _check_all(
+        session, installation.settings, chosen, problems=problems, warnings=warnings, is_here=id is not None
+    )
+    if problems or not all_well:
+        raise typer.Exit(BAD_USAGE if problems else FAILED)
+
+
+def _show_databases(terminal: Terminal, installation: Installation) -> None:
     """Every entry: the good ones as a table, the bad ones with what is wrong."""
+    now = datetime.now(timezone.utc)
     found = [_facts(database) for database in installation.databases]
     problems = [terminal.hide(str(problem)) for problem in installation.problems]
     if terminal.json:
@@ -40,7 +73,7 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
                 f"every {facts['intervalHours']:g} h" if facts["autoBackup"] else "off",
                 facts["s3"] or "-",
                 facts["encryption"] or "-",
-                ago(last["createdAt"]) if last else "never" if facts["here"] else "",
+                short_ago(parse_moment(last["createdAt"]), now) if last else "never" if facts["here"] else "",
             ]
         )
     if rows:
@@ -54,6 +87,9 @@ def show_databases(terminal: Terminal, installation: Installation) -> None:
 
 
 def _facts(database: Database) -> dict[str, Any]:
+    from duckling_provider.backup.backup_object import list_backups
+    from duckling_provider.backup.local_backups import LocalBackups
+
     s3 = database.s3
     here = database.is_here
     last = next(iter(list_backups(LocalBackups(database))), None) if here else None
@@ -77,7 +113,7 @@ def _where(facts: dict[str, Any]) -> str:
     return "missing" if facts["here"] else f"on {facts['host']}"
 
 
-def check_all(
+def _check_all(
     session: Session,
     settings: Settings,
     databases: Sequence[Database],
@@ -125,6 +161,9 @@ def check_all(
 
 def _pool(settings: Settings) -> CheckStep | None:
     """Whether tasks that transfer would ever be started; None where there is no Airflow, or no pool is wanted."""
+    from duckling_provider.backup.check import CheckStep
+    from duckling_provider.tasks.transfer_pool import find_slots, is_airflow_here
+
     if settings.pool is None or not is_airflow_here():
         return None
     name = f"pool {settings.pool}"
@@ -139,6 +178,8 @@ def _pool(settings: Settings) -> CheckStep | None:
 
 
 def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+    from duckling_provider.backup.check import CheckStep, check_database
+
     store, fault = None, None
     try:
         store = session.store(database)
@@ -152,47 +193,3 @@ def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[C
             yield step
     if fault is not None:
         yield CheckStep("store", error=fault)
-
-
-def show_backups(session: Session, database: Database) -> DucklingError | None:
-    """Local backups and those in S3, newest first.
-
-    :returns: why one of the two could not be listed; the other is shown, and the error is told, all the same.
-    """
-    terminal = session.terminal
-    local: list[ListedBackup] = []
-    remote: list[ListedBackup] = []
-    error: DucklingError | None = None
-    needs_mac = False
-    try:
-        local = list_backups(LocalBackups(database))
-    except WrongHostError as caught:
-        error = caught
-    try:
-        store = session.store(database)
-        if store is not None:
-            needs_mac = store.mode == CLIENT
-            remote = list_backups(store)
-    except DucklingError as caught:
-        error = error or caught
-    shown = {
-        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
-        "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],
-    }
-    if terminal.json:
-        if error is None:
-            terminal.document(shown)
-        else:
-            terminal.fail_with(error, **shown)
-        return error
-    rows = [["local", b.key, human_bytes(b.size), ago(b.created), ""] for b in local]
-    for b in remote:
-        state = "incomplete: no .mac" if needs_mac and not b.has_mac else ""
-        rows.append(["s3", b.key, human_bytes(b.size), ago(b.created), state])
-    if rows:
-        terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)
-    if error is not None:
-        terminal.fail_with(error)
-    elif not rows:
-        terminal.note(f"no backups of {database.id} yet; make one: duckling backup {database.id}")
-    return error

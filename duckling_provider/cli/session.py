@@ -17,11 +17,15 @@ from duckling_provider.cli.terminal import Terminal
 if TYPE_CHECKING:
     from types import FrameType
 
+    import typer
+
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database, Installation
     from duckling_provider.stores.s3 import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
+#: Exit codes.
+FAILED, BAD_USAGE = 1, 2
 #: Seconds that an operation gets to reach a safe point after a signal.
 _GRACE = 5.0
 
@@ -147,6 +151,18 @@ class Session:
         from duckling_provider.backup.local_backups import restore_source
 
         return restore_source(database, None if local else self.store(database))
+
+
+def session_of(context: typer.Context, as_json: bool) -> Session:
+    """The session of a command that begins."""
+    session: Session = context.obj
+    session.terminal.json = as_json
+    return session
+
+
+def code_of(error: Exception) -> int:
+    """The exit code for what made a command fail."""
+    return BAD_USAGE if isinstance(error, (ConfigError, UsageError)) else FAILED
 
 
 def _connection_credentials(database_id: str) -> Credentials | None:

@@ -12,12 +12,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.errors import DucklingError, NotFoundError
-from duckling_provider.config.masking import MASK
 from duckling_provider.tasks.progress_log import ProgressLog
 
 if TYPE_CHECKING:
@@ -49,8 +47,12 @@ class Terminal:
 
     def hide(self, text: str) -> str:
         """`text` on one line, without control characters and secrets."""
-        for secret in self._secrets or ():
-            text = text.replace(secret, MASK)
+        if self._secrets:
+            # Not for help and mistakes, which know no secrets: the configuration takes half a second to import.
+            from duckling_provider.config.masking import MASK
+
+            for secret in self._secrets:
+                text = text.replace(secret, MASK)
         return "".join(c if c.isprintable() else "?" for c in " ".join(text.splitlines()))
 
     # -- stdout -----------------------------------------------------------------------------------------------------
@@ -191,16 +193,3 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.warn(record.getMessage())
-
-
-def ago(moment: datetime | str, *, now: datetime | None = None) -> str:
-    """``"3 h ago"``; one unit is enough to choose a backup by. `moment` is aware, or what `iso` made of one."""
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
-    seconds = ((now or datetime.now(timezone.utc)) - moment).total_seconds()
-    if seconds < 0:
-        return "in the future"
-    for length, unit, limit in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
-        if seconds < limit:
-            return f"{seconds // length:.0f} {unit} ago"
-    return f"{seconds // 86400:.0f} d ago"

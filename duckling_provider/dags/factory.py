@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.dags.ids import parse_dag_id
+from duckling_provider.dags.docs import backup_doc, restore_doc, sync_doc, verify_doc
+from duckling_provider.dags.ids import (
+    CLEANUP,
+    PAUSE,
+    RESTORE,
+    RESUME,
+    SNAPSHOT,
+    SYNC,
+    UPLOAD,
+    VERIFY,
+    Kind,
+    dag_id,
+    parse_dag_id,
+)
 from duckling_provider.operators.backup import (
     DucklingBackupOperator,
     DucklingCleanupOperator,
@@ -66,9 +79,9 @@ def build_dags(installation: Installation) -> dict[str, DAG]:
     return dags
 
 
-def _wanted(dag_id: str | None) -> str | None:
-    """The id of the one database that is needed; None for all, also when `dag_id` is no DAG of ours."""
-    ours = parse_dag_id(dag_id or "")
+def _wanted(parsed_dag: str | None) -> str | None:
+    """The id of the one database that is needed; None for all, also when `parsed_dag` is no DAG of ours."""
+    ours = parse_dag_id(parsed_dag or "")
     return None if ours is None else ours[1]
 
 
@@ -89,27 +102,27 @@ def backup_dag(database: Database, *, pool: str | None = None, warnings: tuple[s
     :param pool: of the tasks that transfer.
     """
     transfer = _transfer(pool)
-    dag_id = f"duckling_backup__{database.id}"
-    asset = _asset(dag_id, database)
+    schedule = _every(timedelta(hours=database.interval_hours), database) if database.auto_backup else None
+    asset = _asset("backup", database)
     with DAG(
-        dag_id,
+        dag_id("backup", database.id),
         description=f"Backups of {database.name}",
-        schedule=_every(timedelta(hours=database.interval_hours), database) if database.auto_backup else None,
+        schedule=schedule,
         start_date=_START,
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
         default_args=_task_defaults(database, _BACKUP_RETRY_DELAY),
         tags=["duckling", "backup"],
-        doc_md=_backup_doc(database, warnings),
+        doc_md=backup_doc(database, schedule=schedule.description if schedule else "", warnings=warnings),
     ) as dag:
         cleanup = DucklingCleanupOperator(
-            task_id="cleanup",
+            task_id=CLEANUP,
             database_id=database.id,
             doc_md="Deletes the backups that are older than the retention; the newest complete one always stays.",
         )
         snapshot = DucklingSnapshotOperator(
-            task_id="snapshot",
+            task_id=SNAPSHOT,
             database_id=database.id,
             outlets=[] if database.s3 else [asset],
             doc_md="Copies the quiet replica to the backup folder and proves the copy consistent.",
@@ -118,17 +131,17 @@ def backup_dag(database: Database, *, pool: str | None = None, warnings: tuple[s
             snapshot >> cleanup
             return dag
         upload = DucklingBackupOperator(
-            task_id="upload",
+            task_id=UPLOAD,
             database_id=database.id,
-            snapshot="{{ ti.xcom_pull(task_ids='snapshot')['key'] }}",
+            snapshot=_key_of(SNAPSHOT),
             outlets=[asset],
             doc_md="Streams the snapshot to S3; a retry goes on where the try before it stopped.",
             **transfer,
         )
         verify = HmacVerifySensor(
-            task_id="verify",
+            task_id=VERIFY,
             database_id=database.id,
-            key="{{ ti.xcom_pull(task_ids='upload')['key'] }}",
+            key=_key_of(UPLOAD),
             poke_interval=15,
             timeout=600,
             doc_md="Reads the object back and compares it with what was uploaded. No cleanup before this succeeds.",
@@ -143,9 +156,8 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
 
     :param pool: of the task that transfers.
     """
-    dag_id = f"duckling_restore__{database.id}"
     with DAG(
-        dag_id,
+        dag_id("restore", database.id),
         description=f"Puts a backup of {database.name} in place of the replica",
         schedule=None,
         start_date=_START,
@@ -155,30 +167,30 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
         is_paused_upon_creation=False,
         default_args=_task_defaults(database, _RESTORE_RETRY_DELAY) | {"priority_weight": _RESTORE_PRIORITY},
         tags=["duckling", "restore"],
-        doc_md=_restore_doc(database),
+        doc_md=restore_doc(database),
     ) as dag:
         params = _restore_params(database)
         target = "{{ params.target_path or '' }}"
         pause = DucklingHoldOperator(
-            task_id="pause",
+            task_id=PAUSE,
             database_id=database.id,
             target_path=target,
             known_conf=list(params),
             doc_md="Keeps away whoever writes the replica, until `resume`.",
         )
         restore = S3RestoreOperator(
-            task_id="restore",
+            task_id=RESTORE,
             database_id=database.id,
             key="{{ params.key }}",
             before="{{ params.before or '' }}",
             target_path=target,
             keep_old="{{ params.keep_old }}",
-            outlets=[_asset(dag_id, database)],
+            outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
         )
         resume = DucklingReleaseOperator(
-            task_id="resume", database_id=database.id, doc_md="Lets the writers go on, whatever became of `restore`."
+            task_id=RESUME, database_id=database.id, doc_md="Lets the writers go on, whatever became of `restore`."
         )
         pause >> restore >> resume
         resume.as_teardown(setups=pause)
@@ -194,7 +206,7 @@ def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
     :param pool: of that task.
     """
     with DAG(
-        f"duckling_verify__{database.id}",
+        dag_id("verify", database.id),
         description=f"Proves that a backup of {database.name} can be restored",
         schedule=None,
         start_date=_START,
@@ -203,10 +215,10 @@ def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
         is_paused_upon_creation=False,
         default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
         tags=["duckling", "verify"],
-        doc_md=_verify_doc(database),
+        doc_md=verify_doc(database),
     ) as dag:
         HmacVerifySensor(
-            task_id="verify",
+            task_id=VERIFY,
             database_id=database.id,
             key="{{ params.key }}",
             poke_interval=15,
@@ -225,7 +237,7 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
     """
     every = timedelta(minutes=settings.sync_interval_minutes)
     with DAG(
-        f"duckling_sync__{database.id}",
+        dag_id("sync", database.id),
         description=f"Keeps the replica of {database.name} up to date",
         schedule="@continuous" if settings.cdc_enabled else _every(every, database),
         start_date=_START,
@@ -234,10 +246,10 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
         is_paused_upon_creation=not (settings.auto_start_sync or settings.cdc_enabled),
         default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
         tags=["duckling", "sync"],
-        doc_md=_sync_doc(database, settings),
+        doc_md=sync_doc(database, settings),
     ) as dag:
         DucklingSyncOperator(
-            task_id="sync",
+            task_id=SYNC,
             database_id=database.id,
             follow_seconds=_CDC_RUN.total_seconds() if settings.cdc_enabled else None,
             doc_md="Applies MySQL's binlog; skipped when a backup or a restore needs the replica.",
@@ -253,9 +265,13 @@ def _transfer(pool: str | None) -> dict[str, Any]:
     return {} if pool is None else {"pool": pool}
 
 
-def _asset(dag_id: str, database: Database) -> Asset:
-    kind = dag_id.removeprefix("duckling_").partition("__")[0]
-    return Asset(name=dag_id, uri=f"x-duckling://{kind}/{database.id}", group="duckling")
+def _key_of(task: str) -> str:
+    """The template for the key that `task` of the same run left as its result."""
+    return f"{{{{ ti.xcom_pull(task_ids='{task}')['key'] }}}}"
+
+
+def _asset(kind: Kind, database: Database) -> Asset:
+    return Asset(name=dag_id(kind, database.id), uri=f"x-duckling://{kind}/{database.id}", group="duckling")
 
 
 def _task_defaults(database: Database, retry_delay: timedelta) -> dict[str, Any]:
@@ -309,112 +325,3 @@ def _restore_params(database: Database) -> dict[str, Param]:
             description="Keep the file that is replaced, under another name beside it.",
         ),
     }
-
-
-# ---- what people read in the UI ----------------------------------------------------------------------------
-
-
-def _backup_doc(database: Database, warnings: tuple[str, ...]) -> str:
-    every = _every(timedelta(hours=database.interval_hours), database).description
-    schedule = every[0].lower() + every[1:] if database.auto_backup else "none (AUTO_BACKUP is off)"
-    rows = [
-        ("Replica", f"`{database.replica_path}`"),
-        ("Schedule", schedule),
-        (
-            "Local backups",
-            f"`{database.backup_path}`, kept {_days(database.local_retention_days, zero='until the next')}",
-        ),
-    ]
-    if database.s3 is not None:
-        rows += [
-            ("S3 backups", f"{_target(database)}, kept {_days(database.s3.backup_retention_days, zero='for ever')}"),
-            ("Encryption", database.s3.encryption),
-        ]
-    if database.queue:
-        rows.append(("Queue", f"`{database.queue}`"))
-    if database.host:
-        rows.append(("Host", f"`{database.host}`"))
-    text = f"## Backups of {_plain(database.name)}\n\n{_table(rows)}\n"
-    text += f"To get the replica back, trigger **duckling_restore__{database.id}**, "
-    text += f"or without Airflow: `duckling restore {database.id}`.\n"
-    if warnings:
-        text += "\n**databases.json:**\n\n" + "".join(f"- {_plain(warning)}\n" for warning in warnings)
-    return text
-
-
-def _verify_doc(database: Database) -> str:
-    return (
-        f"## Verification of a backup of {_plain(database.name)}\n\n"
-        + _table([("From", _target(database))])
-        + f"""
-Reads a backup whole and compares it with its proof, as a restore would; nothing is written. Each scheduled backup does
-this by itself; this is for older ones. Without Airflow: `duckling verify {database.id} KEY`.
-"""
-    )
-
-
-def _sync_doc(database: Database, settings: Settings) -> str:
-    when = "all the time" if settings.cdc_enabled else f"every {settings.sync_interval_minutes:g} minutes"
-    rows = [("Replica", f"`{database.replica_path}`"), ("Runs", when)]
-    if database.include_tables:
-        rows.append(("Only", ", ".join(f"`{_plain(table)}`" for table in database.include_tables)))
-    if database.exclude_tables:
-        rows.append(("Without", ", ".join(f"`{_plain(table)}`" for table in database.exclude_tables)))
-    return (
-        f"## Sync of {_plain(database.name)}\n\n{_table(rows)}"
-        f"""
-Applies the changes in MySQL's binlog to the replica; the first run copies all tables. It makes way for backups and
-restores: such a run is *skipped*, and the next one goes on. To prove that both sides are equal:
-`duckling validate {database.id}`.
-"""
-    )
-
-
-def _restore_doc(database: Database) -> str:
-    source = _target(database) if database.s3 is not None else f"`{database.backup_path}`"
-    return (
-        f"## Restore of {_plain(database.name)}\n\n"
-        + _table([("From", source), ("To", f"`{database.replica_path}`, or the file that you name")])
-        + f"""
-Trigger it as it is to go back to the newest backup, or choose a key or a time.
-
-1. **pause** keeps writers away from the replica.
-2. **restore** downloads and verifies the backup beside the replica and only then replaces it, in one rename.
-   Whatever fails, the replica stays as it was.
-3. **resume** lets the writers go on, also after a failure.
-
-Free disk space needed: the size of the backup. Without Airflow: `duckling restore {database.id}`.
-"""
-        + (_SERVER_DOC if database.writer == "duckling-server" else "")
-    )
-
-
-_SERVER_DOC = """
-The Duckling server writes this replica. **pause** stops its sync and CDC, **resume** starts what ran. It never closes
-the replica's file, so its process must be down while the file is replaced: shut it down once **pause** is done, start
-it when **restore** is done. Until it is down, **restore** waits and replaces nothing; until it is up, **resume** tries
-again.
-"""
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
-
-
-def _target(database: Database) -> str:
-    s3 = database.s3
-    if s3 is None:
-        return "none"
-    where = f"at `{s3.endpoint}`" if s3.endpoint else f"in {s3.region}"
-    return f"`s3://{s3.bucket}/{s3.path_prefix}` {where}"
-
-
-def _plain(text: str) -> str:
-    """Names are free text; keep them from breaking a table or a heading."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-
-
-def _days(days: float, *, zero: str) -> str:
-    if days == 0:
-        return zero
-    return "1 day" if days == 1 else f"{days:g} days"

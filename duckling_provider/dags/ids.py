@@ -1,12 +1,30 @@
-"""How the DAGs of a database are called."""
+"""How the DAGs of a database and their tasks are called. Nothing else spells these names."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Final, Literal
 
 Kind = Literal["backup", "restore", "verify", "sync"]
 
 KINDS: tuple[Kind, ...] = ("backup", "restore", "verify", "sync")
+
+SNAPSHOT: Final = "snapshot"
+UPLOAD: Final = "upload"
+VERIFY: Final = "verify"
+CLEANUP: Final = "cleanup"
+PAUSE: Final = "pause"
+RESTORE: Final = "restore"
+RESUME: Final = "resume"
+SYNC: Final = "sync"
+
+#: The tasks of each DAG, in the order in which they run. A backup without S3 has neither upload nor verify.
+TASKS: Mapping[Kind, tuple[str, ...]] = {
+    "backup": (SNAPSHOT, UPLOAD, VERIFY, CLEANUP),
+    "restore": (PAUSE, RESTORE, RESUME),
+    "verify": (VERIFY,),
+    "sync": (SYNC,),
+}
 
 
 def dag_id(kind: Kind, database_id: str) -> str:

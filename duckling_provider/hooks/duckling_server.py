@@ -37,7 +37,7 @@ class DucklingServerHook(BaseHook):
         return {name.replace("-", "_"): value for name, value in CONNECTION_FORM.items()}
 
     def server(self) -> NodeServerClient:
-        """The server, as plain values for `replication.server`.
+        """The server that the connection names.
 
         :raises ConfigError: when the connection is missing or wrong.
         """

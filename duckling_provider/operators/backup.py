@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator
 
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
+from duckling_provider.tasks.results import BackupUploaded, CleanedUp, SnapshotTaken
 from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
@@ -31,16 +32,19 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
         self.database_id = database_id
         self.wait_seconds = wait_seconds
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> SnapshotTaken:
         with self.core_call() as control:
             from duckling_provider.backup.snapshot import take_snapshot
 
             database = DucklingHook(self.database_id).database
             taken = take_snapshot(database, control=control, owner=run_owner(context), wait=self.wait_seconds)
-            return self.publish(
-                context,
-                {"key": taken.filename, "size": taken.size, "duration": taken.duration_ms, "sha256": taken.sha256},
-            )
+            result: SnapshotTaken = {
+                "key": taken.filename,
+                "size": taken.size,
+                "duration": taken.duration_ms,
+                "sha256": taken.sha256,
+            }
+            return self.publish(context, result)
 
 
 class DucklingBackupOperator(CoreTask, BaseOperator):
@@ -64,7 +68,7 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
         self.snapshot = snapshot
         self.wait_seconds = wait_seconds
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> BackupUploaded:
         with self.core_call() as control:
             from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
             from duckling_provider.backup.upload import upload_snapshot
@@ -78,8 +82,15 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
                 snapshot = take_snapshot(hook.database, control=control, owner=owner, wait=self.wait_seconds)
             done = upload_snapshot(hook.database, store, snapshot, control=control)
             self.object_url = object_url(hook.database, done.key)
-            result = {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
-            return self.publish(context, result | ({"sha256": done.sha256} if done.sha256 else {}))
+            result: BackupUploaded = {
+                "key": done.key,
+                "size": done.size,
+                "duration": done.duration_ms,
+                "mode": done.mode,
+            }
+            if done.sha256:
+                result["sha256"] = done.sha256
+            return self.publish(context, result)
 
 
 class DucklingCleanupOperator(CoreTask, BaseOperator):
@@ -98,7 +109,7 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
         self.database_id = database_id
         self._dry_run = dry_run  # BaseOperator has a method `dry_run`
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> CleanedUp:
         with self.core_call() as control:
             from duckling_provider.backup.retention import clean_up
 

@@ -1,5 +1,5 @@
-"""Pause and resume whatever writes a replica, by the hold file beside it (see `core.locks`), and the Node.js server,
-which knows nothing of holds, over HTTP (see `replication.server`).
+"""Pause and resume whatever writes a replica, by the hold file beside it (see `replica.locks`), and the Node.js server,
+which knows nothing of holds, over HTTP (see `node_server.client`).
 """
 
 from __future__ import annotations

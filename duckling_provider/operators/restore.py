@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 from duckling_provider.base.errors import RequestError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
+from duckling_provider.tasks.results import BackupRestored
 from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.keep_old = keep_old
         self.wait_seconds = wait_seconds
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> BackupRestored:
         with self.core_call() as control:
             from duckling_provider.backup.restore import restore_backup
             from duckling_provider.base.moments import parse_moment
@@ -76,8 +77,14 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             self.log.info("%s now holds %s", done.replaced, done.key)
             if kept:
                 self.log.info("the file that was there is now %s", kept)
-            result = {"key": done.key, "size": done.size, "duration": done.duration_ms}
-            return self.publish(context, result | {"path": str(done.replaced), "kept": kept})
+            result: BackupRestored = {
+                "key": done.key,
+                "size": done.size,
+                "duration": done.duration_ms,
+                "path": str(done.replaced),
+                "kept": kept,
+            }
+            return self.publish(context, result)
 
 
 def _absolute(path: str) -> Path:

@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow.sdk import BaseOperator
 
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.tasks.results import Synced
 from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
         self.follow_seconds = follow_seconds
         self.wait_seconds = wait_seconds
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Synced:
         with self.core_call() as control:
             from duckling_provider.replication.sync import sync
 
@@ -54,17 +55,15 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
         self.log.info("%d changes in %d batches, now at %s", done.changes, done.batches, done.position)
         if done.outcome == "made way":
             raise AirflowSkipException(f"made way after {done.changes} changes: {done.reason}")
-        return self.publish(
-            context,
-            {
-                "changes": done.changes,
-                "copied": list(done.copied),
-                "position": None if done.position is None else str(done.position),
-                "lag": round(done.lag, 1),
-                "recopy": done.recopy,
-                "notes": list(done.notes),
-            },
-        )
+        result: Synced = {
+            "changes": done.changes,
+            "copied": list(done.copied),
+            "position": None if done.position is None else str(done.position),
+            "lag": round(done.lag, 1),
+            "recopy": done.recopy,
+            "notes": list(done.notes),
+        }
+        return self.publish(context, result)
 
 
 class DucklingValidateOperator(CoreTask, BaseOperator):
@@ -73,7 +72,7 @@ class DucklingValidateOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param max_differences: rows that are named of each table at most.
     :param wait_seconds: how long to wait for somebody who uses the replica just now.
-    :return: the report, see `replication.report.ValidationReport.as_json`.
+    :return: the report, see `replication.validate.report.ValidationReport.as_json`.
     """
 
     template_fields: Sequence[str] = ("database_id",)

@@ -12,8 +12,10 @@ from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
+from duckling_provider.tasks.results import BackupVerified, VerifyEvent
 from duckling_provider.tasks.run import CoreTask
-from duckling_provider.triggers.verify import HmacVerifyTrigger, verify_stored
+from duckling_provider.tasks.verification import verify_stored
+from duckling_provider.triggers.verify import HmacVerifyTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -66,15 +68,22 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._verified(context, result))
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: VerifyEvent) -> BackupVerified:
         if event["status"] == "missing":
             raise AirflowSensorTimeout(f"{self.key} did not appear within {self.timeout:g} s")
         if event["status"] == "error":
-            self.record({name: event[name] for name in ("kind", "what", "hint", "retryable")})
+            self.record(
+                {
+                    "kind": event["kind"],
+                    "what": event["what"],
+                    "hint": event["hint"],
+                    "retryable": event["retryable"],
+                }
+            )
             raise (AirflowException if event["retryable"] else AirflowFailException)(event["message"])
         return self._verified(context, event["result"])
 
-    def _verified(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
+    def _verified(self, context: Context, result: BackupVerified) -> BackupVerified:
         self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])
         self.log.info("%s is whole", result["key"])
         return self.publish(context, result)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DucklingError, ErrorRecord
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+
+Result = TypeVar("Result", bound=Mapping[str, Any])
 
 #: The XCom in which a failed task leaves its error; Airflow clears it when the task is tried again.
 ERROR_KEY = "error"
@@ -75,7 +77,7 @@ class CoreTask:
                 self.record(error.as_record())
                 raise
 
-    def record(self, error: Mapping[str, Any]) -> None:
+    def record(self, error: ErrorRecord) -> None:
         """Leave the error as an XCom: the page and the REST API show why a run failed without reading its log."""
         with contextlib.suppress(Exception):  # the error itself matters more than its record
             from airflow.sdk import get_current_context
@@ -87,11 +89,11 @@ class CoreTask:
         if self._control is not None:
             self._control.cancel()
 
-    def publish(self, context: Context, result: Mapping[str, Any]) -> dict[str, Any]:
+    def publish(self, context: Context, result: Result) -> Result:
         """Attach `result` to the task's asset events and return it as the XCom."""
         from airflow.sdk import Asset
 
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(result)
-        return dict(result)
+        return result

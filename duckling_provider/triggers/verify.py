@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,19 +11,16 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import DucklingError, NotFoundError
-from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.tasks.progress_log import ProgressLog
-
-log = logging.getLogger(__name__)
+from duckling_provider.tasks.results import BackupVerified, VerifyEvent
+from duckling_provider.tasks.verification import verify_stored
 
 
 class HmacVerifyTrigger(BaseTrigger):
     """Wait until a backup is there, read it once, and say whether it is whole.
 
-    Fires one event, a dict with ``status``: ``"verified"`` with ``result``, ``"missing"`` when the object did not
-    appear in time, ``"error"`` with ``message`` and the fields of `base.errors.ErrorRecord`.
-    The arguments are stored in Airflow's database: names only.
+    Fires one event, a `VerifyEvent`. The arguments are stored in Airflow's database: names only.
 
     :param database_id: the entry of databases.json, which must be readable for the triggerer too.
     :param key: the backup's key, or ``latest``.
@@ -61,7 +57,7 @@ class HmacVerifyTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         self._control.cancel()
 
-    async def _outcome(self) -> dict[str, Any]:
+    async def _outcome(self) -> VerifyEvent:
         # Not asyncio.to_thread: Airflow 3.1 can read connections (s3.awsConnId) only from threads that asgiref made.
         verify = sync_to_async(self._verify, thread_sensitive=False)
         while True:
@@ -78,25 +74,6 @@ class HmacVerifyTrigger(BaseTrigger):
                 return {"status": "missing"}
             await asyncio.sleep(self.poke_interval)
 
-    def _verify(self) -> dict[str, Any] | None:
+    def _verify(self) -> BackupVerified | None:
         self._control = Control(ProgressLog(self.log))
         return verify_stored(self.database_id, self.key, control=self._control)
-
-
-def verify_stored(database_id: str, key: str, *, control: Control) -> dict[str, Any] | None:
-    """Compare a stored backup with its proof, as ``s3.verify`` says; what sensor and trigger have in common.
-
-    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``mode``; None when the object is not there.
-    :raises IntegrityError: when it is not what was uploaded.
-    """
-    from duckling_provider.backup.verify import verify_backup
-
-    hook = DucklingHook(database_id)
-    database, store = hook.database, hook.store()  # outside `try`: an unknown database is no missing object
-    full = database.verifies_whole
-    try:
-        done = verify_backup(database, store, key, full=full, control=control)
-    except NotFoundError as error:
-        log.info("not there yet: %s", error)
-        return None
-    return {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}

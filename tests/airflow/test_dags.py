@@ -58,6 +58,17 @@ def test_a_backup_without_s3_is_a_snapshot_and_a_cleanup(installation, parse_dag
     assert edges(dags["duckling_backup__a"]) == edges(dags["duckling_backup__b"]) == {("snapshot", "cleanup")}
 
 
+def test_the_page_knows_the_tasks_of_each_dag_in_their_order(installation, parse_dags):
+    from duckling_provider.dags.ids import TASKS, parse_dag_id
+
+    installation.write(installation.entry("a", s3=S3))
+    found = {}
+    for dag_id, dag in good_dags(parse_dags).items():
+        kind, _ = parse_dag_id(dag_id)
+        found[kind] = tuple(task.task_id for task in dag.topological_sort())
+    assert found == TASKS
+
+
 def test_backups_start_unpaused_without_catchup_one_at_a_time(installation, parse_dags):
     installation.write(installation.entry("a", s3=S3))
     dag = good_dags(parse_dags)["duckling_backup__a"]

@@ -660,3 +660,23 @@ def test_on_another_machine_the_store_can_be_looked_at_and_copied_from(
     assert checked.code == 0
     assert "replica and local backups are on db-1: not looked at" in checked.out
     assert "store: list" in checked.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--no-such-option"]])
+def test_help_and_mistakes_load_neither_configuration_nor_core(arguments):
+    program = """
+import contextlib, io, sys
+from duckling_provider.cli.app import run
+with contextlib.redirect_stdout(io.StringIO()):
+    run(sys.argv[1:])
+heavy = ("numpy", "duckdb", "boto3", "cryptography", "duckling_provider.config", "duckling_provider.replica")
+print([name for name in heavy if name in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "[]\n"

@@ -12,10 +12,12 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import listed_here
 from duckling_provider.base.moments import iso
+from duckling_provider.dags.ids import RESTORE, UPLOAD, VERIFY
+from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.actions import delete_backup_now, existing_key
-from duckling_provider.web.services.dependencies import CallerDep, Shape, database_for, problems, remote_store
+from duckling_provider.web.services.dependencies import CallerDep, database_for, remote_store
 from duckling_provider.web.services.errors import ApiError
 
 _KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
@@ -23,9 +25,6 @@ _DONE: dict[str, Any] = {"success": True, "key": _KEY, "size": 214748364800, "du
 
 router = APIRouter(tags=["backups"])
 
-Db = Annotated[
-    str, Query(min_length=1, max_length=200, description="The entry's id in databases.json.", examples=["production"])
-]
 Wait = Annotated[
     bool,
     Query(
@@ -92,7 +91,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "descript
 
 
 @router.post("/api/backups/s3", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
-async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> Any:  # noqa: FBT002 - a query parameter
+async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:  # noqa: FBT002 - a query parameter
     """Back up now: snapshot, upload, verification, clean-up, by the database's backup DAG."""
 
     def begin() -> runs.Begun:
@@ -101,11 +100,11 @@ async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> Any:  # noqa:
             raise ApiError(400, f'S3 is not configured for "{db}"; its local backups are made by schedule')
         return runs.begin("backup", db, caller=caller)
 
-    return await _answer(await run_in_threadpool(begin), "upload", wait=wait, whole=True)
+    return await _answer(await run_in_threadpool(begin), UPLOAD, wait=wait, whole=True)
 
 
 @router.get("/api/backups", response_model=Listing, responses=problems(502))
-def backups(caller: CallerDep, db: Db) -> Any:
+def backups(caller: CallerDep, db: Db) -> JSONResponse:
     """All backups of a database: local ones on this host, and those in S3, every page of the listing read."""
     database = database_for(caller, "read", db)
     local = listed_here(database)
@@ -120,25 +119,27 @@ def backups(caller: CallerDep, db: Db) -> Any:
 
 
 @router.post("/api/backups/s3/restore", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
-async def restore(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> Any:  # noqa: FBT002
+async def restore(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
     """Replace the replica by a backup, by the database's restore DAG: writers are paused meanwhile."""
-    return await _with_key("restore", caller, db, body.key, wait=wait)
+    return await _with_key(RESTORE, caller, db, body.key, wait=wait)
 
 
 @router.post("/api/backups/s3/verify", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
-async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> Any:  # noqa: FBT002
+async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
     """Prove that a backup can be restored: it is read whole, by the database's verify DAG."""
-    return await _with_key("verify", caller, db, body.key, wait=wait)
+    return await _with_key(VERIFY, caller, db, body.key, wait=wait)
 
 
 @router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
-def delete(caller: CallerDep, db: Db, key: Key) -> Any:
+def delete(caller: CallerDep, db: Db, key: Key) -> Deleted:
     """Delete one backup in S3, with its .mac, for good. The newest complete one may be deleted, too."""
     found = delete_backup_now(caller, db, key)
     return Deleted(key=found.key, size=found.size)
 
 
-async def _with_key(kind: Literal["restore", "verify"], caller: Caller, db: str, key: str, *, wait: bool) -> Any:
+async def _with_key(
+    kind: Literal["restore", "verify"], caller: Caller, db: str, key: str, *, wait: bool
+) -> JSONResponse:
     """Begin a run on a backup that is there and, with `wait`, answer with its result."""
 
     def begin() -> runs.Begun:
@@ -149,15 +150,19 @@ async def _with_key(kind: Literal["restore", "verify"], caller: Caller, db: str,
     return await _answer(await run_in_threadpool(begin), kind, wait=wait)
 
 
-async def _answer(begun: runs.Begun, task: str, *, wait: bool, whole: bool = False) -> Any:
-    """:param whole: the duration is that of the run, not of the task alone."""
+async def _answer(
+    begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool, whole: bool = False
+) -> JSONResponse:
+    """:param task: whose result is the answer.
+    :param whole: the duration is that of the run, not of the task alone.
+    """
     headers = {"X-Duckling-Run": begun.run_id}
     if not wait:
         body = Accepted(run_id=begun.run_id, url=begun.url).model_dump(by_alias=True)
         return JSONResponse(body, status_code=202, headers=headers | {"Location": begun.url})
     outcome = await runs.finished(begun)
-    result = outcome.results.get(task) if outcome else None
-    if outcome is None or result is None:
+    result = outcome.results.get(task)
+    if result is None:
         raise ApiError(500, f"run {begun.run_id} succeeded and left no result", more={"runId": begun.run_id})
     duration = outcome.run.duration_ms if whole else None
     done = {

@@ -15,20 +15,17 @@ from duckling_provider.base.moments import iso
 from duckling_provider.config.editing import change_s3
 from duckling_provider.config.environment import Settings
 from duckling_provider.stores.s3 import S3Store
-from duckling_provider.web.api.backups import Db
+from duckling_provider.web.api.shapes import Db, Shape, plain, problems, status_json
+from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.actions import connection_steps
 from duckling_provider.web.services.dependencies import (
     CallerDep,
-    Shape,
     database_for,
     installation,
-    plain,
-    problems,
     remote_store,
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
-from duckling_provider.web.services.status import Status
 
 router = APIRouter(tags=["databases"])
 
@@ -45,20 +42,6 @@ _S3: dict[str, Any] = {
     "encryption": "client-aes256",
     "encryptionKey": "***",
 }
-
-
-class DatabaseStatus(Shape):
-    """Whether the database could be brought back now; ages in seconds."""
-
-    state: str = Field(description="no backup, overdue, failing or protected.")
-    reason: str
-    age: float | None = Field(description="Since the last verified backup was taken.")
-    due: float | None = Field(description="From that age on the state is overdue; null where nothing is scheduled.")
-    last_verified_key: str | None
-    last_verified_size: int | None
-    next_backup_at: str | None
-    sync_lag: float | None = Field(description="At most so far behind MySQL.")
-    hold: str | None = Field(description="Who keeps writers away just now, where this host has the replica.")
 
 
 class Listed(Shape):
@@ -126,7 +109,7 @@ class Automation(Shape):
 
 
 @router.get("/api/databases", response_model=Listed, responses=problems())
-def databases(caller: CallerDep) -> Any:
+def databases(caller: CallerDep) -> Listed:
     """Every database that the caller may see, secrets masked, and how it stands by what runs recorded."""
     found = installation()
     visible = caller.visible(found.databases)
@@ -141,22 +124,22 @@ def databases(caller: CallerDep) -> Any:
 
 
 @router.get("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems())
-def get_s3(caller: CallerDep, database_id: Id) -> Any:
+def get_s3(caller: CallerDep, database_id: Id) -> Settings_:
     """The s3 object of an entry, secrets as ***; null where there is none."""
     database = database_for(caller, "configure", database_id)
     return Settings_(s3=database.masked().get("s3"))
 
 
 @router.put("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems(409, 413, 429))
-def put_s3(caller: CallerDep, database_id: Id, body: S3Body) -> Any:
+def put_s3(caller: CallerDep, database_id: Id, body: S3Body) -> Settings_:
     """Set the s3 object of an entry: checked by the rules of databases.json, then written in one step, mode 0600."""
-    return change(caller, database_id, body.model_dump(exclude_unset=True))
+    return _change(caller, database_id, body.model_dump(exclude_unset=True))
 
 
 @router.delete("/api/databases/{database_id}/s3", response_model=Settings_, responses=problems(409, 429))
-def delete_s3(caller: CallerDep, database_id: Id) -> Any:
+def delete_s3(caller: CallerDep, database_id: Id) -> Settings_:
     """Remove the s3 object of an entry. Backups that are in S3 stay there; from now on there are local ones only."""
-    return change(caller, database_id, None)
+    return _change(caller, database_id, None)
 
 
 @router.post(
@@ -171,7 +154,7 @@ def try_s3(
     steps: Annotated[  # noqa: FBT002 - a query parameter
         bool, Query(description="Try everything that backups need under the prefix, not the bucket alone.")
     ] = False,
-) -> Any:
+) -> Tested:
     """HeadBucket with the entry's credentials; with `steps`, put, ranged get, list, multipart upload and delete too."""
     database = database_for(caller, "backup", database_id)
     store = remote_store(database)
@@ -186,11 +169,11 @@ def try_s3(
     failed = next((step for step in tried if step["error"]), None)
     if failed is not None:
         raise ApiError(502, str(failed["error"]), more={"steps": tried})
-    return Tested(success=True, message="S3 connection successful", steps=tried)
+    return Tested(success=True, message="S3 connection successful", steps=[dict(step) for step in tried])
 
 
 @router.get("/api/automation/status", response_model=Automation, responses=problems())
-def automation(caller: CallerDep, db: Db) -> Any:
+def automation(caller: CallerDep, db: Db) -> JSONResponse:
     """The schedule of a database's backups and when the last were made."""
     database = database_for(caller, "read", db)
     backup = statuses([database])[0].record.verified
@@ -210,28 +193,8 @@ def automation(caller: CallerDep, db: Db) -> Any:
     return JSONResponse(status)
 
 
-# ---- what the page does as well ----------------------------------------------------------------------------
-
-
-def change(caller: CallerDep, database_id: str, s3: dict[str, Any] | None) -> Settings_:
+def _change(caller: Caller, database_id: str, s3: dict[str, Any] | None) -> Settings_:
     """Write an entry's s3 object, and answer with what is there now."""
     caller.demand("configure", database_id)
     database, warnings = change_s3(Settings.from_env(os.environ), database_id, s3)
     return Settings_(s3=database.masked().get("s3"), warnings=list(warnings))
-
-
-def status_json(status: Status) -> DatabaseStatus:
-    """A status as the API shows it."""
-    record = status.record
-    verified, sync = record.verified, record.sync
-    return DatabaseStatus(
-        state=status.state,
-        reason=status.reason,
-        age=status.age,
-        due=status.due,
-        last_verified_key=verified.key if verified else None,
-        last_verified_size=verified.size if verified else None,
-        next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
-        sync_lag=sync.lag_now(status.moment) if sync else None,
-        hold=str(status.hold) if status.hold else None,
-    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
@@ -14,15 +14,13 @@ from prometheus_client.registry import Collector
 from pydantic import Field
 
 from duckling_provider.base.errors import ConfigError
-from duckling_provider.web.api.databases import DatabaseStatus, status_json
+from duckling_provider.web.api.shapes import DatabaseStatus, Shape, problems, status_json
 from duckling_provider.web.services.dependencies import (
     NO_CREDENTIALS,
     CallerDep,
     GuestDep,
-    Shape,
     database_for,
     installation,
-    problems,
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
@@ -58,7 +56,7 @@ class Health(Shape):
 def health(
     caller: GuestDep,
     db: Annotated[str | None, Query(min_length=1, max_length=200, description="Only this database.")] = None,
-) -> Any:
+) -> JSONResponse:
     """200 when each database has a verified backup no older than its schedule promises, 503 otherwise. Without
     credentials it tells counts, with them which.
     """
@@ -103,7 +101,7 @@ def _told(body: Health) -> JSONResponse:
     response_class=Response,
     responses={**problems(), 200: {"content": {"text/plain": {}}, "description": "Prometheus text format"}},
 )
-def metrics(caller: CallerDep) -> Any:
+def metrics(caller: CallerDep) -> Response:
     """Ages, sizes, durations, lags and holds in the Prometheus text format."""
     found = installation()
     registry = CollectorRegistry()
@@ -122,7 +120,7 @@ class _Statuses(Collector):
         yield GaugeMetricFamily(
             "duckling_databases_misconfigured", "Mistakes in databases.json that keep entries out.", self._broken
         )
-        rows: list[tuple[str, str, Any]] = [
+        rows: list[tuple[str, str, Callable[[Status], float | None]]] = [
             ("backup_last_success_timestamp_seconds", "When the last verified backup was taken.", _taken),
             ("backup_verified_timestamp_seconds", "When that backup was last read back and proven.", _verified),
             ("backup_age_seconds", "Age of the last verified backup.", lambda s: s.age),

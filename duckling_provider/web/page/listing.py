@@ -28,7 +28,6 @@ class Item:
     mode: str = ""
     verified: datetime | None = None
     duration_ms: int | None = None
-    dag_id: str = ""
     run_id: str = ""
     stored: bool | None = None
     complete: bool = True

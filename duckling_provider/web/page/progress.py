@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from urllib.parse import quote
 
 from airflow.api_fastapi.app import API_ROOT_PATH
+from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 
 from duckling_provider.base.errors import sentences
 from duckling_provider.base.units import human_bytes
+from duckling_provider.dags.ids import RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
+from duckling_provider.tasks.results import RunResults, Transferred
 from duckling_provider.web.services.records import Run, read_run
 from duckling_provider.web.services.runs import run_url
 
 #: How a state of Airflow's is shown; what is not named here shows as it is called.
 _WORDS = {"None": "waiting", "up_for_retry": "waits for a retry", "up_for_reschedule": "waiting", "deferred": "running"}
-_DOING = {"backup": "Backup", "restore": "Restore", "verify": "Verification", "sync": "Sync"}
+_DOING: Mapping[Kind, str] = {"backup": "Backup", "restore": "Restore", "verify": "Verification", "sync": "Sync"}
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """A run and its tasks. `error` is what a task recorded, for people; `result` what the run left."""
+    """A run and its tasks. `error` is what a task recorded, for people; `result` the backup that the run made or read;
+    `restored_to` the file that now holds it.
+    """
 
     run: Run
     database_id: str
     tasks: tuple[Task, ...]
     error: str
-    result: Mapping[str, Any]
+    result: Transferred | None
     seconds: float | None
+    restored_to: str = ""
 
     @property
     def title(self) -> str:
@@ -56,7 +61,8 @@ class Progress:
     @property
     def key(self) -> str:
         """Of the backup that it is about."""
-        return str(self.result.get("key") or self.run.conf.get("key") or "")
+        key = self.result.get("key") if self.result else None
+        return str(key or self.run.conf.get("key") or "")
 
     @property
     def current(self) -> Task | None:
@@ -95,12 +101,12 @@ class Progress:
 
     def _done(self) -> str:
         made = self.result
-        if not made.get("key"):
+        if made is None:
             return ""
-        size = human_bytes(int(made.get("size") or 0))
-        if self.run.kind == "restore":
-            return f": {made.get('path')} now holds {made['key']} ({size})"
-        return f": {made['key']} ({size}){' is whole' if self.run.kind == 'verify' else ''}"
+        backup = f"{made['key']} ({human_bytes(made['size'])})"
+        if self.restored_to:
+            return f": {self.restored_to} now holds {backup}"
+        return f": {backup}{' is whole' if self.run.kind == 'verify' else ''}"
 
 
 def read_progress(dag_id: str, run_id: str, database_id: str, *, now: datetime) -> Progress | None:
@@ -117,23 +123,29 @@ def read_progress(dag_id: str, run_id: str, database_id: str, *, now: datetime) 
         error = sentences(run.error)
     elif run.state == "failed":
         error = run.reason
-    made = results.get({"backup": "upload", "restore": "restore", "verify": "verify"}.get(run.kind, "sync"))
-    made = made or results.get("snapshot") or {}
+    restored = results.get(RESTORE) if run.kind == "restore" else None
     end = run.end or now
     seconds = None if run.start is None else (end - run.start).total_seconds()
-    return Progress(run, database_id, tasks, error, made, seconds)
+    return Progress(
+        run, database_id, tasks, error, _made(run.kind, results), seconds, restored["path"] if restored else ""
+    )
 
 
-def in_order(tasks: tuple[Task, ...], kind: str) -> tuple[Task, ...]:
+def in_order(tasks: tuple[Task, ...], kind: Kind) -> tuple[Task, ...]:
     """As the DAG has them; Airflow's rows know no order before they began."""
-    order = {
-        "backup": ("snapshot", "upload", "verify", "cleanup"),
-        "restore": ("pause", "restore", "resume"),
-    }.get(kind, ())
+    order = TASKS[kind]
     return tuple(sorted(tasks, key=lambda task: order.index(task.name) if task.name in order else len(order)))
 
 
-def _task(row: Any, now: datetime) -> Task:
+def _made(kind: Kind, results: RunResults) -> Transferred | None:
+    if kind == "restore":
+        return results.get(RESTORE)
+    if kind == "verify":
+        return results.get(VERIFY)
+    return results.get(UPLOAD) or results.get(SNAPSHOT)
+
+
+def _task(row: TaskInstance, now: datetime) -> Task:
     state = str(row.state)
     seconds = None
     if row.start_date is not None and state not in ("None", "scheduled", "queued"):

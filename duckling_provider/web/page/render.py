@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -15,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from duckling_provider import __version__
+from duckling_provider.dags.ids import dag_id
 from duckling_provider.web.page import wording
 
 FOLDER = Path(__file__).parent
@@ -57,7 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(wording.filters())
-    environment.globals.update(version=__version__, meaning=wording.MEANING)
+    environment.globals.update(version=__version__, meaning=wording.MEANING, dag_id=dag_id)
     return environment
 
 
@@ -67,26 +67,26 @@ class Urls:
     def __init__(self, request: Request) -> None:
         self._base = str(request.scope.get("root_path", "")).rstrip("/")
 
-    def home(self, **query: Any) -> str:
+    def home(self, **query: object) -> str:
         return self._path("/", query)
 
     def static(self, name: str) -> str:
         return self._path(f"/static/{name}", {"v": __version__})
 
-    def database(self, database_id: str, action: str = "", **query: Any) -> str:
+    def database(self, database_id: str, action: str = "", **query: object) -> str:
         """The database's view, or that of one of its actions: ``restore``, ``delete``, ``backup``, …"""
         return self._path(f"/databases/{quote(database_id, safe='')}{'/' if action else ''}{action}", query)
 
-    def run(self, dag_id: str, run_id: str, **query: Any) -> str:
+    def run(self, dag: str, run_id: str, **query: object) -> str:
         # Escaped no more than needed: Airflow's window takes over the frame's path unescaped, and reloads what differs.
-        return self._path(f"/runs/{quote(dag_id, safe='')}/{quote(run_id, safe=':+@')}", query)
+        return self._path(f"/runs/{quote(dag, safe='')}/{quote(run_id, safe=':+@')}", query)
 
-    def _path(self, path: str, query: Mapping[str, Any]) -> str:
+    def _path(self, path: str, query: Mapping[str, object]) -> str:
         given = {name: value for name, value in query.items() if value not in (None, "")}
         return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
 
 
-def page(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+def page(request: Request, template: str, *, status: int = 200, **context: object) -> HTMLResponse:
     """Render a template of this package."""
     context.setdefault("now", datetime.now(timezone.utc))
     text = _environment().get_template(template).render(urls=Urls(request), **context)
@@ -101,7 +101,7 @@ def wants_page(request: Request) -> bool:
 
 
 def error_page(
-    request: Request, status: int, error: str, *, more: Mapping[str, Any], headers: Mapping[str, str]
+    request: Request, status: int, error: str, *, more: Mapping[str, object], headers: Mapping[str, str]
 ) -> HTMLResponse:
     """An error in the page's look; for somebody without a login, the way to it."""
     login = ""

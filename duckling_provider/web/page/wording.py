@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
 
-from duckling_provider.base.units import human_bytes
+from duckling_provider.base import units
 from duckling_provider.config.databases import Database
 from duckling_provider.web.services.status import Status
 
@@ -21,35 +20,13 @@ MEANING: Mapping[str, str] = {
 
 
 def span(seconds: float | None) -> str:
-    """``11400`` -> ``"3 h 10 min"``: two units at the most, empty for None."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    for limit, large, name, small, part in ((172_800, 3600, "h", 60, "min"), (864_000, 86_400, "d", 3600, "h")):
-        if whole < limit:
-            count, rest = whole // large, whole % large // small
-            return f"{count} {name} {rest} {part}" if rest else f"{count} {name}"
-    return f"{whole // 86_400} d"
-
-
-def ago(moment: datetime, now: datetime) -> str:
-    """``3 h 10 min ago``; what lies in the future is a clock's mistake, and counts as now."""
-    seconds = (now - moment).total_seconds()
-    return "just now" if seconds < 10 else f"{span(seconds)} ago"
+    """As `units.span`; empty for None, which a template may have."""
+    return "" if seconds is None else units.span(seconds)
 
 
 def took(seconds: float | None) -> str:
-    """How long something took: as `span`, and within the hour to the second."""
-    if seconds is None or not 60 <= seconds < 3600:
-        return span(seconds)
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    """As `units.exact_span`; empty for None."""
+    return "" if seconds is None else units.exact_span(seconds)
 
 
 def milliseconds(count: float | None) -> str:
@@ -57,7 +34,7 @@ def milliseconds(count: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    return "" if count is None else human_bytes(count)
+    return "" if count is None else units.human_bytes(count)
 
 
 def utc(moment: datetime) -> str:
@@ -73,7 +50,7 @@ def machine(moment: datetime) -> str:
 def until(moment: datetime, now: datetime) -> str:
     """``in 3 h 10 min``, or ``due now``."""
     seconds = (moment - now).total_seconds()
-    return f"in {span(seconds)}" if seconds >= 1 else "due now"
+    return f"in {units.span(seconds)}" if seconds >= 1 else "due now"
 
 
 def schedule(database: Database) -> str:
@@ -81,12 +58,6 @@ def schedule(database: Database) -> str:
         return "none (AUTO_BACKUP is off)"
     hours = database.interval_hours
     return "every hour" if hours == 1 else f"every {hours:g} h"
-
-
-def days(count: float, *, zero: str) -> str:
-    if count == 0:
-        return zero
-    return "1 day" if count == 1 else f"{count:g} days"
 
 
 def target(database: Database) -> str:
@@ -138,18 +109,18 @@ def summary(*, total: int, lost: int) -> str:
     return f"{lost} of {total} databases could not be recovered to the state that their schedule promises."
 
 
-def filters() -> dict[str, Any]:
+def filters() -> dict[str, Callable[..., str]]:
     return {
         "span": span,
         "took": took,
-        "ago": ago,
+        "ago": units.ago,
         "milliseconds": milliseconds,
         "size": size,
         "utc": utc,
         "machine": machine,
         "mode": mode,
         "until": until,
-        "days": days,
+        "days": units.human_days,
         "target": target,
         "store_place": store_place,
         "schedule": schedule,

@@ -11,11 +11,12 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity, DagDetails
 from airflow.api_fastapi.core_api import security
 from fastapi import HTTPException, Request
@@ -41,7 +42,7 @@ class Caller:
     """
 
     name: str
-    user: Any = None
+    user: BaseUser | None = None
 
     def may(self, action: Action, database_id: str) -> bool:
         """Whether Airflow's auth manager allows this user what the action comes to: runs of DAGs, or connections."""
@@ -55,7 +56,7 @@ class Caller:
             details_ = ConnectionDetails(conn_id=None)
             return bool(manager.is_authorized_connection(method="PUT", details=details_, user=self.user))
         # Deleting a backup is no smaller matter than restoring one.
-        kind: Kind = "restore" if action in ("restore", "delete") else action  # type: ignore[assignment]
+        kind: Kind = "restore" if action == "delete" else action
         method: Literal["POST", "DELETE"] = "DELETE" if action == "delete" else "POST"
         return bool(
             manager.is_authorized_dag(
@@ -116,14 +117,14 @@ async def _by_token(token: str) -> Caller:
     return Caller(user.get_name(), user)
 
 
-async def _airflow_user(token: str) -> Any:
+async def _airflow_user(token: str) -> BaseUser | None:
     try:
         return await security.resolve_user_from_token(token)
     except HTTPException:
         return None
 
 
-def _vouched_for(request: Request) -> Any:
+def _vouched_for(request: Request) -> BaseUser | None:
     """The user whom Airflow's own middleware found out, as `security.get_user` takes it."""
     marker = getattr(security, "USER_INJECTED_BY_TRUSTED_MIDDLEWARE", None)  # not in Airflow 3.1
     if marker is None or getattr(request.state, "user_authenticated_via", None) is not marker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
 from airflow.utils.session import create_session
 
@@ -14,12 +14,21 @@ from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource
-from duckling_provider.web.services.dependencies import CallerDep, database_for, remote_store, statuses
+from duckling_provider.web.services.access import Caller
+from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.records import forget_backup
 
 
-def delete_backup_now(caller: CallerDep, db: str, key: str) -> ListedBackup:
+class ShownStep(TypedDict):
+    """A step of a connection test; `error` is None where it went well."""
+
+    name: str
+    detail: str
+    error: str | None
+
+
+def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
     """Delete a backup from S3.
 
     :raises ApiError: 409 while a restore or a verification may be reading it.
@@ -62,8 +71,8 @@ def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
     return full, created
 
 
-def connection_steps(database: Database) -> list[dict[str, Any]]:
-    """The steps of a connection test that were reached: ``name``, ``detail``, ``error``."""
+def connection_steps(database: Database) -> list[ShownStep]:
+    """The steps of a connection test that were reached."""
     try:
         store = remote_store(database)
     except DucklingError as error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 from airflow.utils.session import create_session
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict
 
 from duckling_provider import config
 from duckling_provider.config.databases import Database, Installation
@@ -101,52 +100,3 @@ def statuses(databases: Sequence[Database]) -> list[Status]:
     with create_session() as session:
         records = read_records(session, databases)
     return [status_of(database, records[database.id], now=moment) for database in databases]
-
-
-def plain(number: float) -> float:
-    """24.0 as 24, which is how JSON's other writers put it."""
-    return int(number) if number == int(number) else number
-
-
-def lower_camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
-
-
-class Shape(BaseModel):
-    """Of an answer: camelCase outside, nothing beyond what is declared."""
-
-    model_config = ConfigDict(alias_generator=lower_camel, populate_by_name=True, extra="forbid")
-
-
-class Problem(BaseModel):
-    """The shape of every error."""
-
-    model_config = ConfigDict(
-        extra="allow", json_schema_extra={"example": {"success": False, "error": 'no database "prodution"'}}
-    )
-
-    success: bool = False
-    error: str
-
-
-_TEXTS: dict[int | str, str] = {
-    400: "Bad request, or S3 is not configured",
-    401: "No or wrong token",
-    403: "The Airflow user may not do this",
-    404: "Unknown database or key",
-    405: "The path has no such method",
-    409: "A backup or restore of that database is under way",
-    413: "The body is too large",
-    429: "Too many requests",
-    500: "The run failed on this side; see its log",
-    502: "The store refused or failed",
-    503: "Overdue",
-}
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors that a route answers with, for its documentation."""
-    return {
-        status: {"model": Problem, "description": _TEXTS[status]} for status in sorted({400, 401, 403, 404, *statuses})
-    }

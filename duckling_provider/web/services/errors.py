@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from duckling_provider.base.errors import (
     BusyError,
     ConfigError,
     DucklingError,
+    ErrorRecord,
     IntegrityError,
     ModeError,
     NotFoundError,
@@ -43,7 +43,7 @@ class ApiError(Exception):
         status: int,
         error: str,
         *,
-        more: Mapping[str, Any] | None = None,
+        more: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
@@ -52,7 +52,7 @@ class ApiError(Exception):
         self.more = dict(more or {})
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         return {"success": False, "error": self.error, **self.more}
 
 
@@ -71,9 +71,9 @@ def _kinds(kind: type[DucklingError]) -> Iterator[type[DucklingError]]:
         yield from _kinds(special)
 
 
-def of_record(record: Mapping[str, Any] | None, *, more: Mapping[str, Any]) -> ApiError:
+def of_record(record: ErrorRecord | None, *, more: Mapping[str, object]) -> ApiError:
     """The answer to a run that failed, by what its task recorded (`DucklingError.as_record`)."""
     if record is None:
         return ApiError(500, "the run failed without saying why; its log in Airflow tells more", more=more)
-    status = {kind.__name__: _status_of(kind) for kind in _kinds(DucklingError)}.get(str(record.get("kind")), 500)
+    status = {kind.__name__: _status_of(kind) for kind in _kinds(DucklingError)}.get(record["kind"], 500)
     return ApiError(status, sentences(record), more=more)

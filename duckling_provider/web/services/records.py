@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
@@ -18,8 +18,9 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
 from duckling_provider.backup.names import parse_name
-from duckling_provider.base.errors import sentences
-from duckling_provider.dags.ids import KINDS, Kind, dag_id, parse_dag_id
+from duckling_provider.base.errors import ErrorRecord, sentences
+from duckling_provider.dags.ids import CLEANUP, KINDS, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
+from duckling_provider.tasks.results import RunResults, Transferred
 from duckling_provider.tasks.run import ERROR_KEY
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Run:
     start: datetime | None
     end: datetime | None
     conf: Mapping[str, Any] = field(default_factory=dict)
-    error: Mapping[str, Any] | None = None
+    error: ErrorRecord | None = None
 
     @property
     def active(self) -> bool:
@@ -60,7 +61,7 @@ class Run:
 
     @property
     def reason(self) -> str:
-        """Why it failed, for people; empty when it did not, or nothing was recorded."""
+        """Why it failed, for people; empty when it did not."""
         if self.state != "failed":
             return ""
         if self.error is None:
@@ -93,6 +94,14 @@ class Sync:
     def lag_now(self, now: datetime) -> float:
         """Seconds that the replica is behind at the most: what MySQL wrote since then was not seen yet."""
         return self.lag + max(0.0, (now - self.at).total_seconds())
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the tasks of one run left, and when each did."""
+
+    values: RunResults = field(default_factory=RunResults)
+    at: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,14 +157,14 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
         records[database.id] = Record(
             database.id,
             verified=_newest_backup(
-                _backup_of(runs[run], results.get(run, {}), local=database.s3 is None)
+                _backup_of(runs[run], results.get(run, Results()), local=database.s3 is None)
                 for kind in ("backup", "verify")
                 if (run := verified.get(names[kind])) in runs and run is not None
             ),
             backup=last("backup", "success", "failed"),
             restore=last("restore", "success", "failed"),
             verify=last("verify", "success", "failed"),
-            sync=_sync_of(results.get(synced, {}).get("sync")) if synced is not None else None,
+            sync=_sync_of(results.get(synced, Results())) if synced is not None else None,
             sync_run=last("sync", "success", "failed"),
             active=tuple(run for run in active if run is not None),
             next_backup=dags[names["backup"]].next_dagrun_create_after if names["backup"] in dags else None,
@@ -178,7 +187,7 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
     runs, results = _runs(session, set(numbers))
     backups: dict[str, Backup] = {}
     for number in sorted(runs):
-        backup = _backup_of(runs[number], results.get(number, {}), local=database.s3 is None)
+        backup = _backup_of(runs[number], results.get(number, Results()), local=database.s3 is None)
         if backup is None:
             continue
         earlier = backups.get(backup.key)
@@ -187,8 +196,10 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
         elif backup.verified is not None:
             backups[backup.key] = replace(earlier, verified=backup.verified)
     for result in results.values():
-        for key in result.get("cleanup", {}).get("local" if database.s3 is None else "s3") or ():
-            backups.pop(key, None)
+        deleted = result.values.get(CLEANUP)
+        if deleted is not None:
+            for key in deleted["local"] if database.s3 is None else deleted["s3"]:
+                backups.pop(key, None)
     ordered = sorted(backups.values(), key=lambda b: b.created, reverse=True)
     return [runs[number] for number in sorted(runs, reverse=True)], ordered
 
@@ -201,7 +212,7 @@ def forget_backup(session: Session, database_id: str, key: str) -> None:
     names = [dag_id("backup", database_id), dag_id("verify", database_id)]
     rows = session.scalars(
         select(XComModel).where(
-            XComModel.dag_id.in_(names), XComModel.task_id.in_(("upload", "verify")), XComModel.key == _RESULT
+            XComModel.dag_id.in_(names), XComModel.task_id.in_((UPLOAD, VERIFY)), XComModel.key == _RESULT
         )
     )
     for row in rows.all():
@@ -210,7 +221,7 @@ def forget_backup(session: Session, database_id: str, key: str) -> None:
             row.key = _DELETED
 
 
-def read_run(session: Session, dag: str, run_id: str) -> tuple[Run, dict[str, Any], list[TaskInstance]] | None:
+def read_run(session: Session, dag: str, run_id: str) -> tuple[Run, RunResults, list[TaskInstance]] | None:
     """One run, the results of its tasks, and the tasks in the order in which they began; None when there is none."""
     number = session.scalar(select(DagRun.id).where(DagRun.dag_id == dag, DagRun.run_id == run_id))
     if number is None or parse_dag_id(dag) is None:
@@ -219,7 +230,7 @@ def read_run(session: Session, dag: str, run_id: str) -> tuple[Run, dict[str, An
     tasks = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == dag, TaskInstance.run_id == run_id)).all()
     runs, results = _runs(session, {number})
     ordered = sorted(tasks, key=lambda task: (task.start_date is None, task.start_date or task.task_id, task.task_id))
-    return runs[number], results.get(number, {}), ordered
+    return runs[number], results.get(number, Results()).values, ordered
 
 
 def active_runs(session: Session, database_id: str, kinds: Iterable[Kind]) -> list[Run]:
@@ -249,8 +260,8 @@ def _verified_runs(session: Session, databases: Sequence[Database]) -> dict[str,
         .where(
             XComModel.key == _RESULT,
             or_(
-                and_(XComModel.task_id == "verify", XComModel.dag_id.in_(remote)),
-                and_(XComModel.task_id == "snapshot", XComModel.dag_id.in_(local)),
+                and_(XComModel.task_id == VERIFY, XComModel.dag_id.in_(remote)),
+                and_(XComModel.task_id == SNAPSHOT, XComModel.dag_id.in_(local)),
             ),
         )
         .group_by(XComModel.dag_id)
@@ -258,8 +269,8 @@ def _verified_runs(session: Session, databases: Sequence[Database]) -> dict[str,
     return {name: run for name, run in session.execute(query)}  # noqa: C416 - rows are no pairs for `dict`
 
 
-def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int, dict[str, Any]]]:
-    """Runs by number, and by number the results of their tasks by name, each with its time under ``at``."""
+def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int, Results]]:
+    """Runs by number, and by number what their tasks left."""
     if not numbers:
         return {}, {}
     # What tasks leave is there before their run ends: read in the other order, a run that ends in between has ended
@@ -276,8 +287,9 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
             DagRun.conf,
         ).where(DagRun.id.in_(numbers))
     ).all()
-    results: dict[int, dict[str, Any]] = {}
-    errors: dict[int, Any] = {}
+    values: dict[int, dict[str, Any]] = {}
+    times: dict[int, dict[str, datetime]] = {}
+    errors: dict[int, ErrorRecord] = {}
     left = session.execute(
         select(XComModel.dag_run_id, XComModel.task_id, XComModel.key, XComModel.value, XComModel.timestamp)
         .where(XComModel.dag_run_id.in_(numbers), XComModel.key.in_((_RESULT, ERROR_KEY)))
@@ -288,9 +300,11 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
         if not isinstance(value, dict):
             continue
         if row.key == ERROR_KEY:
-            errors[row.dag_run_id] = value
+            errors[row.dag_run_id] = cast("ErrorRecord", value)
         else:
-            results.setdefault(row.dag_run_id, {})[row.task_id] = {**value, "at": row.timestamp}
+            values.setdefault(row.dag_run_id, {})[row.task_id] = value
+            times.setdefault(row.dag_run_id, {})[row.task_id] = row.timestamp
+    results = {run: Results(cast("RunResults", left), times[run]) for run, left in values.items()}
     runs = {}
     for run in rows:
         parsed = parse_dag_id(run.dag_id)
@@ -309,25 +323,27 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
     return runs, results
 
 
-def _backup_of(run: Run, results: Mapping[str, Any], *, local: bool) -> Backup | None:
+def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
     """The backup that a run made or, of a verification, looked at.
 
     :param local: the database has no S3: its backup is the snapshot, which was proven while it was taken.
     """
     if run.kind not in ("backup", "verify"):
         return None
-    verified = results.get("snapshot" if local else "verify", {})
-    made = verified if local or run.kind == "verify" else results.get("upload", {})
-    key = str(made.get("key", ""))
+    values = results.values
+    proof = SNAPSHOT if local else VERIFY
+    verified: Transferred | None = values.get(SNAPSHOT) if local else values.get(VERIFY)
+    made = verified if local or run.kind == "verify" else values.get(UPLOAD)
+    key = "" if made is None else made.get("key", "")
     created = parse_name(key.rpartition("/")[2])
-    if created is None:
+    if made is None or created is None:
         return None
     return Backup(
         key,
         created,
-        int(made.get("size") or 0),
-        str(made.get("mode") or "none"),
-        verified.get("at") if verified.get("key") == key else None,
+        made.get("size", 0),
+        str(made.get("mode", "none")),
+        results.at[proof] if verified is not None and verified.get("key") == key else None,
         run.duration_ms if run.kind == "backup" else None,
         run.run_id,
     )
@@ -337,7 +353,8 @@ def _newest_backup(backups: Iterator[Backup | None]) -> Backup | None:
     return max((b for b in backups if b is not None), key=lambda b: b.created, default=None)
 
 
-def _sync_of(result: Mapping[str, Any] | None) -> Sync | None:
-    if not result or not isinstance(result.get("lag"), (int, float)):
+def _sync_of(results: Results) -> Sync | None:
+    result = results.values.get(SYNC)
+    if result is None or "lag" not in result:
         return None
-    return Sync(result["at"], float(result["lag"]), result.get("position"), tuple(result.get("recopy") or ()))
+    return Sync(results.at[SYNC], result["lag"], result.get("position"), tuple(result.get("recopy", ())))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from airflow.api.common.trigger_dag import trigger_dag
@@ -21,6 +20,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.dags.ids import Kind, dag_id
+from duckling_provider.tasks.results import RunResults
 from duckling_provider.web.services.errors import ApiError, of_record
 from duckling_provider.web.services.records import Run, active_runs, read_run
 
@@ -60,7 +60,7 @@ def run_url(dag: str, run_id: str) -> str:
     return f"{API_ROOT_PATH.rstrip('/')}/dags/{quote(dag)}/runs/{quote(run_id, safe='')}"
 
 
-def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, Any] | None = None) -> Begun:
+def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, str] | None = None) -> Begun:
     """Trigger a run.
 
     :raises ApiError: 409 when the database is busy with another run, or its DAG can't run now.
@@ -103,28 +103,25 @@ class Outcome:
     """What became of a run: `results` of its tasks by name."""
 
     run: Run
-    results: Mapping[str, Any]
+    results: RunResults
 
 
-async def finished(begun: Begun, *, seconds: float | None = None) -> Outcome | None:
+async def finished(begun: Begun) -> Outcome:
     """Wait until the run has ended well; whoever waits may go away, the run goes on.
 
-    :param seconds: at the most; None waits as long as the run takes.
-    :returns: None when it was still under way after `seconds`.
     :raises ApiError: it failed, or waits for a retry.
     """
-    pause, deadline = _FIRST_LOOK, None if seconds is None else time.monotonic() + seconds
+    pause = _FIRST_LOOK
     while True:
         outcome = await run_in_threadpool(_look, begun)
         if outcome is not None:
             return outcome
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
         await asyncio.sleep(pause)
         pause = min(_LAST_LOOK, pause * _LOOK_GROWTH)
 
 
 def _look(begun: Begun) -> Outcome | None:
+    """None while the run is under way."""
     more = {"runId": begun.run_id, "url": begun.url}
     with create_session() as session:
         found = read_run(session, begun.dag_id, begun.run_id)

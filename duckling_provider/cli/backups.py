@@ -1,0 +1,203 @@
+"""The commands about backups: make, list, verify, delete, clean up."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from duckling_provider.backup.names import LATEST, parse_name
+from duckling_provider.base.errors import DucklingError, WrongHostError
+from duckling_provider.base.moments import iso
+from duckling_provider.base.units import human_bytes, human_seconds, short_ago
+from duckling_provider.cli.options import Id, Json, Key, Local, Wait
+from duckling_provider.cli.session import FAILED, Session, UsageError, code_of, full_key, session_of
+
+if TYPE_CHECKING:
+    from duckling_provider.backup.names import ListedBackup
+    from duckling_provider.config.databases import Database
+
+
+def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = False) -> None:
+    """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
+    from duckling_provider.backup.upload import back_up
+
+    session = session_of(context, as_json)
+    database = session.database(id)
+    store = session.store(database)
+    with session.control() as control:
+        done = back_up(database, store, control=control, owner="duckling backup", wait=wait)
+    snapshot, upload = done.snapshot, done.upload
+    if session.terminal.json:
+        key = {"key": upload.key} if upload else {}
+        facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
+        failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
+        session.terminal.document({"success": True, **key, **facts, **failed})
+        return
+    took = f"{human_bytes(snapshot.size)} in {human_seconds(done.duration_ms / 1000)}"
+    if store is None or upload is None or done.verified is None:
+        session.terminal.say(f"{snapshot.path}: {took}; local only, S3 is not configured")
+    else:
+        proof = f"verified ({done.verified.evidence})"
+        session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
+    if done.cleanup_error is not None:
+        session.terminal.warn(f"the backup is good, but deleting old ones failed: {done.cleanup_error}")
+    deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted) if done.cleanup else ()
+    if deleted:
+        session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
+
+
+def list_(context: typer.Context, id: Id, as_json: Json = False) -> None:
+    """List the backups of a database, newest first, local ones and those in S3."""
+    session = session_of(context, as_json)
+    error = _show_backups(session, session.database(id))
+    if error is not None:
+        raise typer.Exit(code_of(error))
+
+
+def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = False, as_json: Json = False) -> None:
+    """Prove that a backup can be restored: read it whole and check HMAC or SHA-256, length and DuckDB's checksums."""
+    from duckling_provider.backup.verify import verify_backup
+
+    session = session_of(context, as_json)
+    database = session.database(id)
+    source = session.source(database, local=local)
+    full_key(source, key)
+    with session.control() as control:
+        done = verify_backup(database, source, key, control=control)
+    if session.terminal.json:
+        session.terminal.document(
+            {
+                "success": True,
+                "key": done.key,
+                "size": done.size,
+                "duration": done.duration_ms,
+                "encryption": done.mode,
+                "evidence": done.evidence,
+            }
+        )
+        return
+    took = human_seconds(done.duration_ms / 1000)
+    session.terminal.say(
+        f"{source.url}{done.key}: sound, {human_bytes(done.size)} read in {took}, verified by {done.evidence}"
+    )
+
+
+def delete(
+    context: typer.Context,
+    id: Id,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The backup's key or file name.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Delete one backup, with its .mac. Asks first; where nobody can be asked, --yes is needed."""
+    from duckling_provider.backup.retention import delete_backup
+
+    session = session_of(context, as_json)
+    database = session.database(id)
+    source = session.source(database, local=local)
+    full = full_key(source, key)
+    if parse_name(full[len(source.prefix) :]) is None:
+        raise UsageError("this is not a backup's key", subject=key, hint=f"duckling list {database.id} shows them.")
+    interactive = sys.stdin.isatty() and sys.stderr.isatty() and not as_json
+    if not yes and not interactive:
+        raise UsageError("nobody can be asked here", subject=full, hint="Add --yes to delete it without asking.")
+    length = source.head(full).size
+    if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
+        session.terminal.fail("nothing was deleted")
+        raise typer.Exit(FAILED)
+    if database.s3 is None or local:
+        source.delete(full)
+    else:
+        delete_backup(source, full)
+    if session.terminal.json:
+        session.terminal.document({"success": True, "key": full, "size": length})
+    session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")
+
+
+def cleanup(
+    context: typer.Context,
+    id: Id,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete backups older than the retention. The newest complete one always stays."""
+    from duckling_provider.backup.retention import clean_up
+
+    session = session_of(context, as_json)
+    database = session.database(id)
+    store = session.store(database)
+    with session.control() as control:
+        done = clean_up(database, store, dry_run=dry_run, control=control)
+    if session.terminal.json:
+        session.terminal.document(
+            {
+                "success": True,
+                "dryRun": done.dry_run,
+                "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy},
+                "s3": None if done.s3_kept is None else {"deleted": done.s3_deleted, "kept": done.s3_kept},
+                "uploadsAborted": done.uploads_aborted,
+            }
+        )
+        return
+    verb = "would delete" if dry_run else "deleted"
+    for name in done.local_deleted:
+        session.terminal.say(f"{verb} {database.backup_dir / name}")
+    for name in done.s3_deleted:
+        session.terminal.say(f"{verb} {store.url if store else ''}{name}")
+    for name in done.busy:
+        session.terminal.say(f"in use, left for the next time: {database.backup_dir / name}")
+    if done.uploads_aborted:
+        session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
+    stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
+    session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")
+
+
+def _show_backups(session: Session, database: Database) -> DucklingError | None:
+    """Local backups and those in S3, newest first.
+
+    :returns: why one of the two could not be listed; the other is shown, and the error is told, all the same.
+    """
+    from duckling_provider.backup.backup_object import CLIENT, list_backups
+    from duckling_provider.backup.local_backups import LocalBackups
+
+    terminal, now = session.terminal, datetime.now(timezone.utc)
+    local: list[ListedBackup] = []
+    remote: list[ListedBackup] = []
+    error: DucklingError | None = None
+    needs_mac = False
+    try:
+        local = list_backups(LocalBackups(database))
+    except WrongHostError as caught:
+        error = caught
+    try:
+        store = session.store(database)
+        if store is not None:
+            needs_mac = store.mode == CLIENT
+            remote = list_backups(store)
+    except DucklingError as caught:
+        error = error or caught
+    shown = {
+        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
+        "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],
+    }
+    if terminal.json:
+        if error is None:
+            terminal.document(shown)
+        else:
+            terminal.fail_with(error, **shown)
+        return error
+    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), ""] for b in local]
+    for b in remote:
+        state = "incomplete: no .mac" if needs_mac and not b.has_mac else ""
+        rows.append(["s3", b.key, human_bytes(b.size), short_ago(b.created, now), state])
+    if rows:
+        terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)
+    if error is not None:
+        terminal.fail_with(error)
+    elif not rows:
+        terminal.note(f"no backups of {database.id} yet; make one: duckling backup {database.id}")
+    return error

@@ -1,0 +1,95 @@
+"""What our tasks leave as XComs, for the page and the API to read, and what a trigger hands to its sensor.
+
+A run of an earlier version may have left less than is declared here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from duckling_provider.base.errors import ErrorRecord
+
+
+class Transferred(TypedDict):
+    """A backup that a task made, read or restored: `key`, `size` of the ``.db`` file in bytes, `duration` in ms."""
+
+    key: str
+    size: int
+    duration: int
+
+
+class SnapshotTaken(Transferred):
+    """`key` is the snapshot's file name."""
+
+    sha256: str
+
+
+class BackupVerified(Transferred):
+    mode: str
+
+
+class BackupUploaded(BackupVerified, total=False):
+    """`sha256` unless the backup is encrypted here."""
+
+    sha256: str
+
+
+class BackupRestored(Transferred):
+    """`path` is the file that now holds the backup, `kept` the file that was there before, or None."""
+
+    path: str
+    kept: str | None
+
+
+class CleanedUp(TypedDict):
+    """Names and keys that were deleted, or would be."""
+
+    local: list[str]
+    s3: list[str]
+
+
+class Synced(TypedDict):
+    """`copied` are tables, `lag` is in seconds, `recopy` maps tables to reasons, `notes` is what could not be mirrored
+    exactly.
+    """
+
+    changes: int
+    copied: list[str]
+    position: str | None
+    lag: float
+    recopy: dict[str, str]
+    notes: list[str]
+
+
+class RunResults(TypedDict, total=False):
+    """The results of one run, by the names of its tasks (`dags.ids`)."""
+
+    snapshot: SnapshotTaken
+    upload: BackupUploaded
+    verify: BackupVerified
+    cleanup: CleanedUp
+    restore: BackupRestored
+    sync: Synced
+
+
+class VerifiedEvent(TypedDict):
+    """The trigger's event when the backup is whole."""
+
+    status: Literal["verified"]
+    result: BackupVerified
+
+
+class MissingEvent(TypedDict):
+    """The object did not appear in time."""
+
+    status: Literal["missing"]
+
+
+class FailedEvent(ErrorRecord):
+    """The verification failed; `message` is the whole sentence."""
+
+    status: Literal["error"]
+    message: str
+
+
+VerifyEvent = VerifiedEvent | MissingEvent | FailedEvent
