@@ -23,6 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("duckling", deadline=None)
+settings.load_profile("duckling")
 
 # A script's background job ignores Ctrl-C, and what it starts does too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -46,12 +51,50 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
-#: Files that take minutes. Where several processes share the tests, whoever begins with one last keeps all waiting.
+#: Files that take minutes. Where several processes share the tests, the one that begins with such a file last keeps
+#: all others waiting.
 _LONG = ("test_secrets.py", "test_live.py", "test_benchmarks.py", "test_demo.py")
+#: What makes a test slow: it starts a server, an Airflow or a child process, or talks to one.
+_SLOW_MARKERS = ("airflow", "browser", "cluster", "demo", "mysql", "server", "survival")
+_SLOW_FIXTURES = frozenset(
+    {
+        "airflow",
+        "airflow_db",
+        "dist",
+        "launch",
+        "make_replica",
+        "mariadb",
+        "moto_auth_server",
+        "moto_server",
+        "new_server",
+        "node",
+        "query_replica",
+        "run_dag",
+        "s3_server",
+    }
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONG)
+    for item in items:
+        slow = _SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if not slow and not any(item.get_closest_marker(name) for name in (*_SLOW_MARKERS, "slow")):
+            item.add_marker("quick")
+
+
+@pytest.fixture(autouse=True)
+def _quick_tests_start_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that counts as quick, and starts a program or talks to one all the same, fails and says so."""
+    if request.node.get_closest_marker("quick") is None:
+        return
+
+    def refuse(*arguments: object, **_: object) -> None:
+        pytest.fail(f"mark this test `slow`, or use a fixture that does: it started or called {arguments[1:2]}")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 # ---- S3 servers --------------------------------------------------------------------------------------------

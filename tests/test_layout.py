@@ -145,6 +145,7 @@ def test_only_its_own_adapters_know_the_node_server():
     assert known <= {"node_server", "hooks", "operators", "cli"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*dict.fromkeys(name.partition(".")[0] for name in CORE), "cli", "core"])
 def test_it_imports_no_airflow(name):
     """In a fresh process, since another test may have imported Airflow into this one."""

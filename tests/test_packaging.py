@@ -215,6 +215,7 @@ def test_the_package_says_that_it_is_typed():
     assert importlib.resources.files("duckling_provider").joinpath("py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_the_console_script_shows_its_commands():
     result = run(SCRIPTS / "duckling", "--help", TERM="dumb", COLUMNS="120")
     assert result.returncode == 0, result.stderr

@@ -36,7 +36,6 @@ def test_every_answer_is_one_that_is_promised(client, airflow_app, shop, mode, m
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(
             max_examples=10,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.explicit, Phase.generate],
             derandomize=True,

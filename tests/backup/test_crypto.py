@@ -143,6 +143,7 @@ def test_objects_made_by_node_decrypt_in_every_read_size(
     assert b"".join(stream.update(piece) for piece in pieces(stored[IV_BYTES:], step)) == PLAIN[:length]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iv_name", IVS)
 def test_node_verifies_and_decrypts_objects_made_here(iv_name: str, tmp_path: Path) -> None:
     key_file = tmp_path / "key.json"
@@ -158,6 +159,7 @@ def test_node_verifies_and_decrypts_objects_made_here(iv_name: str, tmp_path: Pa
     assert [(tmp_path / f"plain-{length}").read_bytes() for length in LENGTHS] == [PLAIN[:n] for n in LENGTHS]
 
 
+@pytest.mark.slow
 def test_node_refuses_an_object_of_ours_with_another_objects_mac(tmp_path: Path) -> None:
     """Shows that the peer's verdict in the tests above means something."""
     (tmp_path / "key.json").write_text(json.dumps({"encryptionKey": KEY.hex()}))
@@ -167,6 +169,7 @@ def test_node_refuses_an_object_of_ours_with_another_objects_mac(tmp_path: Path)
     assert (done.returncode, done.stderr.strip()) == (1, "HMAC mismatch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iv_name", IVS)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_openssl_and_we_read_each_other(length: int, iv_name: str) -> None:
@@ -197,6 +200,7 @@ def test_the_committed_object_and_mac_are_made_again_byte_for_byte() -> None:
     assert mac_of(stored, key).hexdigest() == (VECTORS / f"{OBJECT_NAME}.mac").read_text()
 
 
+@pytest.mark.slow
 def test_the_committed_script_makes_the_committed_vectors(tmp_path: Path) -> None:
     done = run_peer("encrypt", VECTORS / "key.json", VECTORS / "replica.db", tmp_path / OBJECT_NAME)
     assert done.returncode == 0, done.stderr
@@ -265,6 +269,7 @@ def test_any_aligned_range_equals_the_same_range_of_the_sequence(iv: bytes, bloc
     assert b"".join(stream.update(piece) for piece in pieces(chosen, step)) == expected
 
 
+@pytest.mark.slow
 def test_an_offset_beyond_four_gigablocks_has_the_counter_of_openssl() -> None:
     """2**36 bytes are 2**32 blocks: a replica of 70 GB gets there."""
     offset = 2**36 + 16

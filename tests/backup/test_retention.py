@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.memory_store import MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from duckling_provider.backup.snapshot import companions, sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError
 from duckling_provider.base.moments import stamp_of
-from duckling_provider.stores.store import BytesBody, MemoryStore
+from duckling_provider.stores.store import BytesBody
 
 NOW = datetime(2025, 3, 31, 12, tzinfo=timezone.utc)
 PREFIX = "production/"

@@ -310,6 +310,7 @@ def test_a_snapshot_of_the_same_millisecond_in_the_making_is_left_alone(producti
     assert left(production) == [partial.name]
 
 
+@pytest.mark.slow
 def test_a_file_encrypted_by_duckdb_is_copied_as_it_is(installation, sql):
     replica = installation.replica()
     sql(

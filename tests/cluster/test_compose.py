@@ -219,6 +219,7 @@ def test_mysql_is_set_as_replication_demands(services):
     assert set(re.findall(r"GRANT SELECT, LOCK TABLES ON \\`(\w+)\\`", grants)) == {"shop", "crm", "inventory"}
 
 
+@pytest.mark.slow
 def test_scripts_in_the_file_are_valid_shell(services):
     for service in services.values():
         for field in ("command", "entrypoint"):
@@ -236,6 +237,7 @@ def run_script(folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_script_makes_fresh_secrets_for_their_owner_alone_and_prints_none(tmp_path):
     output = run_script(tmp_path / "one") + run_script(tmp_path / "two")
     made = [dict(line.split("=", 1) for line in (tmp_path / name / ".env").read_text().splitlines() if "=" in line)
@@ -252,6 +254,7 @@ def test_the_script_makes_fresh_secrets_for_their_owner_alone_and_prints_none(tm
     assert stat.S_IMODE((tmp_path / "one/compose/data").stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_everything_and_adds_what_is_missing(tmp_path):
     run_script(tmp_path)
     env, databases = tmp_path / ".env", tmp_path / "compose/data/databases.json"
@@ -295,6 +298,7 @@ def test_databases_json_is_valid_and_has_an_entry_of_each_kind(tmp_path, prepare
     assert {database.queue for database in found.databases} == {"host-a", "host-b"}
 
 
+@pytest.mark.slow
 def test_nothing_that_the_script_makes_gets_into_git_or_an_image():
     for path in (".env", "compose/data/databases.json"):
         assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0, path

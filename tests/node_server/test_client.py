@@ -187,6 +187,7 @@ def test_an_unreadable_note_is_named(node, database):
 # ---- a server that is down, silent, or says no
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_idle_and_nothing_is_noted(database, caplog):
     caplog.set_level(logging.INFO)
     with NodeServer() as gone:
@@ -197,6 +198,7 @@ def test_a_server_that_is_down_is_idle_and_nothing_is_noted(database, caplog):
     assert resume(client(gone), database, owner="run 1") == ()
 
 
+@pytest.mark.slow
 def test_what_was_stopped_before_the_server_was_shut_down_is_started_when_it_is_back(database):
     with NodeServer() as node:
         pause(client(node), database, owner="run 1")
@@ -225,6 +227,7 @@ def test_a_server_that_accepts_and_stays_silent_is_given_up_after_the_timeout(no
     assert not note_file(database).exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_breaks_off_is_an_error_worth_a_retry():
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -340,6 +343,7 @@ def test_a_wrong_address_or_key_is_named_and_not_quoted(host, given, cause):
     assert "hunter22" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_module_imports_nothing_heavy_and_no_airflow():
     heavy = {"airflow", "boto3", "duckdb", "numpy", "pyarrow", "pymysql", "cryptography", "requests"}
     code = f"import sys, duckling_provider.node_server.client; print(sorted({heavy!r} & set(sys.modules)))"

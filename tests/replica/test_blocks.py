@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from duckling_provider.base.errors import DamagedError, DucklingError, ReplicaError
 from duckling_provider.replica.blocks import HEADER_BYTES, PAGE_BYTES, BlockReport, BlockVerifier, read_header
 
+pytestmark = pytest.mark.slow
+
 # argv: path, ATTACH options, statements separated by ";". With "crash" as the last one the process ends unclosed.
 MAKE = """
 import os, sys

@@ -458,6 +458,7 @@ def test_a_replica_with_a_damaged_header_is_never_given_to_duckdb_for_writing(wi
     assert (digest(with_wal), digest(with_wal.with_name("replica.db.wal"))) == (before, wal)
 
 
+@pytest.mark.slow
 def test_an_encrypted_replica_needs_no_checkpoint_unless_it_has_a_wal(tmp_path: Path) -> None:
     path = tmp_path / "encrypted.db"
     script = "CREATE TABLE t AS SELECT 1 AS i; CHECKPOINT"
@@ -547,6 +548,7 @@ def test_the_child_is_found_and_not_misled_wherever_the_caller_stands(
     open_check(Path("data") / replica.name)
 
 
+@pytest.mark.slow
 def test_the_child_stops_and_removes_its_folder_when_its_parent_is_gone(tmp_path: Path) -> None:
     temp = tmp_path / "temp"
     temp.mkdir()

@@ -238,6 +238,7 @@ def test_killed_anywhere_the_next_access_finds_all_of_the_old_or_all_of_the_new(
     assert done.stdout.splitlines() == [expected[side] for side in there]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_as", [None, KEPT], ids=["delete", "keep"])
 def test_recovery_may_be_killed_anywhere_too(small_templates: Templates, tmp_path: Path, keep_as: str | None):
     template = small_templates.folder(wal=True, missing=False)
@@ -259,6 +260,7 @@ def test_recovery_of_nothing_changes_nothing(small_templates: Templates, tmp_pat
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_a_download_under_way_is_not_taken_for_an_abandoned_one(
     small_templates: Templates, tmp_path: Path, start_child: Callable[..., Any]
 ):

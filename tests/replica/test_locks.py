@@ -88,6 +88,7 @@ def write_hold(replica: Path, *, process: ProcessId | None, seconds: float = 600
 # ---- the lock ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_who_has_the_lock_is_named(replica: Path, locker: Any):
     with pytest.raises(BusyError) as caught, replica_lock(replica, operation="restore", wait=0):
         pass
@@ -99,6 +100,7 @@ def test_who_has_the_lock_is_named(replica: Path, locker: Any):
     assert datetime.fromisoformat(since[1]) <= datetime.now(timezone.utc)
 
 
+@pytest.mark.slow
 def test_a_wait_ends_when_the_lock_is_released(replica: Path, locker: Any):
     waiting = threading.Event()
 
@@ -119,6 +121,7 @@ def test_a_wait_ends_when_the_lock_is_released(replica: Path, locker: Any):
     assert waiting.is_set()
 
 
+@pytest.mark.slow
 def test_a_wait_can_be_cancelled_and_leaves_no_claim(replica: Path, locker: Any):
     control = Control()
 
@@ -136,6 +139,7 @@ def test_a_wait_can_be_cancelled_and_leaves_no_claim(replica: Path, locker: Any)
         pass
 
 
+@pytest.mark.slow
 def test_a_dead_process_has_no_lock(replica: Path, locker: Any):
     locker.kill()
     with replica_lock(replica, operation="restore", wait=0):
@@ -148,6 +152,7 @@ def test_a_released_lock_names_nobody_and_its_file_stays(replica: Path):
     assert lock.path.read_bytes() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("locker")
 def test_a_lock_without_a_readable_tag_is_a_lock(replica: Path):
     replica.with_name(replica.name + LOCK_SUFFIX).write_text("{")
@@ -161,6 +166,7 @@ def test_two_threads_of_one_process_exclude_each_other(replica: Path):
             pass
 
 
+@pytest.mark.slow
 def test_a_link_and_its_target_share_one_lock_and_one_hold(replica: Path, tmp_path: Path, locker: Any):
     link = tmp_path / "elsewhere" / "link.db"
     link.parent.mkdir()
@@ -193,6 +199,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_prevents_no_lock(tmp_path: Path):
     """The tag in the file is for messages only, and making room may take the lock."""
     command = [sys.executable, "-c", _FULL_DISK, str(tmp_path / "lock")]
@@ -213,6 +220,7 @@ def test_a_hold_keeps_all_but_its_owner_out(replica: Path):
     assert read_hold(replica) is not None
 
 
+@pytest.mark.slow
 def test_a_hold_waits_for_whoever_is_at_work(replica: Path, locker: Any):
     with pytest.raises(BusyError, match=f"PID {locker.pid}"):
         place_hold(replica, owner="me", reason="restore", seconds=600, wait=0)
@@ -250,6 +258,7 @@ def test_only_its_owner_or_a_person_releases_a_hold(replica: Path):
     assert read_hold(replica) is None
 
 
+@pytest.mark.slow
 def test_the_hold_of_a_living_process_counts_and_ends_with_it(replica: Path, start_child: Callable[..., Any]):
     child = start_child(_HOLDER, replica, "run 1")
     assert child.line() == "held"
@@ -259,6 +268,7 @@ def test_the_hold_of_a_living_process_counts_and_ends_with_it(replica: Path, sta
     assert place_hold(replica, owner="run 2", reason="restore", seconds=600, wait=0).owner == "run 2"
 
 
+@pytest.mark.slow
 def test_a_stale_hold_is_taken_over(replica: Path):
     here = ProcessId.current()
     stale = {
@@ -275,6 +285,7 @@ def test_a_stale_hold_is_taken_over(replica: Path):
             assert read_hold(replica) is None, why
 
 
+@pytest.mark.slow
 def test_a_hold_that_may_be_alive_is_not_taken_over(replica: Path):
     here = ProcessId.current()
     alive = {
@@ -383,6 +394,7 @@ def test_what_root_makes_beside_a_replica_belongs_to_the_owner_of_the_folder(tmp
     assert {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(65534, 65534)}
 
 
+@pytest.mark.slow
 def test_a_holder_learns_that_somebody_waits_and_that_nobody_does_any_more(replica: Path):
     assert not is_wanted(replica)
     with replica_lock(replica, operation="sync", wait=0):
@@ -403,6 +415,7 @@ def test_a_holder_learns_that_somebody_waits_and_that_nobody_does_any_more(repli
     waiting.communicate("\n", timeout=30)
 
 
+@pytest.mark.slow
 def test_a_dead_waiter_wants_nothing(replica: Path):
     with replica_lock(replica, operation="sync", wait=0):
         waiting = subprocess.Popen([sys.executable, "-c", _LOCKER.replace("wait=0", "wait=60"), str(replica)])

@@ -160,6 +160,7 @@ def test_what_is_not_the_node_servers_is_not_adopted(tmp_path):
     assert owner_of(path) == "duckling-server"
 
 
+@pytest.mark.slow
 def test_a_file_that_another_process_writes_is_busy(tmp_path):
     import subprocess
     import sys
