@@ -312,16 +312,24 @@ def _python(program: str, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_replica() -> Callable[..., Path]:
+def make_replica(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``make_replica(path, rows=2000, seed=0, storage="v1.5.0", wal=False) -> path``: a DuckDB file nobody has open.
 
     `rows` customers and twice as many orders; another `seed` makes other contents; with `wal` ten more customers are
     committed, but only in a ``.wal`` beside it.
     """
 
+    templates = tmp_path_factory.mktemp("replicas")
+
     def make(path: Path, *, rows: int = 2000, seed: int = 0, storage: str = "v1.5.0", wal: bool = False) -> Path:
+        # Each kind is made once: a process that imports DuckDB costs more than most tests.
+        template = templates / f"{rows}-{seed}-{storage}-{wal}.db"
+        if not template.exists():
+            _python(_MAKE, template, rows, seed, storage, int(wal))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _python(_MAKE, path, rows, seed, storage, int(wal))
+        shutil.copyfile(template, path)
+        if wal:
+            shutil.copyfile(f"{template}.wal", f"{path}.wal")
         return path
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import http.client
 import http.server
@@ -50,12 +51,23 @@ _prepare_environment()
 
 
 @pytest.fixture(scope="session")
-def airflow_db() -> None:
-    """The metadata database, with the dags folder known to it."""
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.fail(done.stdout + done.stderr)
+def airflow_db(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The metadata database, with the dags folder known to it. Processes that share the tests make it once."""
+    own = Path(os.environ["AIRFLOW_HOME"]) / "airflow.db"
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    template = shared / "airflow-template.db"
+    with (shared / "airflow-template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            command = [sys.executable, "-m", "airflow", "db", "migrate"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode:
+                pytest.fail(done.stdout + done.stderr)
+            shutil.copyfile(own, template)
+        elif not own.exists():
+            shutil.copyfile(template, own)
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     DagBundlesManager().sync_bundles_to_db()

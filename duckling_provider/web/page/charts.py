@@ -7,6 +7,7 @@ the whole chart a text alternative; the table beside it has the numbers.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -111,7 +112,8 @@ def describe(points: Sequence[Point], scale: Scale, *, what: str) -> str:
 
 def axis(highest: float, units: Sequence[float]) -> list[float]:
     """Three to five round values from 0 to at least `highest`, in the largest of `units` that fits."""
-    if highest <= 0:
+    # Below that nothing has a logarithm that a float can hold.
+    if highest < sys.float_info.min * 4 * units[0]:
         return [0.0, units[0]]
     unit = max((unit for unit in units if unit <= highest), default=units[0])
     needed = highest / unit / 4
