@@ -49,7 +49,9 @@ def no_store(monkeypatch):
         pytest.fail(f"a connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("duckling_provider.stores.s3.open_store", lambda *_, **__: pytest.fail("a store was opened"))
+    # Where the application has it from: loaded for the first time under a patch of the original, it would keep that.
+    for place in ("duckling_provider.web.services.dependencies", "duckling_provider.stores.s3"):
+        monkeypatch.setattr(f"{place}.open_store", lambda *_, **__: pytest.fail("a store was opened"))
 
 
 # ---- the overview ----------------------------------------------------------------------------------------------
