@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import SecretStr
 
@@ -20,14 +20,10 @@ from duckling_provider.base.errors import ConfigError, NotFoundError, WrongHostE
 from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
 from duckling_provider.config import fields
 from duckling_provider.config.environment import DATABASES_FILE, Settings
-from duckling_provider.config.fields import MIN_HOURS, EntryShape, FieldProblems, S3Shape
-from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.config.fields import EntryShape, FieldProblems, OnPositionLost, Writer
 from duckling_provider.config.masking import mask, mask_urls, spellings
+from duckling_provider.config.s3 import MIB, Encryption, S3Settings, Verify, read_s3, target
 
-Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
-Verify = Literal["full", "head"]
-Writer = Literal["duckling", "duckling-server"]
-OnPositionLost = Literal["resync", "fail"]
 __all__ = [
     "MIB",
     "Database",
@@ -41,40 +37,10 @@ __all__ = [
     "load",
 ]
 
-MIB = 1024 * 1024
 
-_MODES: tuple[Encryption, ...] = get_args(Encryption)
-_VERIFY: tuple[Verify, ...] = get_args(Verify)
-_WRITERS: tuple[Writer, ...] = get_args(Writer)
-_ON_POSITION_LOST: tuple[OnPositionLost, ...] = get_args(OnPositionLost)
-
+#: Fields on the level below, for those that stand here by mistake.
+_S3 = ("s3.", S3Settings)
 _WRITER_CONNECTION = "duckling_default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class S3Settings:
-    """Where and how the backups of one database are stored; sizes in bytes, all defaults filled in."""
-
-    enabled: bool = True
-    bucket: str
-    region: str
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    endpoint: str | None = None  #: None = AWS; never ends in '/'
-    force_path_style: bool = False
-    path_prefix: str  #: in front of ``backup-<stamp>.db``
-    encryption: Encryption = "none"
-    kms_key_id: str | None = None
-    encryption_key: EncryptionKey | None = None
-    backup_interval_hours: float = 0.0  #: 0 = inherit
-    backup_retention_days: float = 0.0  #: 0 = for ever
-    aws_conn_id: str | None = None
-    storage_class: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
-    verify: Verify = "full"
-    part_size: int = 8 * MIB
-    max_parts: int = 10_000
-    max_concurrency: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +231,7 @@ def _without_rivals(
     for database in databases:
         file = os.path.realpath(database.replica_path)
         s3 = database.s3
-        place = fields.target(s3.endpoint, s3.bucket, s3.path_prefix) if s3 else None
+        place = target(s3.endpoint, s3.bucket, s3.path_prefix) if s3 else None
         # The same path on two machines is two files.
         same = next((other for other in replicas.get(file, ()) if _may_share_host(database, other)), None)
         if same is not None:
@@ -297,45 +263,21 @@ def _database(
     if not isinstance(raw, dict):
         report.error(None, f"expected an object, got {kind(raw)}")
         return None
-    name = raw.get("id")
-    if isinstance(name, str) and name:
-        fault = fields.id_fault(name)
-        if fault:
-            report.error("id", fault)
-        elif positions.setdefault(name, position) != position:
-            report.subject = name
-            report.error("id", f"used by entry {positions[name]} already, so entry {position} is left out")
-            return None
-        else:
-            report.subject = name
+    if not _take_id(raw.get("id"), position, positions, report):
+        return None
     for path, cause in faults(raw):
         report.error(path, cause)
     if report.errors:
         return None
-    raw_s3 = raw.get("s3")
-    s3_report = FieldProblems(report.subject)  # its own, so that mistakes on both levels are told at once
-    s3 = _s3(raw_s3, f"{name}/", s3_report) if isinstance(raw_s3, dict) else None
-    given = fields.validate(EntryShape, raw, "", report)
+    s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are told at once
+    if isinstance(raw.get("s3"), dict):
+        s3 = read_s3(raw["s3"], f"{raw.get('id')}/", s3_report)
+    given = fields.validate(EntryShape, raw, "", report, elsewhere=_S3)
     if given is not None:
-        for field_name, text in (("id", given.id), ("name", given.name), ("duckdbPath", given.duckdb_path)):
-            if not text.strip():
-                report.error(field_name, "required")
-        mysql = given.mysql_connection_string.get_secret_value()
-        mysql_fault = fields.mysql_fault(mysql) if mysql else None
-        if mysql_fault:
-            report.error("mysqlConnectionString", mysql_fault)
-        elif not mysql:
-            report.warn("mysqlConnectionString", "missing: backups and restores work, replication from MySQL cannot")
-    writer = lost = None
-    if given is not None:
-        if fault := fields.host_fault(given.host):
-            report.error("host", fault)
-        writer = fields.one_of(_WRITERS, given.writer, "writer", report)
-        lost = fields.one_of(_ON_POSITION_LOST, given.on_position_lost, "onPositionLost", report)
-        _check_replication(given, writer, report)
+        _check_entry(given, report)
     report.errors += s3_report.errors
     report.warnings += s3_report.warnings
-    if given is None or writer is None or lost is None or not given.id or not given.duckdb_path:
+    if given is None or not given.id or not given.duckdb_path:
         return None
     backup_dir = settings.backup_path / given.id
     replica = _replica(given.duckdb_path, backup_dir, settings, report)
@@ -357,18 +299,48 @@ def _database(
         interval_hours=(s3.backup_interval_hours if s3 else 0.0) or settings.backup_interval_hours,
         local_retention_days=settings.backup_retention_days,
         auto_backup=settings.auto_backup,
-        writer=writer,
+        writer=given.writer,
         writer_conn_id=given.writer_conn_id or _WRITER_CONNECTION,
         include_tables=tuple(given.include_tables),
         exclude_tables=tuple(dict.fromkeys((*given.exclude_tables, *settings.excluded_tables))),
-        on_position_lost=lost,
+        on_position_lost=given.on_position_lost,
         storage_version=given.storage_version,
         entry=raw,
     )
 
 
-def _check_replication(given: EntryShape, writer: Writer | None, report: FieldProblems) -> None:
-    if given.writer_conn_id and writer == "duckling":
+def _take_id(name: Any, position: int, positions: dict[str, int], report: FieldProblems) -> bool:
+    """Call the entry by its id from now on; False where an earlier entry has it."""
+    if not isinstance(name, str) or not name:
+        return True
+    if fault := fields.id_fault(name):
+        report.error("id", fault)
+        return True
+    report.subject = name
+    if positions.setdefault(name, position) != position:
+        report.error("id", f"used by entry {positions[name]} already, so entry {position} is left out")
+        return False
+    return True
+
+
+def _check_entry(given: EntryShape, report: FieldProblems) -> None:
+    for field_name, text in (("id", given.id), ("name", given.name), ("duckdbPath", given.duckdb_path)):
+        if not text.strip():
+            report.error(field_name, "required")
+    mysql = given.mysql_connection_string.get_secret_value()
+    if not mysql:
+        report.warn("mysqlConnectionString", "missing: backups and restores work, replication from MySQL cannot")
+    elif fault := fields.mysql_fault(mysql):
+        report.error("mysqlConnectionString", fault)
+    if fault := fields.host_fault(given.host):
+        report.error("host", fault)
+    fields.one_of(get_args(fields.Writer), given.writer, "writer", report)
+    fields.one_of(get_args(fields.OnPositionLost), given.on_position_lost, "onPositionLost", report)
+    _check_replication(given, report)
+
+
+def _check_replication(given: EntryShape, report: FieldProblems) -> None:
+    if given.writer_conn_id and given.writer == "duckling":
         report.warn("writerConnId", 'not used: writer is "duckling", not "duckling-server"')
     for name, tables in (("includeTables", given.include_tables), ("excludeTables", given.exclude_tables)):
         for number, table in enumerate(tables):
@@ -398,93 +370,3 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProbl
     if backup_dir in path.parents:
         report.error("duckdbPath", f"lies in {backup_dir}, where old backups are deleted")
     return path
-
-
-def _s3(raw: dict[str, Any], default_prefix: str, report: FieldProblems) -> S3Settings | None:
-    """The ``s3`` object, or None when it is switched off or `report` got errors."""
-    if raw.get("enabled") is False:
-        # Nothing of it is used, so nothing is demanded of it; a misspelled name is worth a word all the same.
-        fields.warn_unknown(S3Shape, raw, "s3.", report)
-        return None
-    given = fields.validate(S3Shape, raw, "s3.", report)
-    if given is None:
-        return None
-    secret, key_text = given.secret_access_key.get_secret_value(), given.encryption_key.get_secret_value()
-
-    def check(name: str, fault: str | None) -> None:
-        if fault:
-            report.error(f"s3.{name}", fault)
-
-    def warn(name: str, texts: Iterable[str]) -> None:
-        for text in texts:
-            report.warn(f"s3.{name}", text)
-
-    has_endpoint = bool(given.endpoint)
-    check("bucket", fields.bucket_fault(given.bucket) if given.bucket else "required")
-    check("region", fields.region_fault(given.region, has_endpoint=has_endpoint) if given.region else "required")
-    inline = {"accessKeyId": given.access_key_id, "secretAccessKey": secret}
-    if given.aws_conn_id:
-        both = " and ".join(name for name, value in inline.items() if value)
-        check("awsConnId", f"given together with {both}: credentials come from one or the other" if both else None)
-    else:
-        for name, value in inline.items():
-            check(name, None if value else "required, unless awsConnId is given")
-    prefix = given.path_prefix or default_prefix
-    check("pathPrefix", fields.prefix_fault(prefix))
-    check("endpoint", fields.endpoint_fault(given.endpoint) if has_endpoint else None)
-    if not report.errors:
-        warn("pathPrefix", fields.prefix_warnings(prefix))
-        warn("endpoint", fields.endpoint_warnings(given.endpoint, given.bucket))
-    mode = fields.one_of(_MODES, given.encryption, "s3.encryption", report)
-    verify = fields.one_of(_VERIFY, given.verify, "s3.verify", report)
-    key = _key(key_text, mode, report)
-    if given.kms_key_id and mode not in (None, "sse-kms"):
-        report.warn("s3.kmsKeyId", f'not used: encryption is "{mode}", not "sse-kms"')
-    if 0 < given.s3_backup_interval_hours < MIN_HOURS:
-        check("s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
-    check("storageClass", fields.storage_class_fault(given.storage_class) if given.storage_class else None)
-    if given.storage_class.upper() in ("GLACIER", "DEEP_ARCHIVE"):
-        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
-    for name, fault in fields.tags_faults(given.tags):
-        check(name, fault)
-    if report.errors or mode is None or verify is None:
-        return None
-    return S3Settings(
-        bucket=given.bucket,
-        region=given.region,
-        access_key_id=given.access_key_id or None,
-        secret_access_key=given.secret_access_key if secret else None,
-        endpoint=given.endpoint.rstrip("/") or None,
-        force_path_style=given.force_path_style,
-        path_prefix=prefix,
-        encryption=mode,
-        kms_key_id=given.kms_key_id or None,
-        encryption_key=key,
-        backup_interval_hours=given.s3_backup_interval_hours,
-        backup_retention_days=given.s3_backup_retention_days,
-        aws_conn_id=given.aws_conn_id or None,
-        storage_class=given.storage_class or None,
-        tags=dict(given.tags),
-        verify=verify,
-        part_size=given.part_size_mib * MIB,
-        max_parts=given.max_parts,
-        max_concurrency=given.max_concurrency,
-    )
-
-
-def _key(text: str, mode: Encryption | None, report: FieldProblems) -> EncryptionKey | None:
-    """The key; only client-aes256 demands one, and a good one."""
-    if not text:
-        if mode == "client-aes256":
-            report.error("s3.encryptionKey", "required for client-aes256", hint="`duckling keygen` makes one.")
-        return None
-    key = None
-    try:
-        key = EncryptionKey.parse(text)
-    except ValueError as error:
-        if mode == "client-aes256":
-            report.error("s3.encryptionKey", str(error))
-    if mode not in (None, "client-aes256"):
-        # Kept when it is a key, but no reason to stop: files like that exist and work.
-        report.warn("s3.encryptionKey", f'not used: encryption is "{mode}", not "client-aes256"')
-    return key

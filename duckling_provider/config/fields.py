@@ -7,15 +7,15 @@ secret pasted into the wrong field must not reach a log.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.base.strict_json import kind, printable
@@ -24,23 +24,28 @@ MAX_HOURS, MAX_DAYS = 876_000.0, 36_500.0  # a century: far from where timedelta
 MIN_HOURS = 1 / 3600
 
 _MAX_ID = 200  # Airflow allows 250 characters of DAG id, a folder's name 255 bytes
-_MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
-_MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
-
-_PROVIDERS = (".amazonaws.com", ".digitaloceanspaces.com", ".backblazeb2.com", ".cloudflarestorage.com")
-
-_Hours = Annotated[float, Field(ge=0, le=MAX_HOURS, allow_inf_nan=False)]
-_Days = Annotated[float, Field(ge=0, le=MAX_DAYS, allow_inf_nan=False)]
 
 
-class _Shape(BaseModel):
-    # Null means absent (`validate` drops it), so every default is the type's own empty value, never None.
+Writer = Literal["duckling", "duckling-server"]
+OnPositionLost = Literal["resync", "fail"]
+
+
+def any_string(value: Any) -> str:
+    """A validator that takes every string; for choices, which `one_of` checks together with all other rules."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "not a string")
+    return value
+
+
+class Shape(BaseModel):
+    """Fields as they stand in the file, camelCase there. Null means absent: `validate` drops it."""
+
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="allow", alias_generator=to_camel, hide_input_in_errors=True
+        strict=True, frozen=True, extra="ignore", alias_generator=to_camel, hide_input_in_errors=True
     )
 
 
-class EntryShape(_Shape):
+class EntryShape(Shape):
     """One entry as it stands in the file; whether a field may be empty is not decided here."""
 
     id: str = ""
@@ -51,38 +56,13 @@ class EntryShape(_Shape):
     updated_at: str = ""
     queue: str = ""
     host: str = ""
-    writer: str = "duckling"
+    writer: Annotated[Writer, PlainValidator(any_string)] = "duckling"
     writer_conn_id: str = ""
     include_tables: list[str] = Field(default_factory=list)
     exclude_tables: list[str] = Field(default_factory=list)
-    on_position_lost: str = "fail"
+    on_position_lost: Annotated[OnPositionLost, PlainValidator(any_string)] = "fail"
     storage_version: str = "v1.5.0"
     s3: dict[str, Any] | None = None
-
-
-class S3Shape(_Shape):
-    """The ``s3`` object as it stands in the file."""
-
-    enabled: bool
-    bucket: str = ""
-    region: str = ""
-    access_key_id: str = ""
-    secret_access_key: SecretStr = SecretStr("")
-    endpoint: str = ""
-    force_path_style: bool = False
-    path_prefix: str = ""
-    encryption: str = "none"
-    kms_key_id: str = ""
-    encryption_key: SecretStr = SecretStr("")
-    s3_backup_interval_hours: _Hours = 0.0
-    s3_backup_retention_days: _Days = 0.0
-    aws_conn_id: str = ""
-    storage_class: str = ""
-    tags: dict[str, str] = Field(default_factory=dict)
-    verify: str = "full"
-    part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
-    max_parts: int = Field(default=10_000, ge=1, le=10_000)
-    max_concurrency: int = Field(default=4, ge=1, le=32)
 
 
 class FieldProblems:
@@ -100,15 +80,20 @@ class FieldProblems:
         self.warnings.append(f"{self.subject}: {name}: {text}")
 
 
-ShapeT = TypeVar("ShapeT", bound=_Shape)
+ShapeT = TypeVar("ShapeT", bound=Shape)
+#: A prefix of field names and the shape that they belong to.
+Elsewhere: TypeAlias = tuple[str, type[Shape]]
 
 
-def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: FieldProblems) -> ShapeT | None:
+def validate(
+    shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: FieldProblems, *, elsewhere: Elsewhere
+) -> ShapeT | None:
     """Check types and ranges, warn of unknown fields; None when `report` got errors.
 
     :param prefix: goes in front of field names, ``"s3."`` or ``""``.
+    :param elsewhere: the other level of the entry, for fields that stand on the wrong one.
     """
-    warn_unknown(shape, raw, prefix, report)
+    warn_unknown(shape, raw, prefix, report, elsewhere=elsewhere)
     try:
         given = shape.model_validate({name: value for name, value in raw.items() if value is not None})
     except ValidationError as error:
@@ -116,7 +101,7 @@ def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: F
             path = prefix + ".".join(printable(str(part)) for part in detail["loc"])
             report.error(path, _cause(shape, detail["type"], detail["loc"][0], detail["input"]))
         return None
-    for name, text in _texts(given):
+    for name, text in _texts(shape, raw):
         # A line end or blank that came along with copy and paste breaks signatures in ways that are hard to find.
         if text != text.strip():
             report.error(prefix + name, "white space at its ends")
@@ -125,15 +110,17 @@ def validate(shape: type[ShapeT], raw: Mapping[str, Any], prefix: str, report: F
     return None if report.errors else given
 
 
-def warn_unknown(shape: type[_Shape], raw: Mapping[str, Any], prefix: str, report: FieldProblems) -> None:
+def warn_unknown(
+    shape: type[Shape], raw: Mapping[str, Any], prefix: str, report: FieldProblems, *, elsewhere: Elsewhere
+) -> None:
     """Unknown fields are kept, and reported with the nearest known name."""
     for name in raw:
         if name not in field_names(shape):
-            near = _nearest_field(shape, name[:100])
+            near = _nearest_field(shape, name[:100], elsewhere)
             report.warn(prefix + printable(name), f"unknown field, did you mean {near}?" if near else "unknown field")
 
 
-def _cause(shape: type[_Shape], type_: str, name: str | int, value: Any) -> str:
+def _cause(shape: type[Shape], type_: str, name: str | int, value: Any) -> str:
     if type_ == "missing":
         return "required"
     wanted = {
@@ -155,24 +142,23 @@ def _cause(shape: type[_Shape], type_: str, name: str | int, value: Any) -> str:
     return f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}" if limits else f"not valid ({type_})"
 
 
-def _texts(given: _Shape) -> Iterator[tuple[str, str]]:
-    for name, info in type(given).model_fields.items():
-        value = getattr(given, name)
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+def _texts(shape: type[Shape], raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, info in shape.model_fields.items():
+        text = raw.get(info.alias or name)
         if isinstance(text, str) and name != "name":
             yield info.alias or name, text
 
 
 @lru_cache
-def field_names(shape: type[_Shape]) -> frozenset[str]:
+def field_names(shape: type[Shape]) -> frozenset[str]:
     """The names as they stand in the file."""
     return frozenset(info.alias or name for name, info in shape.model_fields.items())
 
 
 @lru_cache(maxsize=256)
-def _nearest_field(shape: type[_Shape], name: str) -> str | None:
+def _nearest_field(shape: type[Shape], name: str, elsewhere: Elsewhere) -> str | None:
     candidates = {known.lower(): known for known in field_names(shape)}
-    other, prefix = (S3Shape, "s3.") if shape is EntryShape else (EntryShape, "")
+    prefix, other = elsewhere
     plain = name.replace("_", "").replace("-", "").lower()
     if plain not in candidates and plain in {known.lower() for known in field_names(other)}:
         return prefix + next(known for known in field_names(other) if known.lower() == plain)
@@ -248,94 +234,3 @@ def table_fault(name: str) -> str | None:
 def storage_version_fault(text: str) -> str | None:
     """What DuckDB's ``ATTACH … (STORAGE_VERSION …)`` takes; whether this DuckDB can write it shows when it is used."""
     return None if re.fullmatch(r"v\d+\.\d+\.\d+", text, re.ASCII) else "expected a DuckDB version such as v1.5.0"
-
-
-def bucket_fault(text: str) -> str | None:
-    if re.fullmatch(r"[A-Za-z0-9._-]{1,255}|arn:[\w.:/-]{1,255}", text):
-        return None
-    return "expected the bucket's bare name: letters, digits, '.', '-' and '_'"
-
-
-def region_fault(text: str, *, has_endpoint: bool) -> str | None:
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
-        return "expected a region's name such as eu-west-1"
-    if text == "auto" and not has_endpoint:
-        return '"auto" needs an endpoint; AWS wants a region such as eu-west-1'
-    return None
-
-
-def endpoint_fault(text: str) -> str | None:
-    """``http(s)://host[:port][/…]`` without credentials."""
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname, url.port
-    except ValueError:
-        return "expected http(s)://host or http(s)://host:port, got a wrong host or port"
-    if "@" in text:
-        return "must not hold credentials; they belong into accessKeyId and secretAccessKey"
-    if url.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", text):
-        return "expected http(s)://host or http(s)://host:port, beginning with https://"
-    return "must not hold '?' or '#'" if "?" in text or "#" in text else None
-
-
-def endpoint_warnings(text: str, bucket: str) -> Iterator[str]:
-    """What is odd about an endpoint that has no fault."""
-    url = urlsplit(text)
-    host = url.hostname or ""
-    if url.scheme == "http" and not _is_loopback(host):
-        yield "plain http: backups travel unencrypted, and anybody on the way can change them"
-    in_host = bucket != "s3" and host.startswith(f"{bucket}.")
-    if host.endswith(_PROVIDERS) and (in_host or url.path.strip("/") == bucket):
-        yield "holds the bucket's name; the provider's bare endpoint is wanted, the bucket is added to it"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def target(endpoint: str | None, bucket: str, prefix: str) -> tuple[str, str, str]:
-    """Equal for two settings that store at the same place, however the endpoint is spelled."""
-    url = urlsplit(endpoint or "https://s3.amazonaws.com")
-    host = url.hostname or ""
-    if host.endswith(".amazonaws.com"):
-        return "aws", bucket, prefix
-    port = url.port or (443 if url.scheme == "https" else 80)
-    return f"{host}:{port}{url.path.rstrip('/')}", bucket, prefix
-
-
-def prefix_fault(text: str) -> str | None:
-    if text.startswith("/"):
-        return "must not begin with '/'"
-    if ".." in text or "\\" in text:
-        return "must not hold '..' or a backslash"
-    size = len(text.encode())
-    return f"expected at most {_MAX_PREFIX} bytes, got {size}" if size > _MAX_PREFIX else None
-
-
-def prefix_warnings(text: str) -> Iterator[str]:
-    """What is odd about a prefix that has no fault."""
-    if not text.endswith("/"):
-        yield f"does not end with '/': keys will look like \"{printable(text)}backup-2025-03-01T14-32-11-482Z.db\""
-    if "{" in text:
-        yield f'"{printable(text)}" is taken literally, nothing is filled in'
-
-
-def tags_faults(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(dotted field, cause) by S3's rules for object tags."""
-    if len(tags) > _MAX_TAGS:
-        yield "tags", f"expected at most {_MAX_TAGS} tags, got {len(tags)}"
-    for name, value in tags.items():
-        path = f"tags.{printable(name)}"
-        if not 1 <= len(name) <= _MAX_TAG_NAME or len(value) > _MAX_TAG_VALUE:
-            yield path, f"expected a name of 1 to {_MAX_TAG_NAME} characters and a value of at most {_MAX_TAG_VALUE}"
-        elif not re.fullmatch(r"[\w +=.:/@-]*", name) or not re.fullmatch(r"[\w +=.:/@-]*", value):
-            yield path, "expected letters, digits, blanks and + - = . _ : / @"
-        elif name.lower().startswith("aws:"):
-            yield path, 'names that begin with "aws:" are reserved'
-
-
-def storage_class_fault(text: str) -> str | None:
-    return None if re.fullmatch("[A-Za-z0-9_-]{1,64}", text) else "expected a storage class such as STANDARD_IA"

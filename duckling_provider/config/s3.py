@@ -1,0 +1,259 @@
+"""The ``s3`` object of an entry: its fields, their rules, and the frozen settings that come of them.
+
+A new field is one line in `S3Settings`, and where it has a rule of its own, one in `_faults`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, PlainValidator, SecretStr
+from pydantic_core import PydanticCustomError
+
+from duckling_provider.base.strict_json import printable
+from duckling_provider.config.fields import (
+    MAX_DAYS,
+    MAX_HOURS,
+    MIN_HOURS,
+    EntryShape,
+    FieldProblems,
+    Shape,
+    any_string,
+    one_of,
+    validate,
+    warn_unknown,
+)
+from duckling_provider.config.keys import EncryptionKey
+
+MIB = 1024 * 1024
+
+Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
+Verify = Literal["full", "head"]
+
+_MODES: tuple[Encryption, ...] = get_args(Encryption)
+_VERIFY: tuple[Verify, ...] = get_args(Verify)
+#: Fields on the level above, for those that stand here by mistake.
+_ENTRY = ("", EntryShape)
+
+_MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
+_MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
+_PROVIDERS = (".amazonaws.com", ".digitaloceanspaces.com", ".backblazeb2.com", ".cloudflarestorage.com")
+
+
+def _key(value: Any) -> EncryptionKey | None:
+    try:
+        return EncryptionKey.parse(any_string(value))
+    except ValueError as error:
+        if isinstance(error, PydanticCustomError):
+            raise
+        return None  # `_check_key` says what is wrong, where the mode needs a key
+
+
+# An empty text counts as absent.
+_Text = Annotated[str | None, AfterValidator(lambda text: text or None)]
+_Secret = Annotated[
+    SecretStr | None, AfterValidator(lambda secret: secret if secret and secret.get_secret_value() else None)
+]
+_Hours = Annotated[float, Field(ge=0, le=MAX_HOURS, allow_inf_nan=False)]
+_Days = Annotated[float, Field(ge=0, le=MAX_DAYS, allow_inf_nan=False)]
+
+
+class S3Settings(Shape):
+    """Where and how the backups of one database are stored.
+
+    What `read_s3` returns has every default filled in and obeys all rules; `endpoint` never ends in ``/``.
+    """
+
+    enabled: bool
+    bucket: str = ""
+    region: str = ""
+    access_key_id: _Text = None
+    secret_access_key: _Secret = None
+    endpoint: _Text = None  #: None = AWS
+    force_path_style: bool = False
+    path_prefix: str = ""  #: in front of ``backup-<stamp>.db``
+    # Whether it is one of the choices is checked with all else, so that all mistakes are told at once.
+    encryption: Annotated[Encryption, PlainValidator(any_string)] = "none"
+    kms_key_id: _Text = None
+    encryption_key: Annotated[EncryptionKey | None, PlainValidator(_key)] = None
+    backup_interval_hours: _Hours = Field(default=0.0, alias="s3BackupIntervalHours")  #: 0 = inherit
+    backup_retention_days: _Days = Field(default=0.0, alias="s3BackupRetentionDays")  #: 0 = for ever
+    aws_conn_id: _Text = None
+    storage_class: _Text = None
+    tags: dict[str, str] = Field(default_factory=dict)
+    verify: Annotated[Verify, PlainValidator(any_string)] = "full"
+    part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
+    max_parts: int = Field(default=10_000, ge=1, le=10_000)
+    max_concurrency: int = Field(default=4, ge=1, le=32)
+
+    @property
+    def part_size(self) -> int:
+        """In bytes."""
+        return self.part_size_mib * MIB
+
+    def __hash__(self) -> int:
+        # Tags are a dict; what is equal has an equal place.
+        return hash((self.endpoint, self.bucket, self.path_prefix))
+
+
+def read_s3(raw: Mapping[str, Any], default_prefix: str, report: FieldProblems) -> S3Settings | None:
+    """The ``s3`` object, or None when it is switched off or `report` got errors."""
+    if raw.get("enabled") is False:
+        # Nothing of it is used, so nothing is demanded of it; a misspelled name is worth a word all the same.
+        warn_unknown(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)
+        return None
+    given = validate(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)
+    if given is None:
+        return None
+    given = given.model_copy(update={"path_prefix": given.path_prefix or default_prefix})
+    for name, fault in _faults(given):
+        if fault:
+            report.error(f"s3.{name}", fault)
+    if not report.errors:
+        for text in prefix_warnings(given.path_prefix):
+            report.warn("s3.pathPrefix", text)
+        for text in endpoint_warnings(given.endpoint, given.bucket) if given.endpoint else ():
+            report.warn("s3.endpoint", text)
+    mode = one_of(_MODES, given.encryption, "s3.encryption", report)
+    one_of(_VERIFY, given.verify, "s3.verify", report)
+    _check_key(raw.get("encryptionKey"), mode, report)
+    if given.kms_key_id and mode not in (None, "sse-kms"):
+        report.warn("s3.kmsKeyId", f'not used: encryption is "{mode}", not "sse-kms"')
+    if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
+        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
+    if report.errors:
+        return None
+    return given.model_copy(update={"endpoint": (given.endpoint or "").rstrip("/") or None})
+
+
+def _faults(given: S3Settings) -> Iterator[tuple[str, str | None]]:
+    """(field, what is wrong or None), each rule once."""
+    yield "bucket", bucket_fault(given.bucket) if given.bucket else "required"
+    yield "region", region_fault(given.region, has_endpoint=bool(given.endpoint)) if given.region else "required"
+    yield from _credentials_faults(given)
+    yield "pathPrefix", prefix_fault(given.path_prefix)
+    yield "endpoint", endpoint_fault(given.endpoint) if given.endpoint else None
+    if 0 < given.backup_interval_hours < MIN_HOURS:
+        yield "s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second"
+    yield "storageClass", storage_class_fault(given.storage_class) if given.storage_class else None
+    yield from tags_faults(given.tags)
+
+
+def _credentials_faults(given: S3Settings) -> Iterator[tuple[str, str | None]]:
+    inline = {"accessKeyId": given.access_key_id, "secretAccessKey": given.secret_access_key}
+    if given.aws_conn_id:
+        both = " and ".join(name for name, value in inline.items() if value)
+        yield "awsConnId", f"given together with {both}: credentials come from one or the other" if both else None
+    else:
+        for name, value in inline.items():
+            yield name, None if value else "required, unless awsConnId is given"
+
+
+def _check_key(text: str | None, mode: Encryption | None, report: FieldProblems) -> None:
+    """Only client-aes256 demands a key, and a good one."""
+    if mode == "client-aes256":
+        if not text:
+            report.error("s3.encryptionKey", "required for client-aes256", hint="`duckling keygen` makes one.")
+            return
+        try:
+            EncryptionKey.parse(text)
+        except ValueError as error:
+            report.error("s3.encryptionKey", str(error))
+    elif text and mode is not None:
+        # Kept when it is a key, but no reason to stop: files like that exist and work.
+        report.warn("s3.encryptionKey", f'not used: encryption is "{mode}", not "client-aes256"')
+
+
+def bucket_fault(text: str) -> str | None:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,255}|arn:[\w.:/-]{1,255}", text):
+        return None
+    return "expected the bucket's bare name: letters, digits, '.', '-' and '_'"
+
+
+def region_fault(text: str, *, has_endpoint: bool) -> str | None:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
+        return "expected a region's name such as eu-west-1"
+    if text == "auto" and not has_endpoint:
+        return '"auto" needs an endpoint; AWS wants a region such as eu-west-1'
+    return None
+
+
+def endpoint_fault(text: str) -> str | None:
+    """``http(s)://host[:port][/…]`` without credentials."""
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:
+        return "expected http(s)://host or http(s)://host:port, got a wrong host or port"
+    if "@" in text:
+        return "must not hold credentials; they belong into accessKeyId and secretAccessKey"
+    if url.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", text):
+        return "expected http(s)://host or http(s)://host:port, beginning with https://"
+    return "must not hold '?' or '#'" if "?" in text or "#" in text else None
+
+
+def endpoint_warnings(text: str, bucket: str) -> Iterator[str]:
+    """What is odd about an endpoint that has no fault."""
+    url = urlsplit(text)
+    host = url.hostname or ""
+    if url.scheme == "http" and not _is_loopback(host):
+        yield "plain http: backups travel unencrypted, and anybody on the way can change them"
+    in_host = bucket != "s3" and host.startswith(f"{bucket}.")
+    if host.endswith(_PROVIDERS) and (in_host or url.path.strip("/") == bucket):
+        yield "holds the bucket's name; the provider's bare endpoint is wanted, the bucket is added to it"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def target(endpoint: str | None, bucket: str, prefix: str) -> tuple[str, str, str]:
+    """Equal for two settings that store at the same place, however the endpoint is spelled."""
+    url = urlsplit(endpoint or "https://s3.amazonaws.com")
+    host = url.hostname or ""
+    if host.endswith(".amazonaws.com"):
+        return "aws", bucket, prefix
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return f"{host}:{port}{url.path.rstrip('/')}", bucket, prefix
+
+
+def prefix_fault(text: str) -> str | None:
+    if text.startswith("/"):
+        return "must not begin with '/'"
+    if ".." in text or "\\" in text:
+        return "must not hold '..' or a backslash"
+    size = len(text.encode())
+    return f"expected at most {_MAX_PREFIX} bytes, got {size}" if size > _MAX_PREFIX else None
+
+
+def prefix_warnings(text: str) -> Iterator[str]:
+    """What is odd about a prefix that has no fault."""
+    if not text.endswith("/"):
+        yield f"does not end with '/': keys will look like \"{printable(text)}backup-2025-03-01T14-32-11-482Z.db\""
+    if "{" in text:
+        yield f'"{printable(text)}" is taken literally, nothing is filled in'
+
+
+def tags_faults(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(dotted field, cause) by S3's rules for object tags."""
+    if len(tags) > _MAX_TAGS:
+        yield "tags", f"expected at most {_MAX_TAGS} tags, got {len(tags)}"
+    for name, value in tags.items():
+        path = f"tags.{printable(name)}"
+        if not 1 <= len(name) <= _MAX_TAG_NAME or len(value) > _MAX_TAG_VALUE:
+            yield path, f"expected a name of 1 to {_MAX_TAG_NAME} characters and a value of at most {_MAX_TAG_VALUE}"
+        elif not re.fullmatch(r"[\w +=.:/@-]*", name) or not re.fullmatch(r"[\w +=.:/@-]*", value):
+            yield path, "expected letters, digits, blanks and + - = . _ : / @"
+        elif name.lower().startswith("aws:"):
+            yield path, 'names that begin with "aws:" are reserved'
+
+
+def storage_class_fault(text: str) -> str | None:
+    return None if re.fullmatch("[A-Za-z0-9_-]{1,64}", text) else "expected a storage class such as STANDARD_IA"
