@@ -80,7 +80,7 @@ def mariadb(rows: int) -> Iterator[tuple[str, int]]:
                     cursor.execute("GRANT ALL ON *.* TO bench@'127.0.0.1'")
                     cursor.execute("CREATE DATABASE bench")
                     cursor.execute("USE bench")
-                    # Not in the binlog: a gigabyte that nobody reads would be written at somebody's expense.
+                    # Not in the binlog: a gigabyte that no replica reads would be written for nothing.
                     cursor.execute("SET sql_log_bin = 0")
                     cursor.execute(f"CREATE TABLE data ({_COLUMNS})")
                     cursor.execute(f"INSERT INTO data SELECT {_VALUES} FROM seq_1_to_{rows}")  # noqa: S608

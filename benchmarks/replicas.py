@@ -25,7 +25,7 @@ connection.execute("CHECKPOINT replica")
 
 
 def replica(mib: int) -> Path:
-    """A replica of about `mib` MiB, made when it is not there yet. Nobody may write it."""
+    """A replica of about `mib` MiB, made when it is not there yet. No test may write to it."""
     path = WORK / "replicas" / f"{mib}-mib.db"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

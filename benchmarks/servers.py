@@ -82,8 +82,8 @@ def rclone(folder: Path) -> Iterator[Server | None]:
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    # Objects are removed behind its back between runs: it must look anew each time. Its ETag is the MD5 of the whole
-    # object, read anew for every ranged request, which would measure nothing else.
+    # Objects are removed behind its back between runs: it must look again each time. Its ETag is the MD5 of the whole
+    # object, read again for every ranged request, which would measure nothing else.
     options = ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "1ms", "--etag-hash", ""]
     command = [executable, "serve", "s3", *options, str(folder)]
     # An empty file of its own: the user's remotes are none of our business.

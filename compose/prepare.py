@@ -53,7 +53,7 @@ def _kms_key() -> str:
 
 
 def _airflow_uid() -> str:
-    """Who owns the files that containers and host share; nobody but root can give them to the image's own user."""
+    """Who owns the files that containers and host share; only root can give them to the image's own user."""
     return str(os.geteuid() or _IMAGE_USER)
 
 

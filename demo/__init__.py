@@ -35,5 +35,5 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def shown(path: Path) -> str:
-    """`path` as short as it gets for somebody who is in the repository."""
+    """`path` as short as it gets in the repository."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -81,7 +81,7 @@ def _api_key(folder: Path) -> str:
 
 
 def _configure(path: Path, where: Mapping[str, Any]) -> str:
-    """Write databases.json; one that is there belongs to whoever edited it, and only learns the store's new port."""
+    """Write databases.json; an existing one belongs to the user who edited it, and only learns the store's new port."""
     if path.exists():
         old = path.read_text(encoding="utf-8")
         pattern = re.compile(r'("endpoint":\s*)"http://127\.0\.0\.1:\d+"')

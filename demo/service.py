@@ -71,7 +71,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            # Nobody has waited for it, so even if it has ended, its number is still its own.
+            # No process has waited for it, so even if it has ended, its number is still its own.
             note = {"pid": child.pid, "started": _process(child.pid).started, "boot": _boot()}
             self._pid_file.write_text(json.dumps(note), encoding="utf-8")
         return child
@@ -129,7 +129,7 @@ class Service:
             return []
         found = [process for process in _processes() if process.session == leader and process.started >= started]
         if any(process.pid == leader and process.started != started for process in found):
-            return []  # the number is somebody else's by now
+            return []  # another process has that number by now
         return [process for process in found if process.alive and self._works_here(process.pid)]
 
     def _works_here(self, pid: int) -> bool:
@@ -147,7 +147,7 @@ def stop_all(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Keep a second one away from `folder` while the block runs; the system drops the lock of whoever dies.
+    """Keep a second one away from `folder` while the block runs; the system drops the lock of a process that dies.
 
     :raises DemoError: at once, when there is one.
     """
@@ -162,7 +162,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off signals until the block is done: whoever is told to stop must know what it has started.
+    """Put off signals until the block is done: a program that is told to stop must know what it has started.
 
     Handlers and not the signal mask, because the mask would be inherited by what is started.
     """

@@ -85,7 +85,7 @@ class Store:
 
 
 def free_port(wanted: int = 0) -> int:
-    """`wanted` when nobody has it, else any free port of the loopback address."""
+    """`wanted` when it is free, else any free port of the loopback address."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             # As servers do: a port that only waits for late packets is free.

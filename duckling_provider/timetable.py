@@ -1,4 +1,4 @@
-"""The schedule "every so many hours", at a moment of its own for each database.
+"""The schedule "every so many hours", staggered by database.
 
 Airflow's own timetable of a `timedelta` knows no such moment: without catchup, the first run is due when the DAG is
 first seen, whatever its `start_date`, and all later ones at that distance. A thousand entries of one file would be

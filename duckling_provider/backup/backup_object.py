@@ -2,7 +2,7 @@
 
 The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected.
 Where they contradict each other, or the object contradicts itself, that is an error before anything is downloaded:
-ciphertext must never become a replica, and nobody may slip a plain file to someone who asked for an encrypted one.
+ciphertext must never become a replica, and no plain file may pass for an encrypted one.
 Metadata is a help, never a need: other implementations write none, and some stores forget it.
 """
 
@@ -240,7 +240,7 @@ def list_backups(store: BackupSource) -> list[ListedBackup]:
 
 
 def resolve(database: Database, store: BackupSource, key: str = LATEST, *, before: datetime | None = None) -> str:
-    """The key that somebody means by ``latest``, by "newest before that time", by a bare file name or by a full key.
+    """The key that ``latest`` means, or "newest before that time", by a bare file name or by a full key.
 
     Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
 
@@ -262,8 +262,8 @@ def resolve(database: Database, store: BackupSource, key: str = LATEST, *, befor
 def identify_backup(database: Database, store: BackupSource, key: str, *, chosen: bool = False) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
-    :param chosen: somebody named this very key, so that a backup made under another database id (the entry was renamed)
-        is what they want.
+    :param chosen: the caller named this key, so a backup made under another database id is wanted too (the entry was
+        renamed).
     :raises NotFoundError: when there is no such object.
     :raises ModeError: when object and configuration contradict each other.
     :raises WrongKeyError: when the configured key is provably another one.

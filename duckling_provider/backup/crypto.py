@@ -152,7 +152,7 @@ class Mac:
 class PartMac:
     """Proof, at a tenth of the cost of SHA-256, that local bytes are the same as before: 32 hex characters.
 
-    GMAC (NIST SP 800-38D): what AES-256-GCM authenticates without encrypting. Nobody who doesn't know the key can make
+    GMAC (NIST SP 800-38D): what AES-256-GCM authenticates without encrypting. Without the key nothing can make
     other bytes with the same code; by chance it happens with less than 2**-99 for the largest part that a store takes.
 
     :param key: 32 random bytes that serve nothing else.

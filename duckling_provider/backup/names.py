@@ -1,4 +1,4 @@
-"""Names of backups: how a moment becomes a key, and which backup of a listing somebody means.
+"""Names of backups: how a moment becomes a key, and which backup of a listing is meant.
 
 The name is the contract's ``backup-{UTC ISO time, ':' and '.' as '-'}.db``, the same for the object and for the local
 file. Everything here is pure: lists and clocks come in, names go out.

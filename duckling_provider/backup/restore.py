@@ -83,7 +83,7 @@ def restore_backup(
     :param keep_old: leave the old file and its write-ahead log beside the new one.
     :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
         duration.
-    :param wait: seconds to wait for whoever holds or writes the replica.
+    :param wait: seconds to wait for the process that holds or writes the replica.
     :raises IntegrityError, ModeError, NotFoundError, NoSpaceError, BusyError, StoreError: the replica is as it was.
     """
     control = control or Control()
@@ -98,7 +98,7 @@ def restore_backup(
         replica.parent.mkdir(parents=True, exist_ok=True)
     with _held(replica, owner, wait=wait, control=control) as holder:
         with replica_access(replica, operation="restore", owner=holder, wait=wait, control=control):
-            # Not to copy hundreds of gigabytes first and then find somebody at work; also undoes an interrupted
+            # Not to copy hundreds of gigabytes first and then find the replica in use; also undoes an interrupted
             # restore.
             with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
@@ -235,7 +235,7 @@ def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, cont
 
 
 def _inherit_permissions(replica: Path, new: Path) -> None:
-    """Whoever could read and write the old file can read and write the new one."""
+    """Users who could read and write the old file can read and write the new one."""
     try:
         old = replica.stat()
     except FileNotFoundError:

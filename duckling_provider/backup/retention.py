@@ -3,7 +3,7 @@
 Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the
 newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
 
-What a killed upload left in the store goes too: an unfinished upload that nobody continued by the time a newer backup
+What a killed upload left in the store goes too: an unfinished upload that was not continued by the time a newer backup
 is complete, and a ``.mac`` whose object never came.
 """
 
@@ -156,7 +156,7 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
             log_path = path.with_suffix(UPLOAD_SUFFIX)
             if newest is None or created is None or created >= newest or (key in stored and not log_path.exists()):
                 continue
-            with contextlib.suppress(BusyError):  # somebody is uploading it just now
+            with contextlib.suppress(BusyError):  # another process is uploading it
                 locks.enter_context(FileLock(path.with_suffix(UPLOAD_LOCK_SUFFIX), operation="clean-up", wait=0))
                 superseded.add(key)
                 found = UploadLog.owner(log_path)

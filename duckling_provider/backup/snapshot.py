@@ -1,6 +1,6 @@
 """A consistent local copy of a replica, and everything later steps need to know of it, from one read of the file.
 
-The copy is consistent because nobody writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own
+The copy is consistent because nothing writes meanwhile: the replica's lock keeps out those who honour it, DuckDB's own
 file lock keeps out everybody else, the write-ahead log is folded in before, and inode, size and mtime are compared
 after. What cannot be proven consistent is no snapshot.
 
@@ -163,7 +163,7 @@ def take_snapshot(
     """Make a local backup of the replica.
 
     :param owner: the run it belongs to, shown to those who wait.
-    :param wait: seconds to wait for whoever holds or writes the replica.
+    :param wait: seconds to wait for the process that holds or writes the replica.
     :param now: the moment in the backup's name.
     :raises BusyError: when the replica is still held or written after `wait` seconds.
     :raises ReplicaError: when there is no usable DuckDB file.
@@ -214,7 +214,7 @@ def take_snapshot(
         _judge(report, partial, database)
         snapshot = seal.snapshot(target, database, moment, storage=header.storage_name, started=started)
         try:
-            # The sidecar first: a copy that lies here without one is somebody else's file, never a torn backup of ours.
+            # The sidecar first: a copy that lies here without one is not ours, never a torn backup of ours.
             snapshot.save()
             os.rename(partial, target)
         except BaseException:
@@ -354,7 +354,7 @@ def _size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def _quiet_replica(replica: Path, *, owner: str, wait: float, control: Control) -> Iterator[int]:
-    """A descriptor of the replica while nobody can write it and its write-ahead log is folded in."""
+    """A descriptor of the replica while no process can write it and its write-ahead log is folded in."""
     deadline = time.monotonic() + wait
     with replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control):
         for _ in range(_CHECKPOINT_TRIES):

@@ -3,7 +3,7 @@
 Part *i* of the object is read from the snapshot at its own offset, checked against the checksum that the snapshot
 recorded, and encrypted with the counter that belongs to that offset. So parts can be sent in any order, by any thread,
 again after a failure or by a later process, and are the same bytes each time. The check comes before the first
-encrypted byte leaves: an IV never serves other bytes than those it was drawn for, even if somebody changed the
+encrypted byte leaves: an IV never serves other bytes than those it was drawn for, even if another program changed the
 snapshot file.
 """
 

@@ -41,7 +41,7 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def give_to_owner_of(folder: Path, file: int | Path) -> None:
-    """What root makes in somebody's folder is theirs: a command run by root must not lock Airflow's user out."""
+    """What root makes in a user's folder is that user's: a command run by root must not lock Airflow's user out."""
     if os.geteuid() == 0:
         owner = folder.stat()
         if owner.st_uid != 0:

@@ -96,7 +96,7 @@ class WrongHostError(DucklingError):
 
 
 class BusyError(DucklingError):
-    """Somebody else holds the database, the replica or a backup; `holder` says who."""
+    """Another process holds the database, the replica or a backup; `holder` names it."""
 
     retryable = True
 

@@ -1,4 +1,4 @@
-"""An exclusive lock on a file, with a bounded wait, a name tag for those who wait, and a sign that somebody waits."""
+"""An exclusive lock on a file, with a bounded wait, a name tag for those who wait, and a sign that a process waits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class FileLock:
             "pid": os.getpid(),
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        # It is for messages only: a full disk must keep nobody from making room.
+        # It is for messages only: a full disk must not keep users from making room.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(tag).encode(), 0)
@@ -104,7 +104,7 @@ class FileLock:
 
 
 class _Wish:
-    """Shows on the file `path` that somebody waits, from `show` to the end of the block; None shows nothing."""
+    """Shows on the file `path` that a process waits, from `show` to the end of the block; None shows nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._fd = path, -1

@@ -1,4 +1,4 @@
-"""Calls that may block for minutes, in threads that nobody has to wait for.
+"""Calls that may block for minutes, in threads that the caller need not wait for.
 
 A store that falls silent keeps a request until its timeout, and nothing interrupts a thread in a system call. So the
 thread that a signal reaches makes no such calls: it looks after the threads that do, wakes several times a second, and
@@ -43,7 +43,7 @@ class Workers:
 
     #: Seconds that calls under way get to end by themselves after a cancellation.
     GRACE = 1.0
-    #: Seconds between two log lines of one wait: whoever looks at a task that stands still shall see why.
+    #: Seconds between two log lines of one wait: the log of a task that stands still must say why.
     TOLD_EVERY = 30.0
 
     def __init__(self, count: int, *, name: str, control: Control) -> None:
@@ -58,7 +58,7 @@ class Workers:
         def job() -> None:
             try:
                 result = call(*arguments)
-            except BaseException as error:  # raised again by whoever asks the future
+            except BaseException as error:  # raised again by the thread that asks the future
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -111,7 +111,7 @@ class Workers:
                 self._jobs.get_nowait()
         for _ in self._threads:
             self._jobs.put(None)
-        # Ctrl-C and the like are no `Exception`: whoever raised them wants out.
+        # Ctrl-C and the like are no `Exception`: the user wants out.
         urgent = error is not None and not isinstance(error, Exception)
         patience = _Patience(self._control, 0 if isinstance(error, AbandonedError) else self.GRACE, urgent=urgent)
         for thread in self._threads:

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from duckling_provider.node_server.takeover import EntryFinding, Step, Survey
     from duckling_provider.stores.store import Store
 
-_OWNERS = {"ours": "ours already", "duckling-server": "the server's", "foreign": "somebody else's", "absent": "missing"}
+_OWNERS = {
+    "ours": "ours already",
+    "duckling-server": "the server's",
+    "foreign": "another program's",
+    "absent": "missing",
+}
 
 
 def adopt(
@@ -189,7 +194,7 @@ def _plan(found: Survey) -> list[str]:
 def _show_next(session: Session, found: Survey, steps: Sequence[Step]) -> None:
     lines = []
     if any(step.error for step in steps):
-        lines.append("mend what FAILED and run this again: what is done is not done twice")
+        lines.append("fix what FAILED and run this again: what is done is not done twice")
     if os.environ.get("DATA_PATH") is None:
         lines.append(f"export DATA_PATH={found.target.parent}, for Airflow's processes and for this command")
     days = found.installation.settings.backup_retention_days

@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         terminal.fail("nothing was done")
         return FAILED
     except BrokenPipeError:
-        # Whoever reads us has seen enough. Python would complain when it flushes at exit.
+        # The program that reads our output has seen enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:

@@ -93,7 +93,7 @@ def delete(
     local: Local = False,
     as_json: Json = False,
 ) -> None:
-    """Delete one backup, with its .mac. Asks first; where nobody can be asked, --yes is needed."""
+    """Delete one backup, with its .mac. Asks first; without a terminal, --yes is needed."""
     from duckling_provider.backup.retention import delete_backup
 
     session = session_of(context, as_json)
@@ -104,7 +104,7 @@ def delete(
         raise UsageError("this is not a backup's key", subject=key, hint=f"duckling list {database.id} shows them.")
     interactive = sys.stdin.isatty() and sys.stderr.isatty() and not as_json
     if not yes and not interactive:
-        raise UsageError("nobody can be asked here", subject=full, hint="Add --yes to delete it without asking.")
+        raise UsageError("cannot prompt: no terminal", subject=full, hint="Add --yes to delete it without asking.")
     length = source.head(full).size
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
         session.terminal.fail("nothing was deleted")
@@ -159,7 +159,7 @@ def cleanup(
 def _show_backups(session: Session, database: Database) -> DucklingError | None:
     """Local backups and those in S3, newest first.
 
-    :returns: why one of the two could not be listed; the other is shown, and the error is told, all the same.
+    :returns: why one of the two could not be listed; the other is shown, and so is the error.
     """
     from duckling_provider.backup.backup_object import CLIENT, list_backups
     from duckling_provider.backup.local_backups import LocalBackups

@@ -173,7 +173,7 @@ def _pool(settings: Settings) -> CheckStep | None:
         return CheckStep(name, f"not checked: {error.cause}")
     if slots is None:
         make = f'airflow pools set {settings.pool} {settings.pool_slots} "transfers of Duckling"'
-        return CheckStep(name, error=f"does not exist: tasks that transfer would wait for ever. Make it: {make}")
+        return CheckStep(name, error=f"does not exist: tasks that transfer would never start. Make it: {make}")
     return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
 
 

@@ -10,4 +10,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result, or the err
 Id = Annotated[str, typer.Argument(metavar="ID", help="The entry's id in databases.json.", show_default=False)]
 Key = Annotated[str, typer.Argument(metavar="[KEY|latest]", help="A key, a file name, or latest.")]
 Local = Annotated[bool, typer.Option("--local", help="Use the local backups although S3 is configured.")]
-Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for whoever uses the replica.")]
+Wait = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for a process that uses the replica.")
+]

@@ -95,7 +95,7 @@ class Session:
         return installation
 
     def database(self, database_id: str) -> Database:
-        """The entry that the command is about; what is odd about it is told."""
+        """The entry that the command is about; its warnings are shown."""
         installation = self.installation()
         database = self.chosen(installation, database_id)
         for warning in self.warnings(installation, database_id):

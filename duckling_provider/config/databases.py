@@ -47,8 +47,8 @@ _WRITER_CONNECTION = "duckling_default"
 class Database:
     """One good entry of databases.json, with the environment's share worked in.
 
-    Whoever touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone; `replica_path`
-    and `backup_path` are the same as mere names, which can be shown anywhere.
+    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone.
+    `replica_path` and `backup_path` are the same as mere names, which can be shown anywhere.
     """
 
     id: str
@@ -269,7 +269,7 @@ def _database(
         report.error(path, cause)
     if report.errors:
         return None
-    s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are told at once
+    s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are reported at once
     if isinstance(raw.get("s3"), dict):
         s3 = read_s3(raw["s3"], f"{raw.get('id')}/", s3_report)
     given = fields.validate(EntryShape, raw, "", report, elsewhere=_S3)

@@ -1,6 +1,6 @@
 """Changing databases.json: what is written is checked by the rules that reading follows, and written in one step.
 
-Unknown fields, other entries and the order of everything stay as they were. Whoever edits sees secrets as ``***`` and
+Unknown fields, other entries and the order of everything stay as they were. An editor sees secrets as ``***`` and
 sends them back like that: such a value stands for the one that is there.
 """
 
@@ -37,7 +37,7 @@ def change_s3(
     :returns: the entry as it now is, and the warnings about it.
     :raises NotFoundError: there is no entry of that id.
     :raises ConfigError: the entry would be wrong; the file stays as it is.
-    :raises BusyError: somebody else changes the file just now.
+    :raises BusyError: another process is changing the file.
     """
     # Where the name is a symbolic link, the file behind it is replaced and the link stays.
     path = Path(os.path.realpath(settings.databases_file))
@@ -71,7 +71,7 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
     :param path: a databases.json, or where one is to be; its folder exists.
     :returns: the copy of the file as it was before; None when there was none.
     :raises ConfigError: the file that is there can't be used; it stays as it is.
-    :raises BusyError: somebody else changes it just now.
+    :raises BusyError: another process is changing it.
     """
     path = Path(os.path.realpath(path))
     with FileLock(

@@ -76,7 +76,7 @@ class S3Settings(Shape):
     endpoint: _Text = None  #: None = AWS
     force_path_style: bool = False
     path_prefix: str = ""  #: in front of ``backup-<stamp>.db``
-    # Whether it is one of the choices is checked with all else, so that all mistakes are told at once.
+    # Whether it is one of the choices is checked with all else, so that all mistakes are reported at once.
     encryption: Annotated[Encryption, PlainValidator(any_string)] = "none"
     kms_key_id: _Text = None
     encryption_key: Annotated[EncryptionKey | None, PlainValidator(_key)] = None
@@ -103,7 +103,7 @@ class S3Settings(Shape):
 def read_s3(raw: Mapping[str, Any], default_prefix: str, report: FieldProblems) -> S3Settings | None:
     """The ``s3`` object, or None when it is switched off or `report` got errors."""
     if raw.get("enabled") is False:
-        # Nothing of it is used, so nothing is demanded of it; a misspelled name is worth a word all the same.
+        # Nothing of it is used, so nothing is demanded of it; a misspelled name is still reported.
         warn_unknown(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)
         return None
     given = validate(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)

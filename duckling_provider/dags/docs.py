@@ -65,7 +65,7 @@ def sync_doc(database: Database, settings: Settings) -> str:
     return (
         f"## Sync of {_plain(database.name)}\n\n{_table(rows)}"
         f"""
-Applies the changes in MySQL's binlog to the replica; the first run copies all tables. It makes way for backups and
+Applies the changes in MySQL's binlog to the replica; the first run copies all tables. It yields to backups and
 restores: such a run is *skipped*, and the next one goes on. To prove that both sides are equal:
 `duckling validate {database.id}`.
 """

@@ -45,7 +45,7 @@ _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 # Delays double from try to try: a store that is down, or a replica held by a long restore, has some hours to come back.
 _BACKUP_RETRY_DELAY = timedelta(minutes=5)
-# Whoever restores is waiting.
+# A person is waiting for a restore.
 _RESTORE_RETRY_DELAY = timedelta(minutes=1)
 # Of continuous runs: long enough for their start not to matter, short enough for a log that one can read.
 _CDC_RUN = timedelta(minutes=10)
@@ -176,7 +176,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             database_id=database.id,
             target_path=target,
             known_conf=list(params),
-            doc_md="Keeps away whoever writes the replica, until `resume`.",
+            doc_md="Keeps writers away from the replica until `resume`.",
         )
         restore = S3RestoreOperator(
             task_id=RESTORE,

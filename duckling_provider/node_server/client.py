@@ -394,7 +394,7 @@ def resume(server: NodeServerClient, database: Database, *, owner: str) -> tuple
             log.error("start %s: %s", name, error.what)
             failed = failed or error
             continue
-        # One by one: a retry must not start what somebody has stopped since.
+        # One by one: a retry must not start what a person has stopped since.
         note = replace(note, services=tuple(other for other in note.services if other != name))
         note.save(replica)
     if failed is not None:

@@ -38,7 +38,7 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
 
     :param moment: when the file was made.
     :raises DamagedError: it is no whole DuckDB file, so no backup.
-    :raises BusyError: somebody has it open for writing.
+    :raises BusyError: another process has it open for writing.
     :raises NoSpaceError: it must be copied, and there is no room.
     """
     control = control or Control()
@@ -70,7 +70,7 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
         seal, storage = _checked(lock.fileno() if is_link else out, source if is_link else partial, database, control)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
         try:
-            # The sidecar first, as with a snapshot: a copy without one is somebody else's file.
+            # The sidecar first, as with a snapshot: a copy without one is not ours.
             snapshot.save()
             if is_link:
                 os.link(source, target)
@@ -85,7 +85,7 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
 
 
 def _can_link(source: Path, folder: Path) -> bool:
-    """Another file system, somebody else's file, a file system without links: all of it shows by trying."""
+    """Another file system, another user's file, a file system without links: all of it shows by trying."""
     trial = folder / f".{secrets.token_hex(8)}.link"
     try:
         os.link(source, trial)

@@ -119,7 +119,7 @@ class Survey:
 
     @property
     def running(self) -> tuple[EntryFinding, ...]:
-        """Those whose replica somebody writes, though it is to be ours."""
+        """Those whose replica another program writes, though it is to be ours."""
         return tuple(found for found in self.findings if found.holder and found.database.writer == "duckling")
 
     @property
@@ -199,7 +199,7 @@ def take_over(
 ) -> Iterator[Step]:
     """Do what is to be done, database by database; yields each step as it is over. A failed one stops no other.
 
-    :raises BusyError: somebody writes a replica; nothing was done.
+    :raises BusyError: another program writes a replica; nothing was done.
     """
     control = control or Control()
     if surveyed.running:
@@ -347,10 +347,10 @@ def _look_at_replica(finding: EntryFinding) -> None:
     except DucklingError as error:
         finding.problems.append(str(error))
     if finding.owner == "absent":
-        finding.problems.append(f"no replica at {database.replica_path}: restore a backup, or let a sync copy it anew")
+        finding.problems.append(f"no replica at {database.replica_path}: restore a backup, or let a sync copy it again")
     elif finding.owner == "foreign":
         finding.problems.append(
-            "the replica has no table cdc_binlog_position: backups work, a sync would have to copy it anew"
+            "the replica has no table cdc_binlog_position: backups work, a sync would have to copy it again"
         )
 
 

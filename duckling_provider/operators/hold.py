@@ -26,15 +26,15 @@ _DAY = 24 * 3600.0
 
 
 class DucklingHoldOperator(CoreTask, BaseOperator):
-    """Reserve a replica for this DAG run: once the task succeeds, nobody who honours the hold writes any more.
+    """Reserve a replica for this DAG run: once the task succeeds, no program that honours the hold writes to it.
 
     Where the Node.js server writes it (``"writer": "duckling-server"``), that one's sync and CDC are stopped as well. A
     task that fails leaves neither a hold nor a stopped server: without a success of this one, no release follows.
 
     :param database_id: the entry of databases.json. (templated)
-    :param target_path: when a restore goes elsewhere, the live replica is not touched and nobody is paused. (templated)
+    :param target_path: a restore to elsewhere does not touch the live replica, and nothing is paused. (templated)
     :param known_conf: the fields that the run's conf may have; any when omitted.
-    :param hold_seconds: after this long the hold ends by itself, should nobody release it.
+    :param hold_seconds: after this long the hold ends by itself, if it is not released.
     :param wait_seconds: how long to wait for the one who writes just now, and then for the server to become idle.
     """
 
@@ -135,7 +135,7 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
             try:
                 self._resume_server(database, owner)
             finally:
-                # A server that can't be started keeps nobody else away.
+                # A server that can't be started keeps no other writer away.
                 self._release(database, owner)
 
     def _resume_server(self, database: Database, owner: str) -> None:
@@ -157,7 +157,7 @@ class DucklingReleaseOperator(CoreTask, BaseOperator):
         try:
             released = release_hold(database.replica, owner=owner)
         except BusyError as error:
-            # Ours has ended by its time, or there was none; somebody else's is not ours to end.
+            # Ours has ended by its time, or there was none; another run's is not ours to end.
             self.log.info("%s", error)
             return
         self.log.info("%s is free again" if released else "%s was not held by this run", database.replica)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class DucklingSyncOperator(CoreTask, BaseOperator):
     """Bring a replica up to date from MySQL's binlog; the first time, copy everything.
 
-    Skipped, with the reason, when somebody else needs the replica: a snapshot, a restore. The next run goes on.
+    Skipped, with the reason, when a snapshot or a restore needs the replica. The next run goes on.
 
     :param database_id: the entry of databases.json. (templated)
     :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
-    :param wait_seconds: how long to wait for somebody who uses the replica just now.
+    :param wait_seconds: how long to wait for a process that uses the replica.
     :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
         ``notes`` (what could not be mirrored exactly).
     """
@@ -71,7 +71,7 @@ class DucklingValidateOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param max_differences: rows that are named of each table at most.
-    :param wait_seconds: how long to wait for somebody who uses the replica just now.
+    :param wait_seconds: how long to wait for a process that uses the replica.
     :return: the report, see `replication.validate.report.ValidationReport.as_json`.
     """
 

@@ -22,11 +22,11 @@ def replica_access(
 ) -> Iterator[None]:
     """Exclusive access to `replica` among all who honour the protocol of `locks`.
 
-    An interrupted restore is undone or completed first, so that nobody ever sees its half-way state.
+    An interrupted restore is undone or completed first, so that no caller ever sees its half-way state.
 
     :param operation: for the messages of those who have to wait, e.g. ``"snapshot"``.
     :param owner: the run this belongs to; it may pass its own hold.
-    :param wait: seconds to wait for a lock or hold of somebody else.
+    :param wait: seconds to wait for a lock or hold of another process.
     :raises BusyError: after `wait` seconds.
     """
     with unheld_lock(

@@ -140,7 +140,7 @@ class BlockReport:
     :param bad_count: how many bad ones there are in all.
     :param skipped: nothing could be checked, because the file is encrypted by DuckDB.
     :param missing: how many blocks lie, wholly or in part, behind the end of the file. With the file this is damage and
-        part of `bad_count`; without it nobody can say, and it is not.
+        part of `bad_count`; without it that is unknown, and it is not.
     """
 
     blocks: int

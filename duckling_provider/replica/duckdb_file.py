@@ -2,7 +2,7 @@
 
 A trap that shapes this module: DuckDB's POSIX lock belongs to the process and is dropped when that process closes *any*
 descriptor of the file, also one opened by hand for reading. Nothing in this package opens a replica by DuckDB in its
-own process (`checkpoint` runs as a child), and nobody may call this module on a file that the same process has open in
+own process (`checkpoint` runs as a child), and no code may call this module on a file that the same process has open in
 DuckDB.
 
 The locks taken here are open-file-description locks (Linux >= 3.15, glibc or musl, 64-bit): they conflict with DuckDB's
@@ -32,7 +32,7 @@ from duckling_provider.replica.child_process import LOCK_CONFLICT, raise_for, ru
 #: The last two appear while DuckDB >= 1.5 checkpoints or recovers, and stay when it is killed meanwhile.
 WAL_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
 
-#: Seconds between two looks at a lock that somebody else has.
+#: Seconds between two looks at a lock that another process has.
 _POLL = 0.2
 #: ``struct flock`` of 64-bit Linux: type, whence, start, length (0: to the end, wherever that is), PID.
 _FLOCK = "hhqqi4x"
@@ -90,7 +90,7 @@ def header_of(path: Path) -> Header:
 
 
 def writer_of(path: Path) -> str | None:
-    """Who has `path` open for writing, as ``"PID 123 (python3 sync.py)"``; None when nobody has.
+    """Who has `path` open for writing, as ``"PID 123 (python3 sync.py)"``; None when it is not.
 
     :raises ReplicaError: as `header_of`, but the content is not looked at.
     """
@@ -104,8 +104,8 @@ def writer_of(path: Path) -> str | None:
 class ReadLock:
     """Keeps DuckDB writers out of a file, in whatever process, and lets readers in. A context manager.
 
-    While it is held the bytes can't change by DuckDB, and `file` reads them. It fails as long as anybody has the file
-    open for writing. The descriptor is the locked one: whoever inherited it would hold the lock on, so it is neither
+    While it is held the bytes can't change by DuckDB, and `file` reads them. It fails while any process has the file
+    open for writing. The descriptor is the locked one: a process that inherited it would keep the lock. So it is neither
     passed to programs started meanwhile nor kept by a fork.
 
     :param path: symbolic links are followed.
@@ -179,7 +179,7 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
     """Fold the WAL into the file, in a child process. A file without a WAL stays byte-identical.
 
     :param wait: seconds to wait for others to close the file.
-    :raises BusyError: somebody, writer or reader, still has it open after `wait` seconds.
+    :raises BusyError: another process, writer or reader, still has it open after `wait` seconds.
     :raises ReplicaError: the file can't be used, is encrypted by DuckDB and has a WAL (only its writer has the key),
         its storage version changed, or DuckDB could replay nothing of the WAL and left it as it was.
     :raises DamagedError: DuckDB can't read the file or its WAL.
@@ -210,7 +210,7 @@ def checkpoint(replica: Path, *, wait: float = 0.0, control: Control | None = No
         )
     if left := wals & _identities(replica):
         # DuckDB takes an incomplete transaction, and damage that looks like one, for the end of the WAL. When that
-        # comes first it succeeds and touches nothing; the next writer would drop the WAL without a word.
+        # comes first it succeeds and touches nothing; the next writer would drop the WAL silently.
         names = ", ".join(sorted(Path(name).name for name, *_ in left))
         raise ReplicaError(
             f"has changes in {names} of which DuckDB can replay nothing",
@@ -228,7 +228,7 @@ def open_check(path: Path, *, control: Control | None = None) -> None:
     :raises DamagedError: DuckDB can't; with the first line of its message.
     :raises ReplicaError: it could not be tried: the file is missing or newer than this DuckDB, or permissions or
         memory are lacking.
-    :raises BusyError: somebody has it open for writing.
+    :raises BusyError: another process has it open for writing.
     """
     _look("open", path, control)
 

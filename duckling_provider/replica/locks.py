@@ -1,7 +1,7 @@
 """Who may touch a replica: the lock for the moment, the hold for longer.
 
-Three files beside the replica (beside its target, where it is a symbolic link) make up the protocol. Whoever writes
-the replica must honour the first two:
+Three files beside the replica (beside its target, where it is a symbolic link) make up the protocol. A program that
+writes the replica must honour the first two:
 
 ``<replica>.duckling-lock``
     An exclusive `flock` on it is held while a process reads or writes the replica: a snapshot, a replacement, one
@@ -9,14 +9,14 @@ the replica must honour the first two:
     for messages only.
 
 ``<replica>.duckling-hold``
-    Present while a restore is under way, from "pause" to "resume", possibly over several processes. Nobody but its
+    Present while a restore is under way, from "pause" to "resume", possibly over several processes. Only its
     owner may take the lock for work meanwhile. A hold names its owner and its end, and the process where it belongs to
     one: when that process is gone (other boot, or no process of that PID and start time on this host), or its time has
     passed, it no longer counts.
 
 ``<replica>.duckling-wanted``
     Who waits for the lock keeps a shared `flock` on it meanwhile. A sync, which would take the lock again at once for
-    its next micro-batch, looks there in between and makes way.
+    its next micro-batch, looks there in between and yields.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _now() -> datetime:
 
 
 def is_wanted(replica: Path) -> bool:
-    """Whether somebody waits for the lock of `replica`; for its holder, who may give it up for a while."""
+    """Whether a process waits for the lock of `replica`; for its holder, which may give it up for a while."""
     try:
         fd = os.open(state_path(replica, WANTED_SUFFIX), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -186,14 +186,14 @@ def place_hold(
     process_bound: bool = False,
     control: Control | None = None,
 ) -> Hold:
-    """Reserve `replica` for `owner`; once it returns, nobody who honours the protocol is writing.
+    """Reserve `replica` for `owner`; once it returns, no program that honours the protocol is writing.
 
     Taking one's own hold again renews it. A stale hold is taken over.
 
     :param seconds: after this long the hold no longer counts, in case its owner never comes back.
     :param wait: seconds to wait for another holder.
     :param process_bound: the hold ends with the current process at the latest.
-    :raises BusyError: when somebody else's hold or lock outlasts the wait.
+    :raises BusyError: when another process's hold or lock outlasts the wait.
     """
     process = ProcessId.current() if process_bound else None
     with unheld_lock(replica, operation="pause", owner=owner, wait=wait, control=control):
@@ -210,7 +210,7 @@ def release_hold(replica: Path, *, owner: str | None) -> bool:
     """Give up the hold of `owner`; False when there was none. ``owner=None`` releases anybody's: for a person who
     knows.
 
-    :raises BusyError: when the hold is somebody else's.
+    :raises BusyError: when the hold has another owner.
     """
     hold = read_hold(replica)
     if hold is None:

@@ -144,7 +144,7 @@ class MultipartUpload:
             try:
                 present = interruptible(self._present_parts, self._control)
             except (NotFoundError, AccessDeniedError):
-                # The store has forgotten it, or we may not ask (s3:ListMultipartUploadParts): begin anew.
+                # The store has forgotten it, or we may not ask (s3:ListMultipartUploadParts): start again.
                 self._abort()
                 remembered = None
             else:
@@ -213,7 +213,7 @@ class MultipartUpload:
                     ContentLength=self._length(part),
                     Body=cast("Any", reader),
                 )
-        self._control.check()  # nobody waits any more, and the log may be another upload's
+        self._control.check()  # the caller is gone, and the log may be another upload's
         self._etags[part] = answer["ETag"]
         if self._log is not None:
             self._log.record(part, answer["ETag"])

@@ -158,7 +158,7 @@ class UploadLog:
 
     :param path: the file.
     :param binding: what the upload is of. An upload is continued only under the same binding: another snapshot, key,
-        IV, part size or bucket starts anew.
+        IV, part size or bucket starts from the beginning.
     """
 
     def __init__(self, path: Path, binding: Mapping[str, object]) -> None:

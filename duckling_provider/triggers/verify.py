@@ -26,7 +26,7 @@ class HmacVerifyTrigger(BaseTrigger):
     :param key: the backup's key, or ``latest``.
     :param poke_interval: seconds between two looks for a missing object.
     :param give_up_at: seconds since the epoch after which a missing object is no longer waited for. A moment, not a
-        span, so that a restarted triggerer does not begin anew; a verification under way is never cut short.
+        span, so that a restarted triggerer does not begin again; a verification under way is never cut short.
     """
 
     def __init__(self, *, database_id: str, key: str, poke_interval: float, give_up_at: float) -> None:

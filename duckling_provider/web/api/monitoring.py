@@ -91,7 +91,7 @@ def health(
 
 
 def _told(body: Health) -> JSONResponse:
-    """`details` and `error` only where there are any: nobody without credentials sees them."""
+    """`details` and `error` only where there are any: callers without credentials don't see them."""
     left_out = {name for name in ("details", "error") if getattr(body, name) is None}
     return JSONResponse(body.model_dump(by_alias=True, exclude=left_out), 200 if body.success else 503)
 
@@ -132,7 +132,7 @@ class _Statuses(Collector):
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
             (
                 "replica_held",
-                "1 while somebody keeps writers away, where this host has it.",
+                "1 while writers are kept away, where this host has the replica.",
                 lambda s: int(bool(s.hold)),
             ),
         ]

@@ -32,7 +32,7 @@ _HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-#: Under the application's root these answer programs, whoever asks.
+#: Under the application's root these answer programs, whatever asks.
 _FOR_PROGRAMS = ("/api/", "/health", "/metrics", "/docs", "/openapi.json", "/static/", "/static-offline-docs/")
 
 _TITLES = {
@@ -103,7 +103,7 @@ def wants_page(request: Request) -> bool:
 def error_page(
     request: Request, status: int, error: str, *, more: Mapping[str, object], headers: Mapping[str, str]
 ) -> HTMLResponse:
-    """An error in the page's look; for somebody without a login, the way to it."""
+    """An error in the page's look; without a login, the way to it."""
     login = ""
     if status == 401:
         # Back to Airflow's own page around this one: its cookie is then there for both.

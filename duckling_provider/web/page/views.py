@@ -146,7 +146,7 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
 
 @router.get("/databases/{database_id}/{action}")
 def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
-    """Whoever loads Airflow's window anew after a button was pressed comes back to the database."""
+    """A reload of Airflow's window after a button was pressed comes back to the database."""
     if action not in ("backup", "verify", "test"):
         raise ApiError(404, "there is no such path")
     caller.demand("read", database_id)

@@ -1,4 +1,4 @@
-"""How moments, spans, sizes and states are told to people; pure. The templates' filters come from here."""
+"""How moments, spans, sizes and states are written for people; pure. The templates' filters come from here."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Caller:
 async def identify_caller(request: Request) -> Caller | None:
     """The caller of a request; None when it shows no credentials at all.
 
-    :raises ApiError: 401 for credentials that are wrong, 403 for a page of another site that uses somebody's cookie.
+    :raises ApiError: 401 for credentials that are wrong, 403 for a page of another site that uses a user's cookie.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if token:

@@ -40,7 +40,7 @@ def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
     size = store.head(full).size
-    # First: a backup that is told as missing although it is there does less harm than the reverse.
+    # First: to report a backup as missing although it is there does less harm than the reverse.
     with create_session() as session:
         forget_backup(session, db, full)
     delete_backup(store, full)

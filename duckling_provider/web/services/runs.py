@@ -72,7 +72,7 @@ def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, st
         session.scalars(select(DagModel).where(DagModel.dag_id == locked).with_for_update()).one_or_none()
         dag = session.get(DagModel, name)
         if dag is None or dag.is_stale:
-            raise ApiError(409, f"Airflow has no DAG {name} yet; it reads databases.json anew within a minute or so")
+            raise ApiError(409, f"Airflow has no DAG {name} yet; it reads databases.json again within a minute or so")
         for run in active_runs(session, database_id, _RIVALS[kind]):
             raise ApiError(
                 409,
@@ -107,7 +107,7 @@ class Outcome:
 
 
 async def finished(begun: Begun) -> Outcome:
-    """Wait until the run has ended well; whoever waits may go away, the run goes on.
+    """Wait until the run has ended well; the caller may go away, the run goes on.
 
     :raises ApiError: it failed, or waits for a retry.
     """
