@@ -105,7 +105,7 @@ class ReadLock:
     """Keeps DuckDB writers out of a file, in whatever process, and lets readers in. A context manager.
 
     While it is held the bytes can't change by DuckDB, and `file` reads them. It fails while any process has the file
-    open for writing. The descriptor is the locked one: a process that inherited it would keep the lock. So it is neither
+    open for writing. The descriptor is the locked one: a process that inherits it keeps the lock. So it is neither
     passed to programs started meanwhile nor kept by a fork.
 
     :param path: symbolic links are followed.
