@@ -10,8 +10,11 @@ or completed by the next access.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import json
+import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +26,13 @@ from duckling_provider.backup.names import LATEST
 from duckling_provider.backup.pipeline import DurableWriter
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
-from duckling_provider.base.durable_files import give_to_owner_of, sync_folder
+from duckling_provider.base.durable_files import (
+    make_folder,
+    partial_file,
+    remove_unless_locked,
+    sync_folder,
+    write_durably,
+)
 from duckling_provider.base.errors import (
     BusyError,
     DamagedError,
@@ -32,6 +41,7 @@ from duckling_provider.base.errors import (
     RequestError,
 )
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.state_files import create_state, read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
@@ -41,6 +51,14 @@ from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
+
+#: What link(2) says on file systems without hard links (SMB, some FUSE ones).
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+
+#: How names of the notes of downloads begin, in the folder of the local backups.
+_NOTE_PREFIX = "restoring-"
+
+log = logging.getLogger(__name__)
 
 _STOP_WRITER = "A restore would pull the file from under it. Stop that process, then restore."
 _STOP_SERVER = (
@@ -137,10 +155,7 @@ def _restore_elsewhere(
         _download(database, store, backup, to, control) as new,
         disk_errors(to.parent, subject=database.id, needed=backup.size),
     ):
-        try:
-            os.link(new, to)  # unlike a rename, this fails when the name was taken meanwhile
-        except FileExistsError:
-            raise RequestError("there is a file of that name by now", subject=str(to)) from None
+        _give_name(new, to)
         sync_folder(to.parent)
     return backup.size, backup.key
 
@@ -200,23 +215,12 @@ def _download(
     new = target.with_name(target.name + NEW_SUFFIX)
     require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
     with disk_errors(target.parent, subject=database.id, needed=backup.size):
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise BusyError("another restore is writing it", holder="another restore", subject=str(new)) from None
-        try:
-            os.ftruncate(fd, 0)
+        clear_downloads(database)
+        # What a killed restore left. Nothing is ever written into a file that is there: it may be another user's.
+        remove_unless_locked(new)
+        with _noted(database, new), partial_file(new) as fd:
             _receive(store, backup, new, fd, control)
             yield new
-        finally:
-            # Only if the name is still this very file: after a rename it is gone, and after a crash it may be
-            # another's.
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(new).st_ino == os.fstat(fd).st_ino:
-                    new.unlink()
-            os.close(fd)
 
 
 def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
@@ -239,8 +243,65 @@ def _inherit_permissions(replica: Path, new: Path) -> None:
     try:
         old = replica.stat()
     except FileNotFoundError:
-        give_to_owner_of(new.parent, new)
+        return  # `new` is the folder owner's already
+    fd = os.open(new, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, old.st_mode & 0o777)
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, old.st_uid, old.st_gid)
+    finally:
+        os.close(fd)
+
+
+def _give_name(new: Path, to: Path) -> None:
+    """Give a finished file the name `to`, which must be free.
+
+    :raises RequestError: it is taken.
+    """
+    try:
+        try:
+            os.link(new, to)  # unlike a rename, this fails when the name is taken
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # The name is taken by an empty file of ours first, which the rename then replaces.
+            os.close(create_state(to))
+            os.rename(new, to)
+    except FileExistsError:
+        raise RequestError("there is a file of that name by now", subject=str(to)) from None
+
+
+@contextlib.contextmanager
+def _noted(database: Database, new: Path) -> Iterator[None]:
+    """A note of where a download is written, so that one whose process was killed is found: it is plain text."""
+    if not database.is_here:
+        yield
         return
-    os.chmod(new, old.st_mode & 0o7777)
-    with contextlib.suppress(PermissionError):
-        os.chown(new, old.st_uid, old.st_gid)
+    make_folder(database.backup_dir)
+    note = database.backup_dir / f"{_NOTE_PREFIX}{secrets.token_hex(4)}.json"
+    write_durably(note, json.dumps({"download": str(new.absolute())}).encode())
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def clear_downloads(database: Database) -> int:
+    """Remove the unfinished downloads of restores whose process is gone; returns how many there were."""
+    removed = 0
+    if not database.is_here:
+        return removed
+    for note in database.backup_dir.glob(f"{_NOTE_PREFIX}*.json"):
+        try:
+            path = Path(json.loads(read_state(note))["download"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not path.is_absolute() or not path.name.endswith(NEW_SUFFIX):
+            continue
+        if path.exists():
+            if not remove_unless_locked(path):
+                continue  # its restore is at work
+            log.warning("%s: removed the download of a restore that was interrupted", path)
+            removed += 1
+        note.unlink(missing_ok=True)
+    return removed

@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -43,13 +44,14 @@ from duckling_provider.base.durable_files import (
 )
 from duckling_provider.base.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
 from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
 from duckling_provider.replica.exchange import identity
-from duckling_provider.stores.parts import MIB, PartPlan, plan_parts
+from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
 SIDECAR_SUFFIX = ".json"
 PARTIAL_SUFFIX = ".partial"
@@ -109,17 +111,32 @@ class Snapshot:
         del data["path"]
         write_durably(sidecar_of(self.path), json.dumps(data).encode())
 
+    def _require_sane(self) -> None:
+        """:raises ValueError: a field has a type or value that `save` never writes."""
+        for name, kinds in _TYPES.items():
+            if type(getattr(self, name)) not in kinds:
+                raise ValueError(f"{name} has another type")
+        if self.size < 0 or self.part_size < MIN_PART:
+            raise ValueError("size or part_size is out of range")
+        if len(self.part_checksums) != self.plan.count or not all(_is_hex(code) for code in self.part_checksums):
+            raise ValueError("part_checksums don't fit size and part_size")
+        for name, digits in (("sha256", 64), ("checksum_key", 64), ("iv", 32), ("mac", 64), ("key_fingerprint", 16)):
+            value = getattr(self, name)
+            if value is not None and not (_is_hex(value) and len(value) == digits):
+                raise ValueError(f"{name} is not {digits} hexadecimal digits")
+
     @classmethod
     def load(cls, path: Path) -> Snapshot:
         """:raises NotFoundError: when there is no complete backup at `path`.
         :raises DamagedError: when its sidecar can't be used, or the file has another size.
         """
         try:
-            data = json.loads(sidecar_of(path).read_text())
+            data = json.loads(read_state(sidecar_of(path)))
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
             snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
+            snapshot._require_sane()
         except FileNotFoundError:
             raise NotFoundError("no such local backup", subject=str(path)) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -131,6 +148,30 @@ class Snapshot:
         if size != snapshot.size:
             raise DamagedError(f"the local backup has {size} bytes, {snapshot.size} were recorded", subject=str(path))
         return snapshot
+
+
+_TEXT, _NUMBER = (str,), (int,)
+_TEXT_OR_NONE = (str, type(None))
+#: The types of a sidecar's fields.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "database": _TEXT,
+    "stamp": _TEXT,
+    "created_at": _TEXT,
+    "size": _NUMBER,
+    "sha256": _TEXT,
+    "part_size": _NUMBER,
+    "checksum_key": _TEXT,
+    "iv": _TEXT_OR_NONE,
+    "mac": _TEXT_OR_NONE,
+    "key_fingerprint": _TEXT_OR_NONE,
+    "storage": _TEXT_OR_NONE,
+    "duration_ms": _NUMBER,
+    "format": _NUMBER,
+}
+
+
+def _is_hex(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]+", text) is not None
 
 
 def sidecar_of(path: Path) -> Path:

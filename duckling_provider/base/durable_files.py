@@ -9,25 +9,25 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.base.errors import SnapshotError
+from duckling_provider.base.errors import BusyError
+from duckling_provider.base.state_files import create_state, give_to_owner_of, open_state
 
 #: How names of `write_durably`'s temporary files end.
 _TORN_SUFFIX = ".tmp"
 
 
-def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
     fsync of the folder.
     """
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TORN_SUFFIX}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = create_state(temporary, os.O_WRONLY)
         fcntl.flock(fd, fcntl.LOCK_EX)
         # Between the two calls `clear_torn` of another process may have taken it for a dead one's.
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)
-    give_to_owner_of(path.parent, fd)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
@@ -40,14 +40,6 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def give_to_owner_of(folder: Path, file: int | Path) -> None:
-    """What root makes in a user's folder is that user's: a command run by root must not lock Airflow's user out."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        if owner.st_uid != 0:
-            os.chown(file, owner.st_uid, owner.st_gid)
-
-
 def clear_torn(folder: Path, name: str) -> None:
     """Remove the temporary files that `write_durably` left in `folder` where it was killed.
 
@@ -58,9 +50,12 @@ def clear_torn(folder: Path, name: str) -> None:
 
 
 def remove_unless_locked(path: Path) -> bool:
-    """Delete a file whose process is gone; a living one holds an flock on it. Whether there was one to delete."""
+    """Delete a file whose process is gone; a living one holds an flock on it. Whether there was one to delete.
+
+    :raises StateFileError: it is none of ours.
+    """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_state(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -86,26 +81,35 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, mode 0700, the owner of each that of the folder above it."""
     if not folder.parent.exists():
         make_folder(folder.parent)
     if not folder.exists():
         folder.mkdir(exist_ok=True, mode=0o700)
-        give_to_owner_of(folder.parent, folder)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give_to_owner_of(folder.parent, fd)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[int]:
+    """A new file, locked while the block runs, as a descriptor for reading and writing; removed at the end unless the
+    block renamed it.
+
+    :raises BusyError: there is one of that name.
+    """
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = create_state(path)
         except FileExistsError:
-            raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
+            raise BusyError("is being made already", holder="another process", subject=str(path)) from None
         fcntl.flock(fd, fcntl.LOCK_EX)
         # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)
-    give_to_owner_of(path.parent, fd)
     try:
         yield fd
     finally:

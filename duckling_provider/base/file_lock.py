@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.durable_files import give_to_owner_of
-from duckling_provider.base.errors import BusyError, ReplicaError
+from duckling_provider.base.errors import BusyError, ReplicaError, StateFileError
+from duckling_provider.base.state_files import open_state
 
 #: Seconds between two looks at a lock that another process has.
 POLL_SECONDS = 0.2
@@ -28,6 +28,7 @@ class FileLock:
     :param wanted: the file on which to show that another process waits.
     :param name: what is locked, for messages; the file's name when omitted.
     :raises BusyError: naming the holder, after `wait` seconds.
+    :raises StateFileError: the file is none of ours, see `state_files`.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FileLock:
 
     def __enter__(self) -> FileLock:
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_state(self.path, os.O_RDWR, create=True)
         except OSError as error:
             raise ReplicaError(
                 f"cannot open the lock file: {error.strerror}",
@@ -58,7 +59,6 @@ class FileLock:
                 hint="The folder must exist and be writable for this user, and the file, if there is one, its own: "
                 "run everything as the user that Airflow runs as.",
             ) from error
-        give_to_owner_of(self.path.parent, fd)
         try:
             with _Wish(self._wanted) as wish:
                 self._take(fd, wish)
@@ -99,8 +99,12 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, -1
-        os.ftruncate(fd, 0)
-        os.close(fd)
+        try:
+            # The tag is for messages only: on a disk that is full it may stay.
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
 
 
 class _Wish:
@@ -113,10 +117,9 @@ class _Wish:
         # It is a courtesy: where the file can't be made, the wait is as it was without it.
         if self._path is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StateFileError):
             if self._fd < 0:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                give_to_owner_of(self._path.parent, self._fd)
+                self._fd = open_state(self._path, os.O_RDWR, create=True)
             # Fails in the moment in which `is_wanted` looks; the next poll shows it.
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -36,6 +36,7 @@ from pydantic import SecretStr
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import BusyError, CancelledError, ConfigError, DucklingError, StateFileError
+from duckling_provider.base.state_files import read_state
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.locks import state_path
@@ -278,7 +279,7 @@ def read_note(replica: Path) -> Note | None:
     """
     path = state_path(replica, NOTE_SUFFIX)
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_state(path))
         services = tuple(name for name in SERVICES if name in data["services"])
         return Note(str(data["owner"]), services, str(data["since"]))
     except FileNotFoundError:

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from duckling_provider.base.durable_files import clear_torn, remove_unless_locked, sync_folder, write_durably
-from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError, StateFileError
+from duckling_provider.base.state_files import read_state, require_base_name
 from duckling_provider.replica.duckdb_file import WAL_SUFFIXES, wal_files, writer_of
 from duckling_provider.replica.locks import state_path
 
@@ -54,20 +55,46 @@ class Journal:
     format: int = 1
 
     @classmethod
-    def read(cls, path: Path) -> Journal | None:
+    def read(cls, path: Path, real: Path) -> Journal | None:
+        """The journal at `path` of the replica `real`; None when there is none.
+
+        :raises StateFileError: it can't be obeyed: it may have been written to move other files.
+        """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(read_state(path))
             old = tuple(data.pop("old_identity") or ()) or None
             wals = tuple((name, aside) for name, aside in data.pop("wals"))
-            return cls(old_identity=old, wals=wals, **data)
+            journal = cls(old_identity=old, wals=wals, **data)
+            journal._require_sane(path, real)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ReplicaError(
-                "the restore journal can't be read",
+            raise StateFileError(
+                f"the restore journal can't be obeyed ({error})",
                 subject=str(path),
                 hint="Look at the files *.duckling-* beside the replica, keep the good one, delete this file.",
             ) from error
+        return journal
+
+    def _require_sane(self, path: Path, real: Path) -> None:
+        """Types, and no name but those that `replace_replica` would give."""
+        values: list[object] = [self.format, self.new_inode, *(self.old_identity or (0, 0, 0))]
+        keep: object = self.keep
+        if len(values) != 5 or not all(type(value) is int for value in values) or not isinstance(keep, bool):
+            raise ValueError("a field of another type")
+        if self.format != 1:
+            raise ValueError(f"it has the unknown format {self.format}")
+        require_base_name(self.new, path)
+        require_base_name(self.aside, path)
+        if real.name in {self.new, self.aside}:
+            raise ValueError("it names the replica itself")
+        for wal, wal_aside in self.wals:
+            log_file = Path(wal)
+            # A link's log lies beside the link.
+            if not log_file.is_absolute() or os.path.realpath(_without_wal_suffix(log_file)) != str(real):
+                raise ValueError("it names a log that is not the replica's")
+            if wal_aside != str(_wal_aside(log_file, real, self.aside)):
+                raise ValueError("it moves a log to another place")
 
 
 def identity(path: Path) -> tuple[int, int, int] | None:
@@ -120,9 +147,20 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
     return folder / aside if keep_as and old is not None else None
 
 
+def _without_wal_suffix(wal: Path) -> Path:
+    """The file that `wal` is the log of.
+
+    :raises ValueError: it is no log.
+    """
+    for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True):
+        if wal.name.endswith(suffix):
+            return wal.with_name(wal.name.removesuffix(suffix))
+    raise ValueError(f"{wal.name} is no write-ahead log")
+
+
 def _wal_aside(wal: Path, real: Path, aside: str) -> Path:
-    suffix = next(suffix for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True) if wal.name.endswith(suffix))
-    base = wal.with_name(wal.name.removesuffix(suffix))
+    base = _without_wal_suffix(wal)
+    suffix = wal.name.removeprefix(base.name)
     if base == real:
         return real.with_name(aside + suffix)
     # A link's log keeps the link's name: in the replica's own folder it would overwrite the replica's log.
@@ -157,7 +195,7 @@ def recover(replica: Path) -> str | None:
     real = Path(os.path.realpath(replica))
     folder = real.parent
     journal_path = state_path(real, JOURNAL_SUFFIX)
-    journal = Journal.read(journal_path)
+    journal = Journal.read(journal_path, real)
     done = None
     if journal is not None:
         now = identity(real)

@@ -37,6 +37,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import BusyError, StateFileError
 from duckling_provider.base.file_lock import POLL_SECONDS, FileLock
+from duckling_provider.base.state_files import open_state, read_state
 
 LOCK_SUFFIX = ".duckling-lock"
 HOLD_SUFFIX = ".duckling-hold"
@@ -99,8 +100,8 @@ def _now() -> datetime:
 def is_wanted(replica: Path) -> bool:
     """Whether a process waits for the lock of `replica`; for its holder, which may give it up for a while."""
     try:
-        fd = os.open(state_path(replica, WANTED_SUFFIX), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        fd = open_state(state_path(replica, WANTED_SUFFIX), os.O_RDWR)
+    except (OSError, StateFileError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,6 +156,14 @@ class Hold:
     def from_json(cls, text: str) -> Hold:
         data = json.loads(text)
         process = ProcessId(**data["process"]) if data["process"] else None
+        texts = [
+            data["owner"],
+            data["reason"],
+            *([process.host, process.boot_id, process.namespace] if process else []),
+        ]
+        numbers = [process.pid, process.started] if process else []
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+            raise ValueError("a field of another type")
         since, expires = datetime.fromisoformat(data["since"]), datetime.fromisoformat(data["expires"])
         if since.tzinfo is None or expires.tzinfo is None:
             raise ValueError("its times have no offset from UTC")
@@ -165,7 +174,7 @@ def read_hold(replica: Path) -> Hold | None:
     """The hold on `replica`, stale or not; None when there is none."""
     path = state_path(replica, HOLD_SUFFIX)
     try:
-        return Hold.from_json(path.read_text())
+        return Hold.from_json(read_state(path).decode())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

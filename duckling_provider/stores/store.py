@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.state_files import open_state, read_state
 
 OCTETS = "application/octet-stream"
 
@@ -173,9 +174,11 @@ class UploadLog:
         if owner is None or owner[0] != self._binding:
             return None
         parts: dict[int, str] = {}
-        for line in self.path.read_text().splitlines()[1:]:
+        for line in read_state(self.path).decode(errors="replace").splitlines()[1:]:
             try:
                 row = json.loads(line)
+                if type(row["part"]) is not int or row["part"] < 0 or not isinstance(row["etag"], str):
+                    break
                 parts[row["part"]] = row["etag"]
             except (ValueError, KeyError, TypeError):
                 break  # a line torn by a crash; the part is sent again
@@ -185,7 +188,7 @@ class UploadLog:
     def owner(path: Path) -> tuple[Mapping[str, object], str] | None:
         """The binding and the id of whatever upload the file at `path` remembers; None when it remembers none."""
         try:
-            head = json.loads(path.read_text().partition("\n")[0])
+            head = json.loads(read_state(path).decode(errors="replace").partition("\n")[0])
             return dict(head["binding"]), str(head["upload_id"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -197,7 +200,7 @@ class UploadLog:
     def record(self, part: int, etag: str) -> None:
         # One write in append mode: lines of several threads never mix. Not synced: a lost line costs one part sent
         # again.
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        fd = open_state(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(fd, json.dumps({"part": part, "etag": etag}).encode() + b"\n")
         finally:

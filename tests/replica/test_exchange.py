@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
+from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError, StateFileError
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.duckdb_file import WAL_SUFFIXES
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, recover, replace_replica
@@ -348,7 +348,7 @@ def test_a_journal_that_can_not_be_read_stops_everything_with_a_clear_error(tmp_
     (tmp_path / NAME).write_bytes(b"old")
     (tmp_path / (NAME + JOURNAL_SUFFIX)).write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(ReplicaError, match="journal can't be read"):
+    with pytest.raises(StateFileError, match="journal can't be obeyed"):
         recover(tmp_path / NAME)
     assert contents(tmp_path) == before
 

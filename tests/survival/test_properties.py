@@ -81,7 +81,7 @@ def test_a_foreign_sidecar_journal_or_hold_is_an_error_that_is_told(folder: Path
     journal = folder / "journal"
     journal.write_bytes(content)
     with pytest.raises(DucklingError):
-        Journal.read(journal)
+        Journal.read(journal, folder / "x.db")
     # What `read_hold` turns into an error of the family.
     with pytest.raises((ValueError, KeyError, TypeError)):
         Hold.from_json(content.decode("utf-8"))
