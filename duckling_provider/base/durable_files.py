@@ -9,8 +9,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.base.errors import SnapshotError
-
 #: How names of `write_durably`'s temporary files end.
 _TORN_SUFFIX = ".tmp"
 
@@ -86,6 +84,7 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, each for its owner's eyes only, where they are missing."""
     if not folder.parent.exists():
         make_folder(folder.parent)
     if not folder.exists():
@@ -95,13 +94,16 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[int]:
+    """A new, empty file at `path`, open for reading and writing, that is gone after the block unless it was renamed.
+
+    An flock marks it as a living process's: `remove_unless_locked` removes what a killed one left.
+
+    :raises FileExistsError: there is a file already, another process's or a dead one's.
+    """
     while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise SnapshotError("a backup of this very millisecond is being made", subject=str(path)) from None
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
+        # Between the two calls `remove_unless_locked` of another process may have taken it for a dead one's.
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)
