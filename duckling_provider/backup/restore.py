@@ -218,9 +218,20 @@ def _download(
         clear_downloads(database)
         # What a killed restore left. Nothing is ever written into a file that is there: it may be another user's.
         remove_unless_locked(new)
-        with _noted(database, new), partial_file(new) as fd:
+        with _noted(database, new), _unfinished(new) as fd:
             _receive(store, backup, new, fd, control)
             yield new
+
+
+@contextlib.contextmanager
+def _unfinished(new: Path) -> Iterator[int]:
+    """`partial_file`, for one restore at a time."""
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = stack.enter_context(partial_file(new))
+        except FileExistsError:
+            raise BusyError("another restore is writing it", holder="another restore", subject=str(new)) from None
+        yield fd
 
 
 def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:

@@ -215,54 +215,49 @@ def take_snapshot(
     control = control or Control()
     started = time.monotonic()
     moment = now or datetime.now(timezone.utc)
-    folder = database.backup_dir
-    with disk_errors(folder.parent, subject=database.id, needed=0):
-        make_folder(folder)
-    clear_partials(folder)
+    folder = prepared_folder(database)
     target = folder / backup_name(stamp_of(moment))
     if target.exists():
         raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    with (
-        contextlib.ExitStack() as quiet,
-        disk_errors(folder, subject=database.id, needed=_size_of(database.replica)),
-        partial_file(partial) as out,
-    ):
-        source = quiet.enter_context(_quiet_replica(database.replica, owner=owner, wait=wait, control=control))
-        before = identity(database.replica)
-        header = header_of(database.replica)
-        size = os.fstat(source).st_size
-        cloned = clone(source, out)
-        if cloned:
-            _require_unchanged(database.replica, before)
+    partial = partial_of(target)
+    with disk_errors(folder, subject=database.id, needed=_size_of(database.replica)), partial_backup(target) as out:
+        seal, report, storage = _copied(database, out, owner=owner, wait=wait, control=control)
+        _judge(report, partial, database)
+        snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
+        with published(snapshot):
+            os.rename(partial, target)
+    return snapshot
+
+
+def _copied(
+    database: Database, out: int, *, owner: str, wait: float, control: Control
+) -> tuple[Seal, BlockReport, str | None]:
+    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, and its storage version.
+
+    The replica is let go as soon as its bytes are copied: at once where the file system can share them, else before
+    they are on the disk.
+    """
+    replica = database.replica
+    with contextlib.ExitStack() as quiet:
+        source = quiet.enter_context(_quiet_replica(replica, owner=owner, wait=wait, control=control))
+        before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
+        seal, verifier = Seal.for_database(database, size), BlockVerifier()
+        stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
+        if clone(source, out):
+            _require_unchanged(replica, before)
             quiet.close()
-        else:
-            require_space(folder, size, subject=database.id, purpose="a local backup")
-        seal = Seal.for_database(database, size)
-        verifier = BlockVerifier()
-        control.begin("snapshot", size)
-        if cloned:
-            one_pass(out, size, [in_turn(seal.hash, verifier.update), seal.encrypt], control)
+            control.begin("snapshot", size)
+            one_pass(out, size, stages, control)
             os.fsync(out)
         else:
+            require_space(database.backup_dir, size, subject=database.id, purpose="a local backup")
+            control.begin("snapshot", size)
             with DurableWriter(out) as writer:
-                stages = [in_turn(seal.hash, verifier.update), seal.encrypt, writer.write]
-                one_pass(source, size, stages, control)
-                _require_unchanged(database.replica, before)
+                one_pass(source, size, [*stages, writer.write], control)
+                _require_unchanged(replica, before)
                 quiet.close()
-        with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
-            report = verifier.finish(size, file=copy)
-        _judge(report, partial, database)
-        snapshot = seal.snapshot(target, database, moment, storage=header.storage_name, started=started)
-        try:
-            # The sidecar first: a copy that lies here without one is not ours, never a torn backup of ours.
-            snapshot.save()
-            os.rename(partial, target)
-        except BaseException:
-            sidecar_of(target).unlink(missing_ok=True)
-            raise
-        sync_folder(folder)
-        return snapshot
+    with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
+        return seal, verifier.finish(size, file=copy), header.storage_name
 
 
 def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | None = None) -> Snapshot:
@@ -372,6 +367,52 @@ class Seal:
         )
 
 
+def prepared_folder(database: Database) -> Path:
+    """The folder of the local backups, made where it is missing, without what killed processes left in it."""
+    folder = database.backup_dir
+    with disk_errors(folder.parent, subject=database.id, needed=0):
+        make_folder(folder)
+    clear_partials(folder)
+    return folder
+
+
+def partial_of(target: Path) -> Path:
+    """Where the local backup `target` lies until it is whole."""
+    return target.with_name(target.name + PARTIAL_SUFFIX)
+
+
+@contextlib.contextmanager
+def partial_backup(target: Path) -> Iterator[int]:
+    """A new file at `partial_of(target)`, gone after the block unless it was renamed.
+
+    While it is there, no clean-up takes the sidecar of `target` for a dead process's.
+
+    :raises SnapshotError: another process makes the backup of that name.
+    """
+    partial = partial_of(target)
+    with contextlib.ExitStack() as stack:
+        try:
+            out = stack.enter_context(partial_file(partial))
+        except FileExistsError:
+            raise SnapshotError("a backup of this very millisecond is being made", subject=str(partial)) from None
+        yield out
+
+
+@contextlib.contextmanager
+def published(snapshot: Snapshot) -> Iterator[None]:
+    """Write the sidecar; the block gives the copy its final name.
+
+    The sidecar first: a copy that lies there without one is somebody else's file, never a torn backup of ours.
+    """
+    try:
+        snapshot.save()
+        yield
+    except BaseException:
+        sidecar_of(snapshot.path).unlink(missing_ok=True)
+        raise
+    sync_folder(snapshot.path.parent)
+
+
 def clear_partials(folder: Path) -> None:
     """Remove what killed snapshots and uploads left; living ones hold an flock on their files."""
     for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
@@ -381,8 +422,7 @@ def clear_partials(folder: Path) -> None:
         # Killed between the sidecar and the rename. A living snapshot has its partial file still, or the copy already:
         # they are looked at in that order.
         copy = sidecar.with_suffix(".db")
-        partial = copy.with_name(copy.name + PARTIAL_SUFFIX)
-        if parse_name(copy.name) is not None and not partial.exists() and not copy.exists():
+        if parse_name(copy.name) is not None and not partial_of(copy).exists() and not copy.exists():
             sidecar.unlink(missing_ok=True)
 
 

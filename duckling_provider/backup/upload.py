@@ -55,59 +55,77 @@ def upload_snapshot(
     key = store.prefix + snapshot.filename
     with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
         snapshot = sealed_for(database, snapshot, control=control)
-        encrypted = store.mode == CLIENT
-        encryption_key = database.s3.encryption_key if encrypted and database.s3 is not None else None
-        sha256 = None if encrypted else snapshot.sha256
-        result = BackupResult(key, snapshot.size, 0, store.mode, sha256)
         if not _is_there(database, store, key, snapshot):
             control.begin("upload", snapshot.plan.size)
+            with _body(database, store, snapshot, control) as body:
+                _put(database, store, key, snapshot, body, control)
+    return BackupResult(
+        key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _told_sha256(store, snapshot)
+    )
 
-            def write_mac() -> None:
-                if snapshot.mac is not None:
-                    store.put(key + MAC_SUFFIX, BytesBody(snapshot.mac.encode()), content_type="text/plain")
 
-            upload_log = UploadLog(
-                snapshot.upload_log,
-                {
-                    "store": store.url,
-                    "key": key,
-                    "sha256": snapshot.sha256,
-                    "iv": snapshot.iv,
-                    "part_size": snapshot.part_size,
-                    "mode": store.mode,
-                },
-            )
-            with SnapshotBody(
-                snapshot.path,
-                snapshot.plan,
-                checksums=snapshot.part_checksums,
-                checksum_key=bytes.fromhex(snapshot.checksum_key),
-                key=encryption_key,
-                iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
-                control=control,
-            ) as body:
-                try:
-                    store.put(
-                        key,
-                        body,
-                        metadata=describe(
-                            mode=store.mode,
-                            size=snapshot.size,
-                            database=database.id,
-                            fingerprint=snapshot.key_fingerprint,
-                            sha256=sha256,
-                        ),
-                        before_visible=write_mac if encrypted else None,
-                        upload_log=upload_log,
-                        control=control,
-                    )
-                except DucklingError as error:
-                    # An abandoned request may yet make the object appear.
-                    stopped = isinstance(error, CancelledError) and not isinstance(error, AbandonedError)
-                    if encrypted and (stopped or not error.retryable):
-                        _remove_lone_mac(store, key)
-                    raise
-    return BackupResult(result.key, result.size, int((time.monotonic() - started) * 1000), result.mode, result.sha256)
+def _body(database: Database, store: Store, snapshot: Snapshot, control: Control) -> SnapshotBody:
+    """The bytes of the object to be."""
+    return SnapshotBody(
+        snapshot.path,
+        snapshot.plan,
+        checksums=snapshot.part_checksums,
+        checksum_key=bytes.fromhex(snapshot.checksum_key),
+        key=database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None,
+        iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
+        control=control,
+    )
+
+
+def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: SnapshotBody, control: Control) -> None:
+    """Store the object, its ``.mac`` just before it appears; a ``.mac`` that is left without its object goes."""
+    encrypted = store.mode == CLIENT
+
+    def write_mac() -> None:
+        if snapshot.mac is not None:
+            store.put(key + MAC_SUFFIX, BytesBody(snapshot.mac.encode()), content_type="text/plain")
+
+    try:
+        store.put(
+            key,
+            body,
+            metadata=describe(
+                mode=store.mode,
+                size=snapshot.size,
+                database=database.id,
+                fingerprint=snapshot.key_fingerprint,
+                sha256=_told_sha256(store, snapshot),
+            ),
+            before_visible=write_mac if encrypted else None,
+            upload_log=_upload_log(store, key, snapshot),
+            control=control,
+        )
+    except DucklingError as error:
+        # An abandoned request may yet make the object appear.
+        stopped = isinstance(error, CancelledError) and not isinstance(error, AbandonedError)
+        if encrypted and (stopped or not error.retryable):
+            _remove_lone_mac(store, key)
+        raise
+
+
+def _told_sha256(store: Store, snapshot: Snapshot) -> str | None:
+    """What the store may know of the plaintext: nothing, where it is encrypted before it gets there."""
+    return None if store.mode == CLIENT else snapshot.sha256
+
+
+def _upload_log(store: Store, key: str, snapshot: Snapshot) -> UploadLog:
+    """What is remembered of an interrupted upload, for another try with just the same object."""
+    return UploadLog(
+        snapshot.upload_log,
+        {
+            "store": store.url,
+            "key": key,
+            "sha256": snapshot.sha256,
+            "iv": snapshot.iv,
+            "part_size": snapshot.part_size,
+            "mode": store.mode,
+        },
+    )
 
 
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:

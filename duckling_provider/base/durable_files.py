@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from duckling_provider.base.errors import BusyError
 from duckling_provider.base.state_files import create_state, give_to_owner_of, open_state
 
 #: How names of `write_durably`'s temporary files end.
@@ -81,7 +80,7 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents, mode 0700, the owner of each that of the folder above it."""
+    """Make `folder` and its parents, each for its owner's eyes only, where they are missing."""
     if not folder.parent.exists():
         make_folder(folder.parent)
     if not folder.exists():
@@ -95,18 +94,16 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[int]:
-    """A new file, locked while the block runs, as a descriptor for reading and writing; removed at the end unless the
-    block renamed it.
+    """A new, empty file at `path`, open for reading and writing, that is gone after the block unless it was renamed.
 
-    :raises BusyError: there is one of that name.
+    An flock marks it as a living process's: `remove_unless_locked` removes what a killed one left.
+
+    :raises FileExistsError: there is a file already, another process's or a dead one's.
     """
     while True:
-        try:
-            fd = create_state(path)
-        except FileExistsError:
-            raise BusyError("is being made already", holder="another process", subject=str(path)) from None
+        fd = create_state(path)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the two calls `clear_partials` of another process may have taken it for a dead one's.
+        # Between the two calls `remove_unless_locked` of another process may have taken it for a dead one's.
         if os.fstat(fd).st_nlink:
             break
         os.close(fd)

@@ -15,10 +15,18 @@ from pathlib import Path
 
 from duckling_provider.backup.names import backup_name
 from duckling_provider.backup.pipeline import DurableWriter, in_turn, one_pass
-from duckling_provider.backup.snapshot import PARTIAL_SUFFIX, Seal, Snapshot, clear_partials, sidecar_of
+from duckling_provider.backup.snapshot import (
+    Seal,
+    Snapshot,
+    partial_backup,
+    partial_of,
+    prepared_folder,
+    published,
+    sidecar_of,
+)
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
-from duckling_provider.base.durable_files import clone, make_folder, partial_file, sync_folder
+from duckling_provider.base.durable_files import clone
 from duckling_provider.base.errors import DamagedError, SnapshotError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
@@ -43,21 +51,17 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
     """
     control = control or Control()
     started = time.monotonic()
-    folder = database.backup_dir
-    with disk_errors(folder.parent, subject=database.id, needed=0):
-        make_folder(folder)
-    clear_partials(folder)
+    folder = prepared_folder(database)
     target = imported_path(database, moment)
     if sidecar_of(target).exists() and target.exists():
         return Snapshot.load(target)
     if target.exists():
         raise SnapshotError("another file has this name", subject=str(target), retryable=False)
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    partial = partial_of(target)
     with (
         disk_errors(folder, subject=database.id, needed=source.stat().st_size),
         ReadLock(source, control=control) as lock,
-        # It keeps a clean-up from taking the sidecar for a dead one's, also where it is not written.
-        partial_file(partial) as out,
+        partial_backup(target) as out,  # also where nothing is written to it: it keeps clean-ups off
     ):
         wals = pending_wal(source)
         is_link = False
@@ -69,18 +73,12 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
             _fold_in(wals, source, partial, control)
         seal, storage = _checked(lock.fileno() if is_link else out, source if is_link else partial, database, control)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
-        try:
-            # The sidecar first, as with a snapshot: a copy without one is not ours.
-            snapshot.save()
+        with published(snapshot):
             if is_link:
                 os.link(source, target)
             else:
                 os.fsync(out)
                 os.rename(partial, target)
-        except BaseException:
-            sidecar_of(target).unlink(missing_ok=True)
-            raise
-        sync_folder(folder)
     return snapshot
 
 

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import duckdb
 
-from duckling_provider.replica.child_process import LOCK_CONFLICT
+from duckling_provider.replica.child_process import is_lock_conflict
 
 #: ``busy``: another process has it open. ``damaged``: DuckDB can't make sense of the bytes. ``unsupported``: this
 #: DuckDB can't open it, another may. ``failed``: the machine's fault (permissions, memory, disk).
@@ -96,9 +96,9 @@ ACTIONS: dict[str, Callable[[str, str], None]] = {"checkpoint": checkpoint, "ope
 
 
 def _kind(error: Exception) -> str:
-    text = str(error).lower()
-    if LOCK_CONFLICT in text:
+    if is_lock_conflict(error):
         return "busy"
+    text = str(error).lower()
     if not isinstance(error, duckdb.Error) or isinstance(error, duckdb.OutOfMemoryException):
         return "failed"
     if any(words in text for words in _FAILED):

@@ -20,14 +20,24 @@ import duckling_provider
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError, ReplicaError
 
-#: In DuckDB's message, in lower case, when another process has the file open.
-LOCK_CONFLICT = "could not set lock"
-
 _PROGRAM = "duckling_provider.replica.checkpoint"
 #: Seconds between two looks at the child and at the caller's wishes.
 _POLL = 0.05
 #: How a program ends that was led astray by what it read.
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+def is_lock_conflict(error: BaseException) -> bool:
+    """Whether DuckDB could not open a file because another process has it open.
+
+    Only the message says so: DuckDB raises the same class for many causes.
+    """
+    return "could not set lock" in str(error).lower()
+
+
+def lock_holder(error: BaseException) -> str:
+    """Who has the file open, in the words of DuckDB's message: a program and its process id."""
+    return str(error).splitlines()[0].partition("held in ")[2].partition(". ")[0] or "another process"
 
 
 @dataclass(frozen=True)

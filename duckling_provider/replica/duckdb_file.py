@@ -27,7 +27,7 @@ from typing import BinaryIO
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.replica.blocks import HEADER_BYTES, Header, has_magic, read_header
-from duckling_provider.replica.child_process import LOCK_CONFLICT, raise_for, run_duckdb
+from duckling_provider.replica.child_process import is_lock_conflict, lock_holder, raise_for, run_duckdb
 
 #: The last two appear while DuckDB >= 1.5 checkpoints or recovers, and stay when it is killed meanwhile.
 WAL_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
@@ -269,11 +269,11 @@ def open_error(
     :param cause: of the `ReplicaError`; DuckDB's message follows it.
     :param hint: what to do unless another process has the file open.
     """
+    if is_lock_conflict(error):
+        holder = lock_holder(error)
+        return BusyError(f"is open in {holder}", holder=holder, subject=str(path))
     # The lines after the first are DuckDB's advice to its own users.
     message = str(error).splitlines()[0]
-    if LOCK_CONFLICT in message.lower():
-        holder = message.partition("held in ")[2].partition(". ")[0] or "another process"
-        return BusyError(f"is open in {holder}", holder=holder, subject=str(path))
     return ReplicaError(f"{cause}: {message}", subject=str(path), operation=operation, hint=hint or None)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
-from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+from botocore import UNSIGNED
+from botocore.auth import S3SigV4Auth
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
@@ -20,7 +21,11 @@ from duckling_provider.stores.s3_errors import Translator
 from duckling_provider.stores.store import Body, UploadLog
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+    from botocore.signers import RequestSigner
     from mypy_boto3_s3 import S3Client
+
+_SIGNATURE = "s3v4"
 
 
 class _KnownPayload(S3SigV4Auth):
@@ -28,39 +33,64 @@ class _KnownPayload(S3SigV4Auth):
     snapshot's record, and each further pass takes as long as the transfer. The signature is the usual one.
     """
 
-    NAME = "duckling-s3v4"
-
-    def payload(self, request: Any) -> str:
+    def payload(self, request: AWSRequest) -> str:
         known = getattr(request.body, "sha256", None)
         return known if isinstance(known, str) else str(super().payload(request))
 
 
-AUTH_TYPE_MAPS[_KnownPayload.NAME] = _KnownPayload
-
-
 def sign_known_payloads(client: S3Client) -> None:
-    """Let `client` take a body's SHA-256 from its attribute ``sha256``, 64 hex characters, where it has one."""
+    """Let `client` take a body's SHA-256 from its attribute ``sha256``, 64 hex characters, where it has one.
 
-    def choose(signature_version: object, **_: Any) -> str | None:
-        return _KnownPayload.NAME if signature_version == "s3v4" else None
+    botocore offers no way to add a kind of signature, but two events: the first tells it not to sign, the second lets
+    us sign instead, with what it would have signed with.
+    """
 
+    def choose(signature_version: object, **_: object) -> object:
+        return UNSIGNED if signature_version == _SIGNATURE else None
+
+    def sign(
+        request: AWSRequest,
+        request_signer: RequestSigner,
+        signature_version: object,
+        signing_name: str,
+        region_name: str,
+        **_: object,
+    ) -> None:
+        if signature_version is not UNSIGNED:  # a presigned URL
+            return
+        # The rules for the endpoint may say otherwise than the client.
+        scope = request.context.get("signing", {})
+        name, region = scope.get("signing_name") or signing_name, scope.get("region") or region_name
+        usual = request_signer.get_auth_instance(name, region, _SIGNATURE)
+        _KnownPayload(usual.credentials, name, region).add_auth(request)
+
+    events = client.meta.events
     for operation in ("PutObject", "UploadPart"):
-        client.meta.events.register_first(
+        events.register_first(
             f"choose-signer.s3.{operation}",
             choose,  # type: ignore[arg-type]  # the stubs know handlers without an answer only
         )
+        # Last: what other handlers change in the request is signed, too.
+        events.register_last(f"before-sign.s3.{operation}", sign)
+
+
+class _BlockReader(Protocol):
+    """A body that gives itself in blocks (`upload_body.PartReader`)."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def blocks(self) -> Iterator[memoryview]: ...
 
 
 class _Blocks:
     """A part for the connection, which sends a file in pieces of 16 KiB, but whatever it iterates over as it comes."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: _BlockReader) -> None:
         self._reader = reader
         self.seek, self.tell = reader.seek, reader.tell
 
     def __iter__(self) -> Iterator[memoryview]:
-        blocks: Iterator[memoryview] = self._reader.blocks()
-        return blocks
+        return self._reader.blocks()
 
 
 def send_whole_blocks(client: S3Client) -> None:
@@ -68,9 +98,10 @@ def send_whole_blocks(client: S3Client) -> None:
     the transfer's CPU time.
     """
 
-    def choose(request: Any, **_: Any) -> None:
+    def choose(request: AWSPreparedRequest, **_: object) -> None:
         if hasattr(request.body, "blocks"):
-            request.body = _Blocks(request.body)
+            # The stubs know no body that is only iterated over, which urllib3 takes.
+            request.body = cast("IO[bytes]", _Blocks(cast("_BlockReader", request.body)))
 
     client.meta.events.register("before-send.s3.UploadPart", choose)
 
@@ -192,7 +223,7 @@ class MultipartUpload:
     @contextlib.contextmanager
     def _no_retries_once_cancelled(self) -> Iterator[None]:
         # To botocore a body that refuses to be read is a broken connection: it would wait and try again.
-        def stop(**_: Any) -> None:
+        def stop(**_: object) -> None:
             self._control.check()
 
         events = self._client.meta.events
