@@ -45,6 +45,7 @@ _OTHER_SETTINGS = frozenset(
         "DUCKLING_HOST",
         "DUCKLING_POOL",
         "DUCKLING_POOL_SLOTS",
+        "DUCKLING_RESTORE_PATH",
         "EXCLUDED_TABLES",
         "SYNC_INTERVAL_MINUTES",
     }

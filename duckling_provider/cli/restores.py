@@ -34,6 +34,7 @@ def restore(
 ) -> None:
     """Replace the replica by a backup. It is verified first; whatever fails leaves the replica as it was."""
     from duckling_provider.backup.restore import restore_backup
+    from duckling_provider.config.targets import require_free_name
 
     session = session_of(context, as_json)
     try:
@@ -45,6 +46,8 @@ def restore(
     if to is not None and keep_old:
         raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
     database = session.database(id)
+    if to is not None:
+        require_free_name(Path(os.path.abspath(to)), session.installation())
     source = session.source(database, local=local)
     full_key(source, key)
     with session.control() as control:

@@ -316,7 +316,8 @@ def _restore_params(database: Database) -> dict[str, Param]:
             None,
             type=["null", "string"],
             title="Restore to",
-            description="Absolute path of another file to write, on the replica's host. Empty: replace the replica.",
+            description="Absolute path of a new .db file below DUCKLING_RESTORE_PATH, on the replica's host. "
+            "Empty: replace the replica.",
         ),
         "keep_old": Param(
             False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -11,7 +12,7 @@ from airflow.sdk import BaseHook
 from duckling_provider.base.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
-    from duckling_provider.config.databases import Database
+    from duckling_provider.config.databases import Database, Installation
     from duckling_provider.stores.s3 import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
@@ -27,18 +28,31 @@ class DucklingHook(BaseHook):
         self.database_id = database_id
 
     @cached_property
+    def _installation(self) -> Installation:
+        from duckling_provider import config
+
+        return config.load()
+
+    @cached_property
     def database(self) -> Database:
         """:raises NotFoundError: when there is no such entry.
         :raises ConfigError: when the entry, or databases.json as a whole, is wrong.
         """
         from airflow.sdk.log import mask_secret
 
-        from duckling_provider import config
-
-        database = config.load().database(self.database_id)
+        database = self._installation.database(self.database_id)
         for secret in database.secrets():
             mask_secret(secret)
         return database
+
+    def target(self, path: str) -> Path:
+        """Where a run's ``target_path`` leads.
+
+        :raises RequestError: a run may not write there, see `config.targets`.
+        """
+        from duckling_provider.config.targets import run_target
+
+        return run_target(path, self._installation)
 
     def store(self) -> Store:
         """The S3 store of the entry.

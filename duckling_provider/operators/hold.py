@@ -63,10 +63,12 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             from duckling_provider.replica.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
 
             self._refuse_unknown_conf(context["dag_run"].conf or {})
-            database = DucklingHook(self.database_id).database
+            hook = DucklingHook(self.database_id)
+            database = hook.database
             replica = database.replica
             if self.target_path:
-                self.log.info("%s is not touched: no need to pause anybody", replica)
+                hook.target(self.target_path)
+                self.log.info("%s is not touched: nothing needs to be paused", replica)
                 return
             # After the loss of a machine there may be no folder yet.
             state_path(replica, HOLD_SUFFIX).parent.mkdir(parents=True, exist_ok=True)

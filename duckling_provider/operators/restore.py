@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -26,7 +25,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param key: the backup's key or file name, or ``latest``. (templated)
     :param before: ISO 8601 time; with ``latest``: the newest backup made before it. (templated; empty means none)
-    :param target_path: absolute path to write to in place of the replica. (templated; empty means the replica)
+    :param target_path: absolute path of a new ``.db`` file below ``DUCKLING_RESTORE_PATH``, to write to in place of the
+        replica. (templated; empty means the replica)
     :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
     :param wait_seconds: how long to wait for a process that has the replica open.
     :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, and ``kept``, the path of the old file or None.
@@ -58,15 +58,19 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     def execute(self, context: Context) -> BackupRestored:
         with self.core_call() as control:
             from duckling_provider.backup.restore import restore_backup
+            from duckling_provider.base.durable_files import make_folder
             from duckling_provider.base.moments import parse_moment
 
             hook = DucklingHook(self.database_id)
+            target = hook.target(self.target_path) if self.target_path else None
+            if target is not None:
+                make_folder(target.parent)
             done = restore_backup(
                 hook.database,
                 hook.backups(),
                 self.key.strip(),
                 before=parse_moment(self.before) if self.before else None,
-                to=_absolute(self.target_path) if self.target_path else None,
+                to=target,
                 keep_old=_flag(self.keep_old),
                 control=control,
                 owner=run_owner(context),
@@ -85,13 +89,6 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 "kept": kept,
             }
             return self.publish(context, result)
-
-
-def _absolute(path: str) -> Path:
-    if not Path(path).is_absolute():
-        hint = "A relative path would depend on the worker's working directory."
-        raise RequestError("target_path must be an absolute path", subject=path, hint=hint)
-    return Path(path)
 
 
 def _flag(value: bool | str) -> bool:  # noqa: FBT001

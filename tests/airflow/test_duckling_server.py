@@ -189,8 +189,9 @@ def shut_down():
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_restore_elsewhere_leaves_the_server_alone(node, connect, run_dag, tmp_path):
+def test_a_restore_elsewhere_leaves_the_server_alone(node, connect, run_dag, tmp_path, monkeypatch):
     connect(node)
+    monkeypatch.setenv("DUCKLING_RESTORE_PATH", str(tmp_path))
     assert run_dag("duckling_restore__shop", {"target_path": str(tmp_path / "elsewhere.db")}).state == "success"
     assert node.requests == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 
 import pytest
 
@@ -149,17 +150,30 @@ def test_a_restore_to_a_time_takes_the_newest_backup_before_it(shop, run_dag):
     assert digest(shop.replica) == first
 
 
-def test_a_restore_elsewhere_leaves_the_replica_and_its_writers_alone(shop, run_dag, installation, tmp_path):
+def test_a_restore_elsewhere_leaves_the_replica_and_its_writers_alone(shop, run_dag, installation):
     backed_up = digest(shop.replica)
     run_dag(shop.backup)
     shop.change(seed=1)
     live = digest(shop.replica)
-    target = tmp_path / "elsewhere.db"
+    target = installation.data_path / "restored" / "elsewhere.db"
     run = run_dag(shop.restore, {"target_path": str(target)})
     assert (run.state, run.tasks) == ("success", RESTORED)
     assert (digest(target), digest(shop.replica)) == (backed_up, live)
     assert run.xcom("restore")["path"] == str(target)
     assert state_files(installation) == []
+    # It is the plain text of the database.
+    assert (stat.S_IMODE(target.parent.stat().st_mode), stat.S_IMODE(target.stat().st_mode)) == (0o700, 0o600)
+
+
+@pytest.mark.parametrize("target", ["x.db", "{tmp}/dags/x.db", "{data}/restored/x.zip", "{data}/restored/../crm.db"])
+def test_a_run_writes_nowhere_but_below_the_folder_for_restores(shop, run_dag, installation, tmp_path, target):
+    run_dag(shop.backup)
+    path = target.format(tmp=tmp_path, data=installation.data_path)
+    before = {found for found in tmp_path.rglob("*") if ".duckling-lock" not in found.name}
+    run = run_dag(shop.restore, {"target_path": path})
+    assert run.state == "failed"
+    assert (run.tasks["pause"], run.tries["pause"]) == ("failed", 1)
+    assert {found for found in tmp_path.rglob("*") if ".duckling-lock" not in found.name} == before
 
 
 def test_the_old_file_is_kept_when_asked_for(shop, run_dag):
@@ -189,9 +203,8 @@ def test_a_restore_works_on_a_machine_that_lost_everything(shop, run_dag, instal
     [
         {"key": "somebody-else/backup-2025-03-01T14-32-11-482Z.db"},
         {"key": "backup-2001-01-01T00-00-00-000Z.db"},
-        {"target_path": "x.db"},
     ],
-    ids=["outside the prefix", "missing", "relative target"],
+    ids=["outside the prefix", "missing"],
 )
 def test_a_restore_that_asks_for_the_impossible_fails_without_retries_and_changes_nothing(shop, run_dag, conf):
     run_dag(shop.backup)

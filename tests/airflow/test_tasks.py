@@ -153,7 +153,10 @@ def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(ins
 
     installation.write(installation.entry("shop"))
     replica = make_replica(installation.replica("shop"))
-    assert run_task("DucklingHoldOperator", target_path="/elsewhere/shop.db").state == "success"
+    assert (
+        run_task("DucklingHoldOperator", target_path=str(installation.data_path / "restored" / "x.db")).state
+        == "success"
+    )
     assert read_hold(replica) is None
     run = run_task("DucklingHoldOperator")
     assert read_hold(replica).owner == f"one_task {run.row.run_id}"

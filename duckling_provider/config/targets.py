@@ -1,0 +1,57 @@
+"""Where a restore may write when it does not replace the replica.
+
+A run of a DAG is triggered by people who may not be trusted with every path of the worker: a ``.zip`` in the DAGs
+folder would be run, a lock or hold beside another replica would block it. So such a run writes only below one folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from duckling_provider.base.errors import RequestError
+from duckling_provider.config.databases import Installation
+
+
+def run_target(text: str, installation: Installation) -> Path:
+    """The path that the ``target_path`` of a DAG run names.
+
+    :raises RequestError: it is not absolute, not below ``DUCKLING_RESTORE_PATH``, no ``.db``, or belongs to an entry.
+    """
+    allowed = installation.settings.restore_path
+    path = Path(os.path.normpath(text))
+    if not path.is_absolute():
+        raise RequestError(
+            "target_path must be an absolute path",
+            subject=text,
+            hint="A relative path would depend on the worker's working directory.",
+        )
+    # Links on the way count for where they lead.
+    folder = Path(os.path.realpath(path.parent))
+    if Path(os.path.realpath(allowed)) not in (folder, *folder.parents):
+        raise RequestError(
+            f"target_path must lie below {allowed}",
+            subject=text,
+            hint=f"Write for example {allowed / path.name}, or set DUCKLING_RESTORE_PATH for the workers.",
+        )
+    if path.suffix != ".db" or path.name == ".db":
+        raise RequestError("target_path must end in .db", subject=text, hint="The restored file is a DuckDB database.")
+    require_free_name(path, installation)
+    return path
+
+
+def require_free_name(path: Path, installation: Installation) -> None:
+    """:raises RequestError: `path` is a replica, a file beside one that belongs to it, or lies among local backups."""
+    real = Path(os.path.realpath(path.parent)) / path.name
+    for database in installation.databases:
+        replica = Path(os.path.realpath(database.replica_path))
+        for owned in (replica, Path(os.path.realpath(database.replica_path.parent)) / database.replica_path.name):
+            if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(f"{owned.name}.")):
+                raise RequestError(
+                    f'this name belongs to the replica of "{database.id}"', subject=str(path), hint="Name another file."
+                )
+    backups = Path(os.path.realpath(installation.settings.backup_path))
+    if backups in real.parents:
+        raise RequestError(
+            f"this lies among the local backups ({backups})", subject=str(path), hint="Name a file in another folder."
+        )
