@@ -57,14 +57,14 @@ class Entry(Shape):
     exclude_tables: _Tables = ()
     on_position_lost: Annotated[OnPositionLost, ANY_STRING] = "fail"
     storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
-    # Any object here: what is in it is read by `read_s3`, so that the mistakes of both levels are told at once.
+    # Any object here: what is in it is read by `read_s3`, so that the mistakes of both levels are reported at once.
     s3: Annotated[S3Settings | None, PlainValidator(any_object)] = None
 
 
 class Database(Entry):
     """One good entry of databases.json, with the environment's share worked in.
 
-    Whoever touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone; `replica_path`
+    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone; `replica_path`
     and `backup_path` are the same as mere names, which can be shown anywhere. `s3` is None when absent or not enabled;
     `exclude_tables` has those of EXCLUDED_TABLES too.
     """

@@ -38,7 +38,7 @@ def any_object(value: Any) -> Any:
     return value
 
 
-#: For a `Literal`: `check_choices` checks it together with the other rules, so that all mistakes are told at once.
+#: For a `Literal`: `check_choices` checks it together with the other rules, so that all mistakes are reported at once.
 ANY_STRING = PlainValidator(any_string)
 #: An empty text counts as absent.
 Text = Annotated[str | None, AfterValidator(lambda text: text or None)]

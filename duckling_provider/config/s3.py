@@ -104,7 +104,7 @@ def read_s3(
     :param elsewhere: the entry's own fields, for those that stand here by mistake.
     """
     if raw.get("enabled") is False:
-        # Nothing of it is used, so nothing is demanded of it; a misspelled name is worth a word all the same.
+        # Nothing of it is used, so nothing is demanded of it; a misspelled name is still reported.
         warn_unknown(S3Settings, raw, "s3.", report, elsewhere=elsewhere)
         return None
     given = validate(S3Settings, raw, "s3.", report, elsewhere=elsewhere)
