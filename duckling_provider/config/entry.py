@@ -64,9 +64,9 @@ class Entry(Shape):
 class Database(Entry):
     """One good entry of databases.json, with the environment's share worked in.
 
-    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone; `replica_path`
-    and `backup_path` are the same as mere names, which can be shown anywhere. `s3` is None when absent or not enabled;
-    `exclude_tables` has those of EXCLUDED_TABLES too.
+    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone.
+    `replica_path` and `backup_path` are the same as mere names, which can be shown anywhere. `s3` is None when absent
+    or not enabled; `exclude_tables` has those of EXCLUDED_TABLES too.
     """
 
     replica_path: Path  #: absolute; symbolic links are not resolved
