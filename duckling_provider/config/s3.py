@@ -1,6 +1,6 @@
 """The ``s3`` object of an entry: its fields, their rules, and the frozen settings that come of them.
 
-A new field is one line in `S3Settings`, and where it has a rule of its own, one in `_faults`.
+A new field is one line in `S3Settings`, and where it has a rule of its own, one in `_check_place` or `_check_objects`.
 """
 
 from __future__ import annotations
@@ -111,45 +111,48 @@ def read_s3(
     if given is None:
         return None
     prefix = given.path_prefix or default_prefix
-    for name, fault in _faults(given, prefix):
-        report.fault(f"s3.{name}", fault)
-    if not report.errors:
-        for text in prefix_warnings(prefix):
-            report.warn("s3.pathPrefix", text)
-        for text in endpoint_warnings(given.endpoint, given.bucket) if given.endpoint else ():
-            report.warn("s3.endpoint", text)
+    _check_place(given, prefix, report)
     check_choices(given, "s3.", report)
     _check_key(given, raw.get("encryptionKey"), report)
-    if given.kms_key_id and given.encryption in _MODES and given.encryption != "sse-kms":
-        report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
-    if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
-        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
+    _check_objects(given, report)
     if report.errors:
         return None
     return given.model_copy(update={"path_prefix": prefix, "endpoint": (given.endpoint or "").rstrip("/") or None})
 
 
-def _faults(given: S3Settings, prefix: str) -> Iterator[tuple[str, str | None]]:
-    """(field, what is wrong or None), each rule once."""
-    yield "bucket", bucket_fault(given.bucket) if given.bucket else "required"
-    yield "region", region_fault(given.region, has_endpoint=bool(given.endpoint)) if given.region else "required"
-    yield from _credentials_faults(given)
-    yield "pathPrefix", prefix_fault(prefix)
-    yield "endpoint", endpoint_fault(given.endpoint) if given.endpoint else None
-    if 0 < given.backup_interval_hours < MIN_HOURS:
-        yield "s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second"
-    yield "storageClass", storage_class_fault(given.storage_class) if given.storage_class else None
-    yield from tags_faults(given.tags)
-
-
-def _credentials_faults(given: S3Settings) -> Iterator[tuple[str, str | None]]:
+def _check_place(given: S3Settings, prefix: str, report: FieldProblems) -> None:
+    """Where backups go, and with which credentials."""
+    region_wrong = region_fault(given.region, has_endpoint=bool(given.endpoint)) if given.region else "required"
+    report.fault("s3.bucket", bucket_fault(given.bucket) if given.bucket else "required")
+    report.fault("s3.region", region_wrong)
     inline = {"accessKeyId": given.access_key_id, "secretAccessKey": given.secret_access_key}
     if given.aws_conn_id:
         both = " and ".join(name for name, value in inline.items() if value)
-        yield "awsConnId", f"given together with {both}: credentials come from one or the other" if both else None
+        one = f"given together with {both}: credentials come from one or the other"
+        report.fault("s3.awsConnId", one if both else None)
     else:
         for name, value in inline.items():
-            yield name, None if value else "required, unless awsConnId is given"
+            report.fault(f"s3.{name}", None if value else "required, unless awsConnId is given")
+    report.fault("s3.pathPrefix", prefix_fault(prefix))
+    report.fault("s3.endpoint", endpoint_fault(given.endpoint) if given.endpoint else None)
+    if not report.errors:
+        for text in prefix_warnings(prefix):
+            report.warn("s3.pathPrefix", text)
+        for text in endpoint_warnings(given.endpoint, given.bucket) if given.endpoint else ():
+            report.warn("s3.endpoint", text)
+
+
+def _check_objects(given: S3Settings, report: FieldProblems) -> None:
+    """How often objects are stored, and as what."""
+    if given.kms_key_id and given.encryption in _MODES and given.encryption != "sse-kms":
+        report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
+    if 0 < given.backup_interval_hours < MIN_HOURS:
+        report.error("s3.s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
+    report.fault("s3.storageClass", storage_class_fault(given.storage_class) if given.storage_class else None)
+    if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
+        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
+    for name, fault in tags_faults(given.tags):
+        report.error(f"s3.{name}", fault)
 
 
 def _check_key(given: S3Settings, text: str | None, report: FieldProblems) -> None:
