@@ -92,7 +92,9 @@ def kind(value: Any) -> str:
 
 def printable(text: str, limit: int = 60) -> str:
     """`text` on one line, escaped and cut, so that no terminal or log chokes on it."""
-    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text[:limit])
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
     return shown + "…" if len(text) > limit else shown
 
 

@@ -1,7 +1,7 @@
 """Configuration: ``databases.json`` and the environment, read once and turned into frozen objects.
 
 `load` is the only entrance. It is called whenever Airflow parses DAG files, so it imports nothing heavy and touches no
-network. No message holds a secret, nor a value that could be one; see `fields` for the rules of single values.
+network. No message holds a secret, nor a value that could be one; `entry` and `s3` have the fields and their rules.
 """
 
 from __future__ import annotations
@@ -9,137 +9,24 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import SecretStr
-
-from duckling_provider.base.errors import ConfigError, NotFoundError, WrongHostError
+from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
 from duckling_provider.config import fields
+from duckling_provider.config.entry import Database, Entry, check_entry, id_fault
 from duckling_provider.config.environment import DATABASES_FILE, Settings
-from duckling_provider.config.fields import EntryShape, FieldProblems, OnPositionLost, Writer
-from duckling_provider.config.masking import mask, mask_urls, spellings
-from duckling_provider.config.s3 import MIB, Encryption, S3Settings, Verify, read_s3, target
+from duckling_provider.config.fields import FieldProblems
+from duckling_provider.config.s3 import MIB, Encryption, S3Settings, read_s3, target
 
-__all__ = [
-    "MIB",
-    "Database",
-    "Encryption",
-    "Installation",
-    "OnPositionLost",
-    "S3Settings",
-    "Settings",
-    "Verify",
-    "Writer",
-    "load",
-]
+__all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "load"]
 
 
-#: Fields on the level below, for those that stand here by mistake.
-_S3 = ("s3.", S3Settings)
-_WRITER_CONNECTION = "duckling_default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Database:
-    """One good entry of databases.json, with the environment's share worked in.
-
-    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone.
-    `replica_path` and `backup_path` are the same as mere names, which can be shown anywhere.
-    """
-
-    id: str
-    name: str
-    mysql_connection_string: SecretStr  #: empty when the entry has none
-    duckdb_path: str  #: as written
-    replica_path: Path  #: absolute; symbolic links are not resolved
-    backup_path: Path
-    s3: S3Settings | None = None  #: None when absent or not enabled
-    queue: str | None = None
-    host: str | None = None  #: the machine that has the replica and its local backups; None = any
-    here: str = ""  #: the machine that this is
-    created_at: str | None = None
-    updated_at: str | None = None
-    interval_hours: float = 24.0  #: the effective one
-    local_retention_days: float = 7.0
-    auto_backup: bool = True
-    writer: Writer = "duckling"  #: who keeps the replica up to date: our own sync, or the Node.js server
-    writer_conn_id: str = _WRITER_CONNECTION  #: the Airflow connection to that server
-    include_tables: tuple[str, ...] = ()  #: empty = all
-    exclude_tables: tuple[str, ...] = ()  #: with those of EXCLUDED_TABLES
-    on_position_lost: OnPositionLost = "fail"
-    storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
-    entry: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)  #: as found, WITH its secrets
-
-    @property
-    def replica(self) -> Path:
-        """The replica, for those who touch it.
-
-        :raises WrongHostError: it is on another machine.
-        """
-        self.require_host()
-        return self.replica_path
-
-    @property
-    def backup_dir(self) -> Path:
-        """The folder of the local backups, for those who touch it.
-
-        :raises WrongHostError: it is on another machine.
-        """
-        self.require_host()
-        return self.backup_path
-
-    @property
-    def verifies_whole(self) -> bool:
-        """Whether a backup is read back whole, and not only asked for, before it counts as verified."""
-        return self.s3 is None or self.s3.verify == "full"
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the files of this database are on this machine, as far as the entry says."""
-        return self.host is None or fields.is_same_host(self.host, self.here)
-
-    def require_host(self) -> None:
-        """:raises WrongHostError: the files of this database are on another machine."""
-        if self.host is None or self.is_here:
-            return
-        queue = f'only a worker on "{self.host}" may listen to the queue "{self.queue}"' if self.queue else ""
-        in_airflow = queue or f'the entry needs a "queue" to which only a worker on "{self.host}" listens'
-        raise WrongHostError(
-            f'its replica and local backups are on host "{self.host}", and this is "{self.here}"; nothing was touched',
-            host=self.host,
-            here=self.here,
-            subject=self.id,
-            hint=f"In Airflow, {in_airflow}; on the command line, go to that machine. If this is that machine, renamed "
-            f'or replaced, correct "host" in {DATABASES_FILE}; in a container, set DUCKLING_HOST={self.host}.',
-        )
-
-    def mirrors(self, table: str) -> bool:
-        """Whether the MySQL table belongs into the replica; what is excluded is so even when it is included too."""
-        return table not in self.exclude_tables and (not self.include_tables or table in self.include_tables)
-
-    def secrets(self) -> tuple[str, ...]:
-        """Every secret string in the entry, in each spelling that may turn up in a log; the longest first."""
-        found = self._shown()[1]
-        mask_urls(self.mysql_connection_string.get_secret_value(), found)
-        if self.s3 is not None and self.s3.secret_access_key is not None:
-            found.append(self.s3.secret_access_key.get_secret_value())
-        if self.s3 is not None and self.s3.encryption_key is not None:
-            found.append(self.s3.encryption_key.hex())
-        return spellings(found)
-
-    def masked(self) -> dict[str, Any]:
-        """The entry as found, fit to be shown: every secret is ``***``, unknown fields and null stay."""
-        return self._shown()[0]
-
-    def _shown(self) -> tuple[dict[str, Any], list[str]]:
-        found: list[str] = []
-        s3 = self.entry.get("s3")
-        tags = s3.get("tags") if self.s3 is not None and isinstance(s3, dict) else None
-        return {name: mask(value, name, found, plain=tags) for name, value in self.entry.items()}, found
+#: The other level, for fields that stand on the wrong one.
+_S3, _ENTRY = ("s3.", S3Settings), ("", Entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,40 +158,27 @@ def _database(
         return None
     s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are reported at once
     if isinstance(raw.get("s3"), dict):
-        s3 = read_s3(raw["s3"], f"{raw.get('id')}/", s3_report)
-    given = fields.validate(EntryShape, raw, "", report, elsewhere=_S3)
+        s3 = read_s3(raw["s3"], f"{raw.get('id')}/", s3_report, elsewhere=_ENTRY)
+    given = fields.validate(Entry, raw, "", report, elsewhere=_S3)
     if given is not None:
-        _check_entry(given, report)
+        check_entry(given, raw, report)
     report.errors += s3_report.errors
     report.warnings += s3_report.warnings
     if given is None or not given.id or not given.duckdb_path:
         return None
-    backup_dir = settings.backup_path / given.id
-    replica = _replica(given.duckdb_path, backup_dir, settings, report)
+    backup_path = settings.backup_path / given.id
+    replica_path = _replica(given.duckdb_path, backup_path, settings, report)
     if report.errors:
         return None
-    return Database(
-        id=given.id,
-        name=given.name,
-        mysql_connection_string=given.mysql_connection_string,
-        duckdb_path=given.duckdb_path,
-        replica_path=replica,
-        backup_path=backup_dir,
-        s3=s3,
-        queue=given.queue or None,
-        host=given.host or None,
+    excluded = tuple(dict.fromkeys((*given.exclude_tables, *settings.excluded_tables)))
+    return Database.model_construct(  # all of it is checked by now
+        **{**dict(given), "s3": s3, "exclude_tables": excluded},
+        replica_path=replica_path,
+        backup_path=backup_path,
         here=settings.host,
-        created_at=given.created_at or None,
-        updated_at=given.updated_at or None,
         interval_hours=(s3.backup_interval_hours if s3 else 0.0) or settings.backup_interval_hours,
         local_retention_days=settings.backup_retention_days,
         auto_backup=settings.auto_backup,
-        writer=given.writer,
-        writer_conn_id=given.writer_conn_id or _WRITER_CONNECTION,
-        include_tables=tuple(given.include_tables),
-        exclude_tables=tuple(dict.fromkeys((*given.exclude_tables, *settings.excluded_tables))),
-        on_position_lost=given.on_position_lost,
-        storage_version=given.storage_version,
         entry=raw,
     )
 
@@ -313,7 +187,7 @@ def _take_id(name: Any, position: int, positions: dict[str, int], report: FieldP
     """Call the entry by its id from now on; False where an earlier entry has it."""
     if not isinstance(name, str) or not name:
         return True
-    if fault := fields.id_fault(name):
+    if fault := id_fault(name):
         report.error("id", fault)
         return True
     report.subject = name
@@ -323,43 +197,13 @@ def _take_id(name: Any, position: int, positions: dict[str, int], report: FieldP
     return True
 
 
-def _check_entry(given: EntryShape, report: FieldProblems) -> None:
-    for field_name, text in (("id", given.id), ("name", given.name), ("duckdbPath", given.duckdb_path)):
-        if not text.strip():
-            report.error(field_name, "required")
-    mysql = given.mysql_connection_string.get_secret_value()
-    if not mysql:
-        report.warn("mysqlConnectionString", "missing: backups and restores work, replication from MySQL cannot")
-    elif fault := fields.mysql_fault(mysql):
-        report.error("mysqlConnectionString", fault)
-    if fault := fields.host_fault(given.host):
-        report.error("host", fault)
-    fields.one_of(get_args(fields.Writer), given.writer, "writer", report)
-    fields.one_of(get_args(fields.OnPositionLost), given.on_position_lost, "onPositionLost", report)
-    _check_replication(given, report)
-
-
-def _check_replication(given: EntryShape, report: FieldProblems) -> None:
-    if given.writer_conn_id and given.writer == "duckling":
-        report.warn("writerConnId", 'not used: writer is "duckling", not "duckling-server"')
-    for name, tables in (("includeTables", given.include_tables), ("excludeTables", given.exclude_tables)):
-        for number, table in enumerate(tables):
-            if fault := fields.table_fault(table):
-                report.error(f"{name}.{number}", fault)
-    for table in given.include_tables:
-        if table in given.exclude_tables:
-            report.warn("excludeTables", f'"{printable(table)}" is in includeTables too, and is left out')
-    if fault := fields.storage_version_fault(given.storage_version):
-        report.error("storageVersion", fault)
-
-
 def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProblems) -> Path:
     """The replica's absolute path; a relative one must end inside DATA_PATH."""
     data = settings.data_path
     path = Path(text)
     if not path.is_absolute():
         path = Path(os.path.normpath(data.parent / path))
-        if data not in path.parents:
+        if not _lies_in(path, data):
             hint = f'Write it as "{data.name}/{printable(path.name) or "x.db"}", or as an absolute path.'
             resolved = printable(str(path), limit=1000)
             report.error("duckdbPath", f"resolves to {resolved}, which is outside DATA_PATH ({data})", hint=hint)
@@ -367,6 +211,11 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProbl
         report.error("duckdbPath", "names a folder; expected the replica file")
     if path == settings.databases_file:
         report.error("duckdbPath", "is the configuration file itself")
-    if backup_dir in path.parents:
+    if _lies_in(path, backup_dir):
         report.error("duckdbPath", f"lies in {backup_dir}, where old backups are deleted")
     return path
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    # Cheaper than `folder in path.parents`, which each entry would pay at each DAG parse.
+    return str(path).startswith(os.path.join(folder, ""))

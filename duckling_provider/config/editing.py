@@ -23,7 +23,6 @@ from duckling_provider.config.databases import Database, Installation, interpret
 from duckling_provider.config.environment import Settings
 from duckling_provider.config.masking import MASK
 
-_LOCK_SUFFIX = ".lock"
 _LOCK_SECONDS = 10.0
 
 
@@ -41,8 +40,7 @@ def change_s3(
     """
     # Where the name is a symbolic link, the file behind it is replaced and the link stays.
     path = Path(os.path.realpath(settings.databases_file))
-    lock = path.with_name(f".{path.name}{_LOCK_SUFFIX}")
-    with FileLock(lock, operation="change of databases.json", wait=_LOCK_SECONDS):
+    with _lock(path):
         before = _identity(path)
         entries, _ = read_json(path)
         interpret(entries, settings)  # no list: an error before anything is looked for in it
@@ -74,9 +72,7 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
     :raises BusyError: another process is changing it.
     """
     path = Path(os.path.realpath(path))
-    with FileLock(
-        path.with_name(f".{path.name}{_LOCK_SUFFIX}"), operation="change of databases.json", wait=_LOCK_SECONDS
-    ):
+    with _lock(path):
         before = _identity(path)
         if not path.exists():
             _write(path, list(added), before)
@@ -89,6 +85,10 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
         write_durably(kept, content)
         _write(path, [*entries, *added], before)
         return kept
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path.with_name(f".{path.name}.lock"), operation="change of databases.json", wait=_LOCK_SECONDS)
 
 
 def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 
 KEY_BYTES = 32
@@ -28,9 +29,8 @@ class EncryptionKey:
         """
         if len(text) != 2 * KEY_BYTES:
             raise ValueError(f"expected {2 * KEY_BYTES} hex characters, got {len(text)}")
-        position = next((i for i, c in enumerate(text) if c not in "0123456789abcdefABCDEF"), None)
-        if position is not None:
-            raise ValueError(f"expected {2 * KEY_BYTES} hex characters, character {position + 1} is not one")
+        if wrong := re.search("[^0-9A-Fa-f]", text):
+            raise ValueError(f"expected {2 * KEY_BYTES} hex characters, character {wrong.end()} is not one")
         return cls(bytes.fromhex(text))
 
     @classmethod

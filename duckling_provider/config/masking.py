@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -18,18 +18,19 @@ _LOOSE_URL_PASSWORD = re.compile(r"(?<=://)([^:/?#@\s]*:)(\S*)(?=@)")
 _QUERY_PASSWORD = re.compile(r"([?&][^=&#]*(?:secret|passw|token)[^=&#]*=)([^&#]+)", re.IGNORECASE)
 
 
-def mask(value: Any, name: str, found: list[str], *, plain: object = None) -> Any:
+def mask(value: Any, name: str, found: list[str], *, secret: Collection[str] = (), plain: object = None) -> Any:
     """A copy of a JSON value of at most some dozen levels, with its secrets as ``***``.
 
     Secret is everything under a name that says so (secretAccessKey, encryptionKey, any password, token or the like) and
     the password inside a URL. Null, empty strings, true and false stay: they give nothing away.
 
     :param found: receives the secret strings.
+    :param secret: more names of what is secret.
     :param plain: an object inside `value`, by identity, whose names are free and mean nothing (tags).
     """
     if value is None or value == "" or isinstance(value, bool):
         return value
-    if _SECRET_NAME.search(name):
+    if name in secret or _SECRET_NAME.search(name):
         found += _strings(value)
         return MASK
     if isinstance(value, str):
@@ -37,9 +38,9 @@ def mask(value: Any, name: str, found: list[str], *, plain: object = None) -> An
     if isinstance(value, dict):
         if value is plain:
             return dict(value)
-        return {inner: mask(item, inner, found, plain=plain) for inner, item in value.items()}
+        return {inner: mask(item, inner, found, secret=secret, plain=plain) for inner, item in value.items()}
     if isinstance(value, list):
-        return [mask(item, name, found, plain=plain) for item in value]
+        return [mask(item, name, found, secret=secret, plain=plain) for item in value]
     return value
 
 

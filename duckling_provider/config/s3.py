@@ -1,6 +1,6 @@
 """The ``s3`` object of an entry: its fields, their rules, and the frozen settings that come of them.
 
-A new field is one line in `S3Settings`, and where it has a rule of its own, one in `_faults`.
+A new field is one line in `S3Settings`, and where it has a rule of its own, one in `_check_place` or `_check_objects`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pydantic_core import PydanticCustomError
 
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.fields import (
+    ANY_STRING,
     MAX_DAYS,
     MAX_HOURS,
     MIN_HOURS,
-    EntryShape,
+    Elsewhere,
     FieldProblems,
     Shape,
+    Text,
     any_string,
-    one_of,
+    check_choices,
     validate,
     warn_unknown,
 )
@@ -35,9 +37,6 @@ Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
 Verify = Literal["full", "head"]
 
 _MODES: tuple[Encryption, ...] = get_args(Encryption)
-_VERIFY: tuple[Verify, ...] = get_args(Verify)
-#: Fields on the level above, for those that stand here by mistake.
-_ENTRY = ("", EntryShape)
 
 _MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
 _MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
@@ -53,8 +52,6 @@ def _key(value: Any) -> EncryptionKey | None:
         return None  # `_check_key` says what is wrong, where the mode needs a key
 
 
-# An empty text counts as absent.
-_Text = Annotated[str | None, AfterValidator(lambda text: text or None)]
 _Secret = Annotated[
     SecretStr | None, AfterValidator(lambda secret: secret if secret and secret.get_secret_value() else None)
 ]
@@ -71,21 +68,20 @@ class S3Settings(Shape):
     enabled: bool
     bucket: str = ""
     region: str = ""
-    access_key_id: _Text = None
+    access_key_id: Text = None
     secret_access_key: _Secret = None
-    endpoint: _Text = None  #: None = AWS
+    endpoint: Text = None  #: None = AWS
     force_path_style: bool = False
     path_prefix: str = ""  #: in front of ``backup-<stamp>.db``
-    # Whether it is one of the choices is checked with all else, so that all mistakes are reported at once.
-    encryption: Annotated[Encryption, PlainValidator(any_string)] = "none"
-    kms_key_id: _Text = None
+    encryption: Annotated[Encryption, ANY_STRING] = "none"
+    kms_key_id: Text = None
     encryption_key: Annotated[EncryptionKey | None, PlainValidator(_key)] = None
     backup_interval_hours: _Hours = Field(default=0.0, alias="s3BackupIntervalHours")  #: 0 = inherit
     backup_retention_days: _Days = Field(default=0.0, alias="s3BackupRetentionDays")  #: 0 = for ever
-    aws_conn_id: _Text = None
-    storage_class: _Text = None
+    aws_conn_id: Text = None
+    storage_class: Text = None
     tags: dict[str, str] = Field(default_factory=dict)
-    verify: Annotated[Verify, PlainValidator(any_string)] = "full"
+    verify: Annotated[Verify, ANY_STRING] = "full"
     part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
     max_concurrency: int = Field(default=4, ge=1, le=32)
@@ -100,72 +96,78 @@ class S3Settings(Shape):
         return hash((self.endpoint, self.bucket, self.path_prefix))
 
 
-def read_s3(raw: Mapping[str, Any], default_prefix: str, report: FieldProblems) -> S3Settings | None:
-    """The ``s3`` object, or None when it is switched off or `report` got errors."""
+def read_s3(
+    raw: Mapping[str, Any], default_prefix: str, report: FieldProblems, *, elsewhere: Elsewhere
+) -> S3Settings | None:
+    """The ``s3`` object, or None when it is switched off or `report` got errors.
+
+    :param elsewhere: the entry's own fields, for those that stand here by mistake.
+    """
     if raw.get("enabled") is False:
         # Nothing of it is used, so nothing is demanded of it; a misspelled name is still reported.
-        warn_unknown(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)
+        warn_unknown(S3Settings, raw, "s3.", report, elsewhere=elsewhere)
         return None
-    given = validate(S3Settings, raw, "s3.", report, elsewhere=_ENTRY)
+    given = validate(S3Settings, raw, "s3.", report, elsewhere=elsewhere)
     if given is None:
         return None
-    given = given.model_copy(update={"path_prefix": given.path_prefix or default_prefix})
-    for name, fault in _faults(given):
-        if fault:
-            report.error(f"s3.{name}", fault)
-    if not report.errors:
-        for text in prefix_warnings(given.path_prefix):
-            report.warn("s3.pathPrefix", text)
-        for text in endpoint_warnings(given.endpoint, given.bucket) if given.endpoint else ():
-            report.warn("s3.endpoint", text)
-    mode = one_of(_MODES, given.encryption, "s3.encryption", report)
-    one_of(_VERIFY, given.verify, "s3.verify", report)
-    _check_key(raw.get("encryptionKey"), mode, report)
-    if given.kms_key_id and mode not in (None, "sse-kms"):
-        report.warn("s3.kmsKeyId", f'not used: encryption is "{mode}", not "sse-kms"')
-    if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
-        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
+    prefix = given.path_prefix or default_prefix
+    _check_place(given, prefix, report)
+    check_choices(given, "s3.", report)
+    _check_key(given, raw.get("encryptionKey"), report)
+    _check_objects(given, report)
     if report.errors:
         return None
-    return given.model_copy(update={"endpoint": (given.endpoint or "").rstrip("/") or None})
+    return given.model_copy(update={"path_prefix": prefix, "endpoint": (given.endpoint or "").rstrip("/") or None})
 
 
-def _faults(given: S3Settings) -> Iterator[tuple[str, str | None]]:
-    """(field, what is wrong or None), each rule once."""
-    yield "bucket", bucket_fault(given.bucket) if given.bucket else "required"
-    yield "region", region_fault(given.region, has_endpoint=bool(given.endpoint)) if given.region else "required"
-    yield from _credentials_faults(given)
-    yield "pathPrefix", prefix_fault(given.path_prefix)
-    yield "endpoint", endpoint_fault(given.endpoint) if given.endpoint else None
-    if 0 < given.backup_interval_hours < MIN_HOURS:
-        yield "s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second"
-    yield "storageClass", storage_class_fault(given.storage_class) if given.storage_class else None
-    yield from tags_faults(given.tags)
-
-
-def _credentials_faults(given: S3Settings) -> Iterator[tuple[str, str | None]]:
+def _check_place(given: S3Settings, prefix: str, report: FieldProblems) -> None:
+    """Where backups go, and with which credentials."""
+    region_wrong = region_fault(given.region, has_endpoint=bool(given.endpoint)) if given.region else "required"
+    report.fault("s3.bucket", bucket_fault(given.bucket) if given.bucket else "required")
+    report.fault("s3.region", region_wrong)
     inline = {"accessKeyId": given.access_key_id, "secretAccessKey": given.secret_access_key}
     if given.aws_conn_id:
         both = " and ".join(name for name, value in inline.items() if value)
-        yield "awsConnId", f"given together with {both}: credentials come from one or the other" if both else None
+        one = f"given together with {both}: credentials come from one or the other"
+        report.fault("s3.awsConnId", one if both else None)
     else:
         for name, value in inline.items():
-            yield name, None if value else "required, unless awsConnId is given"
+            report.fault(f"s3.{name}", None if value else "required, unless awsConnId is given")
+    report.fault("s3.pathPrefix", prefix_fault(prefix))
+    report.fault("s3.endpoint", endpoint_fault(given.endpoint) if given.endpoint else None)
+    if not report.errors:
+        for text in prefix_warnings(prefix):
+            report.warn("s3.pathPrefix", text)
+        for text in endpoint_warnings(given.endpoint, given.bucket) if given.endpoint else ():
+            report.warn("s3.endpoint", text)
 
 
-def _check_key(text: str | None, mode: Encryption | None, report: FieldProblems) -> None:
+def _check_objects(given: S3Settings, report: FieldProblems) -> None:
+    """How often objects are stored, and as what."""
+    if given.kms_key_id and given.encryption in _MODES and given.encryption != "sse-kms":
+        report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
+    if 0 < given.backup_interval_hours < MIN_HOURS:
+        report.error("s3.s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
+    report.fault("s3.storageClass", storage_class_fault(given.storage_class) if given.storage_class else None)
+    if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
+        report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")
+    for name, fault in tags_faults(given.tags):
+        report.error(f"s3.{name}", fault)
+
+
+def _check_key(given: S3Settings, text: str | None, report: FieldProblems) -> None:
     """Only client-aes256 demands a key, and a good one."""
-    if mode == "client-aes256":
+    if given.encryption == "client-aes256":
         if not text:
             report.error("s3.encryptionKey", "required for client-aes256", hint="`duckling keygen` makes one.")
-            return
-        try:
-            EncryptionKey.parse(text)
-        except ValueError as error:
-            report.error("s3.encryptionKey", str(error))
-    elif text and mode is not None:
+        elif given.encryption_key is None:
+            try:
+                EncryptionKey.parse(text)
+            except ValueError as error:
+                report.error("s3.encryptionKey", str(error))
+    elif text and given.encryption in _MODES:
         # Kept when it is a key, but no reason to stop: files like that exist and work.
-        report.warn("s3.encryptionKey", f'not used: encryption is "{mode}", not "client-aes256"')
+        report.warn("s3.encryptionKey", f'not used: encryption is "{given.encryption}", not "client-aes256"')
 
 
 def bucket_fault(text: str) -> str | None:

@@ -8,16 +8,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.config.databases import Database, Installation, load
-from duckling_provider.config.fields import EntryShape, field_names
+from duckling_provider.config.entry import Entry
+from duckling_provider.config.fields import ANY_STRING, Shape, field_names, secret_names
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.config.masking import mask
 from duckling_provider.config.s3 import S3Settings
 
 KEY = "0123456789abcdef0123456789ABCDEF0123456789abcdef0123456789ABCDEF"
@@ -254,7 +257,7 @@ def test_what_load_returns_cannot_be_changed(site: Site) -> None:
     database = site.s3().databases[0]
     with pytest.raises(AttributeError):
         database.name = "x"  # type: ignore[misc]
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError):
         database.s3.bucket = "x"  # type: ignore[misc,union-attr]
 
 
@@ -946,6 +949,19 @@ def test_a_store_that_is_switched_off_is_masked_too(site: Site) -> None:
     assert {SECRET, KEY} <= set(database.secrets())
 
 
+def test_a_field_of_a_secret_type_is_masked_whatever_its_name() -> None:
+    class Later(Shape):
+        plain_name: SecretStr | None
+        older: tuple[Annotated[EncryptionKey, ANY_STRING], ...]
+        label: str
+
+    assert {"secretAccessKey", "encryptionKey"} <= secret_names(S3Settings)
+    found: list[str] = []
+    s3 = {"plainName": SECRET, "older": [KEY], "label": "x"}
+    assert mask(s3, "s3", found, secret=secret_names(Later)) == {"plainName": "***", "older": "***", "label": "x"}
+    assert found == [SECRET, KEY]
+
+
 def test_no_repr_shows_a_secret(site: Site) -> None:
     database = encrypted(site)
     shown = f"{database!r} {database} {database.s3!r} {load({'DATA_PATH': str(site.data)})!r}"
@@ -1020,7 +1036,7 @@ def test_the_providers_page_names_every_action_that_an_error_may_name() -> None:
 
 def test_the_guide_has_every_field_and_variable() -> None:
     described = set(re.findall(r"`(\w+)`", GUIDE.read_text()))
-    assert field_names(EntryShape) | field_names(S3Settings) <= described
+    assert field_names(Entry) | field_names(S3Settings) <= described
     assert {"DATA_PATH", "BACKUP_PATH", "AUTO_BACKUP", "BACKUP_INTERVAL_HOURS", "BACKUP_RETENTION_DAYS"} <= described
     assert {"SYNC_INTERVAL_MINUTES", "CDC_ENABLED", "AUTO_START_SYNC", "EXCLUDED_TABLES"} <= described
     assert {"DUCKLING_API_KEY", "DUCKLING_HOST", "DUCKLING_POOL", "DUCKLING_POOL_SLOTS"} <= described
