@@ -14,7 +14,7 @@ from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.names import ListedBackup, parse_name
 from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import BusyError, NotFoundError
+from duckling_provider.base.errors import BusyError
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource, Store, StoredObject
 
@@ -24,8 +24,10 @@ def listed_here(database: Database) -> list[ListedBackup]:
     return list_backups(LocalBackups(database)) if database.is_here else []
 
 
-def restore_source(database: Database, store: Store | None) -> BackupSource:
-    """Where restores come from: the store, where there is one, else the local backups."""
+def backups_of(database: Database, store: Store | None) -> BackupSource:
+    """Where the backups of a database are that are verified, restored and deleted: its store, where it has one, else
+    the folder of local backups.
+    """
     return LocalBackups(database) if store is None else store
 
 
@@ -73,7 +75,7 @@ class LocalBackups:
     def delete(self, key: str) -> None:
         """:raises BusyError: while it is being uploaded or restored."""
         if parse_name(key) is None:
-            raise NotFoundError("this is not the name of a local backup", subject=key)
+            return  # no file of another name is a backup
         path = self._database.backup_dir / key
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -196,8 +196,9 @@ def _delete_lone_macs(
 
 
 def delete_backup(store: BackupSource, key: str) -> None:
-    """Delete an object and its ``.mac``. The object goes first: a ``.mac`` alone is nothing, an object without one
-    looks like damage.
+    """Delete a backup and its ``.mac``, where it has one.
+
+    The object goes first: a ``.mac`` alone is nothing, an object without one looks like damage.
     """
     store.delete(key)
     store.delete(key + MAC_SUFFIX)

@@ -402,7 +402,7 @@ def partial_backup(target: Path) -> Iterator[int]:
 def published(snapshot: Snapshot) -> Iterator[None]:
     """Write the sidecar; the block gives the copy its final name.
 
-    The sidecar first: a copy that lies there without one is somebody else's file, never a torn backup of ours.
+    The sidecar first: a copy that lies there without one is not ours, never a torn backup of ours.
     """
     try:
         snapshot.save()

@@ -60,7 +60,7 @@ def upload_snapshot(
             with _body(database, store, snapshot, control) as body:
                 _put(database, store, key, snapshot, body, control)
     return BackupResult(
-        key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _told_sha256(store, snapshot)
+        key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _public_sha256(store, snapshot)
     )
 
 
@@ -94,7 +94,7 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
                 size=snapshot.size,
                 database=database.id,
                 fingerprint=snapshot.key_fingerprint,
-                sha256=_told_sha256(store, snapshot),
+                sha256=_public_sha256(store, snapshot),
             ),
             before_visible=write_mac if encrypted else None,
             upload_log=_upload_log(store, key, snapshot),
@@ -108,7 +108,7 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
         raise
 
 
-def _told_sha256(store: Store, snapshot: Snapshot) -> str | None:
+def _public_sha256(store: Store, snapshot: Snapshot) -> str | None:
     """What the store may know of the plaintext: nothing, where it is encrypted before it gets there."""
     return None if store.mode == CLIENT else snapshot.sha256
 

@@ -7,8 +7,7 @@ retry or a final failure, the command line into an exit code, the API the class 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 
 class ErrorRecord(TypedDict):
@@ -20,7 +19,7 @@ class ErrorRecord(TypedDict):
     retryable: bool
 
 
-def sentences(record: Mapping[str, Any]) -> str:
+def sentences(record: ErrorRecord) -> str:
     """What failed and what to do, from an `ErrorRecord` that was read back; whole sentences, for people."""
     return " ".join(part for part in (f"{record.get('what')}.", record.get("hint")) if part)
 

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Seconds between two looks at `control` while a call is under way.
@@ -51,13 +52,13 @@ class Workers:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[_Worker] = []
 
-    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+    def submit(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
         """Have `call` made by the next free thread."""
         future: Future[T] = Future()
 
         def job() -> None:
             try:
-                result = call(*arguments)
+                result = call(*arguments, **named)
             except BaseException as error:  # raised again by the thread that asks the future
                 future.set_exception(error)
             else:

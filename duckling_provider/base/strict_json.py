@@ -19,13 +19,13 @@ from duckling_provider.base.errors import ConfigError
 MAX_DEPTH = 20
 
 
-class _Repeated(dict[str, Any]):
+class _Repeated(dict[str, object]):
     """A JSON object in which names occur twice."""
 
     names: tuple[str, ...] = ()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     plain = dict(pairs)
     if len(plain) == len(pairs):
         return plain
@@ -80,7 +80,7 @@ def read_json(path: Path, *, hint: str | None = None) -> tuple[Any, int]:
     return parse_json(content, path), mode
 
 
-def kind(value: Any) -> str:
+def kind(value: object) -> str:
     """What a JSON value is, in words; never the value itself."""
     if value is None:
         return "null"
@@ -98,9 +98,9 @@ def printable(text: str, limit: int = 60) -> str:
     return shown + "…" if len(text) > limit else shown
 
 
-def faults(value: Any) -> Iterator[tuple[str, str]]:
+def faults(value: object) -> Iterator[tuple[str, str]]:
     """Walk a value of `parse_json`; yields (dotted path, cause) for everything that is no portable JSON."""
-    stack: list[tuple[str, Any, int]] = [("", value, 0)]
+    stack: list[tuple[str, object, int]] = [("", value, 0)]
     while stack:
         path, item, depth = stack.pop()
         if depth > MAX_DEPTH:

@@ -109,10 +109,7 @@ def delete(
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
         session.terminal.fail("nothing was deleted")
         raise typer.Exit(FAILED)
-    if database.s3 is None or local:
-        source.delete(full)
-    else:
-        delete_backup(source, full)
+    delete_backup(source, full)
     if session.terminal.json:
         session.terminal.document({"success": True, "key": full, "size": length})
     session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")

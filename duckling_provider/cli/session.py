@@ -148,9 +148,9 @@ class Session:
 
     def source(self, database: Database, *, local: bool) -> BackupSource:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
-        from duckling_provider.backup.local_backups import restore_source
+        from duckling_provider.backup.local_backups import backups_of
 
-        return restore_source(database, None if local else self.store(database))
+        return backups_of(database, None if local else self.store(database))
 
 
 def session_of(context: typer.Context, as_json: bool) -> Session:

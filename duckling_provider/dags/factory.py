@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import ConfigError
 from duckling_provider.dags.docs import backup_doc, restore_doc, sync_doc, verify_doc
 from duckling_provider.dags.ids import (
     CLEANUP,
@@ -85,14 +85,14 @@ def _wanted(parsed_dag: str | None) -> str | None:
     return None if ours is None else ours[1]
 
 
-def bad_entries(installation: Installation) -> DucklingError | None:
+def bad_entries(installation: Installation) -> ConfigError | None:
     """One error that lists what is wrong with the entries that got no DAGs; None when all is well."""
     if not installation.problems:
         return None
     lines = "".join(f"\n- {problem}" for problem in installation.problems)
-    return DucklingError(
+    return ConfigError(
         f"entries with mistakes have no DAGs until they are corrected:{lines}",
-        subject=str(installation.settings.databases_file),
+        entry=str(installation.settings.databases_file),
     )
 
 

@@ -63,11 +63,15 @@ class DucklingHook(BaseHook):
 
         return open_store(self.database, credentials=self.credentials())
 
+    def store_or_none(self) -> Store | None:
+        """The S3 store of the entry; None when S3 is not configured."""
+        return self.store() if self.database.s3 is not None else None
+
     def backups(self) -> BackupSource:
         """Where restores come from: S3 where it is configured, else the local backups."""
-        from duckling_provider.backup.local_backups import restore_source
+        from duckling_provider.backup.local_backups import backups_of
 
-        return restore_source(self.database, self.store() if self.database.s3 is not None else None)
+        return backups_of(self.database, self.store_or_none())
 
     def credentials(self) -> Credentials | None:
         """The credentials of the Airflow connection ``s3.awsConnId``; None when the entry has its own.

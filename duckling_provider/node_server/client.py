@@ -28,7 +28,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
@@ -161,7 +160,7 @@ class NodeServerClient:
         """:raises ServerError: as `status`."""
         self._call("POST", f"/{service}/start", database_id)
 
-    def _call(self, method: str, path: str, database_id: str = "") -> dict[str, Any]:
+    def _call(self, method: str, path: str, database_id: str = "") -> dict[str, object]:
         target = self.path + path + (f"?db={quote(database_id, safe='')}" if database_id else "")
         status, body = self._exchange(method, target)
         try:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from duckling_provider import config
 from duckling_provider.backup.backup_object import CLIENT, identify_backup, list_backups
@@ -247,7 +247,7 @@ def _place_entries(surveyed: Survey, now: datetime) -> Iterator[Step]:
     yield Step("", DATABASES_FILE, detail if kept is None else f"{detail} added; as it was before: {kept}")
 
 
-def _moved(database: Database, data: Path) -> dict[str, Any]:
+def _moved(database: Database, data: Path) -> dict[str, object]:
     """The entry for another data folder: the replica stays where it is, so its path must not depend on that."""
     entry = dict(database.entry)
     if not os.path.isabs(database.duckdb_path):
@@ -255,7 +255,7 @@ def _moved(database: Database, data: Path) -> dict[str, Any]:
     return entry
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def _entries(path: Path) -> dict[str, object]:
     """Our entries as they stand in the file, by id; none when there is no file."""
     if not path.exists():
         return {}
@@ -265,7 +265,7 @@ def _entries(path: Path) -> dict[str, Any]:
     return {entry["id"]: entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)}
 
 
-def _state(database: Database, known: dict[str, Any], data: Path) -> EntryState:
+def _state(database: Database, known: dict[str, object], data: Path) -> EntryState:
     if database.id not in known:
         return "to be added"
     same = known[database.id] in (dict(database.entry), _moved(database, data))

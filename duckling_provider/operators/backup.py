@@ -114,7 +114,7 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
             from duckling_provider.backup.retention import clean_up
 
             hook = DucklingHook(self.database_id)
-            store = hook.store() if hook.database.s3 is not None else None
+            store = hook.store_or_none()
             done = clean_up(hook.database, store, dry_run=self._dry_run, control=control)
             verb = "would delete" if self._dry_run else "deleted"
             for name in (*done.local_deleted, *done.s3_deleted):

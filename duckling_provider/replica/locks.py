@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
@@ -148,9 +147,8 @@ class Hold:
         return f"{self.reason} ({self.owner}{where}) since {self.since.isoformat(timespec='seconds')}"
 
     def to_json(self) -> str:
-        data: dict[str, Any] = asdict(self)
-        data["since"], data["expires"] = self.since.isoformat(), self.expires.isoformat()
-        return json.dumps(data, indent=1)
+        times = {"since": self.since.isoformat(), "expires": self.expires.isoformat()}
+        return json.dumps(asdict(self) | times, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Hold:

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
 
 import boto3
 from botocore.config import Config
@@ -32,11 +32,18 @@ from duckling_provider.base.errors import (
 from duckling_provider.base.interruptible import interruptible
 from duckling_provider.config.databases import Database, S3Settings
 from duckling_provider.stores.s3_errors import Translator
-from duckling_provider.stores.s3_multipart import MultipartUpload, abort_upload, send_whole_blocks, sign_known_payloads
+from duckling_provider.stores.s3_multipart import (
+    MultipartUpload,
+    ObjectOptions,
+    abort_upload,
+    send_whole_blocks,
+    sign_known_payloads,
+)
 from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import StorageClassType
 
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
@@ -79,6 +86,10 @@ def open_store(database: Database, *, credentials: Credentials | None = None) ->
             )
         credentials = Credentials(settings.access_key_id, settings.secret_access_key.get_secret_value())
     return S3Store(settings, credentials)
+
+
+class _Condition(TypedDict, total=False):
+    IfMatch: str
 
 
 class S3Store:
@@ -148,7 +159,7 @@ class S3Store:
         )
 
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
-        condition: dict[str, Any] = {"IfMatch": etag} if etag else {}
+        condition: _Condition = {"IfMatch": etag} if etag else {}
         with self._translator.errors("s3:GetObject", key):
             answer = interruptible(
                 lambda: self._client.get_object(
@@ -200,19 +211,19 @@ class S3Store:
             ).run(before_visible)
         return self._confirmed(key, body.size)
 
-    def _put_at_once(self, key: str, body: Body, options: dict[str, Any]) -> None:
+    def _put_at_once(self, key: str, body: Body, options: ObjectOptions) -> None:
         with contextlib.closing(body.open(0)) as content:
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=cast("Any", content), **options)
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=cast("IO[bytes]", content), **options)
 
-    def _object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-        options: dict[str, Any] = {"ContentType": content_type, "Metadata": dict(metadata or {})}
+    def _object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> ObjectOptions:
+        options: ObjectOptions = {"ContentType": content_type, "Metadata": dict(metadata or {})}
         algorithm = SSE_ALGORITHM.get(self._settings.encryption)
         if algorithm:
             options["ServerSideEncryption"] = algorithm
             if algorithm == "aws:kms" and self._settings.kms_key_id:
                 options["SSEKMSKeyId"] = self._settings.kms_key_id
         if self._settings.storage_class:
-            options["StorageClass"] = self._settings.storage_class
+            options["StorageClass"] = cast("StorageClassType", self._settings.storage_class)
         if self._settings.tags:
             options["Tagging"] = urllib.parse.urlencode(dict(self._settings.tags))
         return options
@@ -292,9 +303,11 @@ class S3Store:
                     part = self._client.upload_part(
                         Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=1, Body=content
                     )
-                    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
                     self._client.complete_multipart_upload(
-                        Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload=cast("Any", parts)
+                        Bucket=self._bucket,
+                        Key=key,
+                        UploadId=upload,
+                        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
                     )
                 except BaseException:
                     self.abort(key, upload)

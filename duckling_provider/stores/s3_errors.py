@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Protocol, cast
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -46,6 +46,13 @@ _PASSING = {
     "Throttling",
     "ThrottlingException",
 }
+
+
+class ResponseBody(Protocol):
+    """What botocore answers a GET with."""
+
+    def read(self, amt: int | None = None) -> bytes: ...
+    def close(self) -> None: ...
 
 
 class Translator:
@@ -126,19 +133,19 @@ class Translator:
             text or "the store failed", code=code, subject=subject, retryable=status >= 500 or code in _PASSING
         )
 
-    def stream(self, stream: Any, key: str, control: Control | None) -> TranslatedStream:
+    def stream(self, stream: ResponseBody, key: str, control: Control | None) -> TranslatedStream:
         return TranslatedStream(stream, self._url + key, control)
 
 
 class TranslatedStream:
     """A response body whose errors while reading are ours too."""
 
-    def __init__(self, stream: Any, subject: str, control: Control | None) -> None:
+    def __init__(self, stream: ResponseBody, subject: str, control: Control | None) -> None:
         self._stream, self._subject, self._control = stream, subject, control
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return cast("bytes", interruptible(lambda: self._stream.read(None if size < 0 else size), self._control))
+            return interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
         except (ReadTimeoutError, ResponseStreamingError, BotoCoreError) as error:
             raise StoreError(f"the transfer broke off: {_innermost(error)}", subject=self._subject) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Protocol, TypedDict, cast
 
 from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
@@ -24,8 +24,21 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest
     from botocore.signers import RequestSigner
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import ServerSideEncryptionType, StorageClassType
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 _SIGNATURE = "s3v4"
+
+
+class ObjectOptions(TypedDict, total=False):
+    """What a store is to be told of an object, by the S3 API's names."""
+
+    ContentType: str
+    Metadata: dict[str, str]
+    ServerSideEncryption: ServerSideEncryptionType
+    SSEKMSKeyId: str
+    StorageClass: StorageClassType
+    Tagging: str
 
 
 class _KnownPayload(S3SigV4Auth):
@@ -115,7 +128,6 @@ def abort_upload(client: S3Client, translator: Translator, *, bucket: str, key: 
 class MultipartUpload:
     """The upload of one body to one key.
 
-    :param options: what ``create_multipart_upload`` is to be told of the object.
     :param concurrency: parts under way at once.
     :param upload_log: where the upload is remembered; None forgets it.
     """
@@ -128,7 +140,7 @@ class MultipartUpload:
         bucket: str,
         key: str,
         body: Body,
-        options: dict[str, Any],
+        options: ObjectOptions,
         concurrency: int,
         upload_log: UploadLog | None,
         control: Control,
@@ -242,7 +254,7 @@ class MultipartUpload:
                     UploadId=self._upload_id,
                     PartNumber=part + 1,
                     ContentLength=self._length(part),
-                    Body=cast("Any", reader),
+                    Body=cast("IO[bytes]", reader),
                 )
         self._control.check()  # the caller is gone, and the log may be another upload's
         self._etags[part] = answer["ETag"]
@@ -251,7 +263,9 @@ class MultipartUpload:
         self._control.advance(self._length(part))
 
     def _complete(self) -> None:
-        parts = [{"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)]
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)
+        ]
 
         def complete() -> None:
             try:
@@ -260,7 +274,7 @@ class MultipartUpload:
                         Bucket=self._bucket,
                         Key=self._key,
                         UploadId=self._upload_id,
-                        MultipartUpload=cast("Any", {"Parts": parts}),
+                        MultipartUpload={"Parts": parts},
                     )
             except NotFoundError:
                 # The answer to a first try may have been lost after it had done its work: then the object is there.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
@@ -22,7 +22,7 @@ from duckling_provider.base.state_files import open_state, read_state
 OCTETS = "application/octet-stream"
 
 #: What the S3 API calls the server-side encryption of each mode that asks for one.
-SSE_ALGORITHM = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
+SSE_ALGORITHM: Mapping[str, Literal["AES256", "aws:kms"]] = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
 
 
 @dataclass(frozen=True)

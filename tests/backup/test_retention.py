@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider import config
+from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, backup_name
 from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
 from duckling_provider.backup.snapshot import companions, sidecar_of
@@ -229,6 +230,19 @@ def local_database(tmp_path: Path) -> config.Database:
     database = database_with(tmp_path)
     assert database.local_retention_days == 7
     return database
+
+
+def test_a_local_backup_is_deleted_as_one_in_a_store_is_and_no_other_file(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [DAY])
+    foreign = database.backup_dir / "notes.db"
+    foreign.write_text("not a backup")
+    local = LocalBackups(database)
+    for _ in range(2):
+        delete_backup(local, key_of(DAY, prefix=""))
+    for key in (foreign.name, "../notes.db"):
+        delete_backup(local, key)
+    assert os.listdir(database.backup_dir) == [foreign.name]
 
 
 def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import random
 import socket
@@ -15,6 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.credentials import Credentials as BotocoreCredentials
+from urllib3 import HTTPResponse
 
 from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.base.cancellation import Control
@@ -511,6 +516,70 @@ def test_a_sweep_that_may_not_list_uploads_is_no_failure(moto_auth_server, store
 
 
 # ---- where requests go -------------------------------------------------------------------------------------
+
+
+class Hashed(io.BytesIO):
+    """A part that knows its SHA-256 and says how often it was read."""
+
+    reads = 0
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+
+    def read(self, size=-1):
+        self.reads += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize("region", ["eu-central-1", "auto"])
+def test_a_body_that_knows_its_digest_is_not_read_for_the_signature_which_is_the_usual_one(installation, region):
+    endpoint = "http://store.internal"
+    entry = {"enabled": True, "bucket": "backups", "accessKeyId": "id", "secretAccessKey": "secret"}
+    installation.write(installation.entry(s3={**entry, "region": region, "endpoint": endpoint}))
+    client = open_store(installation.database())._client
+    body = Hashed(BYTES[:1000])
+    sent = []
+
+    def answer(request, **_):
+        assert body.reads == 0
+        sent.append(request)
+        return AWSResponse(request.url, 200, {"ETag": "1"}, HTTPResponse(io.BytesIO(), preload_content=False))
+
+    client.meta.events.register("before-send.s3", answer)
+    client.upload_part(Bucket="backups", Key=KEY, UploadId="u", PartNumber=1, Body=body, ContentLength=1000)
+    client.put_object(Bucket="backups", Key=KEY, Body=body)
+    assert len(sent) == 2
+    for request in sent:
+        headers = {name: value if isinstance(value, str) else value.decode() for name, value in request.headers.items()}
+        assert headers["X-Amz-Content-SHA256"] == body.sha256
+        scope, signed, signature = headers.pop("Authorization").split(", ")
+        names = signed.removeprefix("SignedHeaders=").split(";")
+        again = AWSRequest(
+            request.method, request.url, {name: value for name, value in headers.items() if name.lower() in names}
+        )
+        again.context["timestamp"] = headers["X-Amz-Date"]
+        usual = S3SigV4Auth(BotocoreCredentials("id", "secret"), "s3", region)
+        assert scope.endswith(usual.scope(again))
+        assert signature == "Signature=" + usual.signature(
+            usual.string_to_sign(again, usual.canonical_request(again)), again
+        )
+
+
+def test_what_botocore_signs_with_is_left_as_it_is():
+    """Other libraries in the process, the amazon provider for one, use it too."""
+    code = (
+        "from botocore.auth import AUTH_TYPE_MAPS as known; before = dict(known); "
+        "from duckling_provider.stores import s3; assert known == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_presigned_put_is_signed_as_usual(installation):
+    entry = {"enabled": True, "bucket": "backups", "accessKeyId": "id", "secretAccessKey": "secret"}
+    installation.write(installation.entry(s3={**entry, "region": "eu-central-1"}))
+    client = open_store(installation.database())._client
+    assert "X-Amz-Signature=" in client.generate_presigned_url("put_object", Params={"Bucket": "b", "Key": "k"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.base.errors import DucklingError, ReplicationError
+from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.apply import ddl
 from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
@@ -407,7 +407,7 @@ class Applier:
             return error
         cause = str(error).splitlines()[0]
         if not name or not isinstance(error, (duckdb.DataError, duckdb.IntegrityError, duckdb.ProgrammingError)):
-            return DucklingError(
+            return ReplicationError(
                 f"DuckDB could not write: {cause}",
                 operation="apply changes",
                 hint="Nothing of the batch is in the replica; the next run begins at the position before it.",
@@ -417,7 +417,7 @@ class Applier:
         self._follower.mark(name, note, self._states)
         self._connection.commit()
         self.applied.marked[name] = note
-        return DucklingError(
+        return ReplicationError(
             f"{name} needs a new copy: {note}",
             operation="apply changes",
             hint="The next run goes on with the other tables.",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.rows import TableMap, UndecodableError, parse_table_map, read_rows, table_name
@@ -316,8 +316,8 @@ class BinlogStream:
         self.position = Position(file, offset, self._gtids.text(), self._dump.server.identity)
         return Commit(self.position, raw.timestamp)
 
-    def _refused(self, cause: str, hint: str) -> DucklingError:
-        return DucklingError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
+    def _refused(self, cause: str, hint: str) -> ReplicationError:
+        return ReplicationError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
 
 
 class _GtidState:
