@@ -71,7 +71,7 @@ cluster: ## the topology of docker-compose.yaml as processes, two workers: minut
 	@.ci/setup cluster
 	@DUCKLING_CLUSTER=1 $(PYTEST) tests/cluster $(ARGS)
 
-bench: ## the figures of docs/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
+bench: ## the figures of docs/internals/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
 	@.ci/setup test
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
 

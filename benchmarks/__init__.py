@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md: ``make bench``, or ``python -m benchmarks --help``."""
+"""The figures of docs/internals/performance.md: ``make bench``, or ``python -m benchmarks --help``."""
 
 from __future__ import annotations
 

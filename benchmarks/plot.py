@@ -69,7 +69,7 @@ def _size(mib: float) -> str:
 
 def main() -> None:
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "bench.json"
-    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "performance.svg"
+    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "internals" / "performance.svg"
     draw(results, picture)
     print(picture)
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "duckling_provider"
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
+ARCHITECTURE = ROOT / "docs" / "internals" / "architecture.md"
 
 #: A room may import from itself and from the rooms before it. A dot is a folder in a folder.
 CORE = [
@@ -167,7 +167,7 @@ print(json.dumps([len(found), sorted(name for name in sys.modules if name.split(
 
 
 def test_the_documented_tree_is_the_real_one():
-    """The block of docs/architecture.md with a line ``folder/  module, module`` for each folder."""
+    """The block of docs/internals/architecture.md with a line ``folder/  module, module`` for each folder."""
     tree = re.search(r"```\nduckling_provider/\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL)
     assert tree is not None
     shown: dict[str, set[str]] = {}

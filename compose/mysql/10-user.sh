@@ -1,4 +1,4 @@
-# Read by the image's entrypoint, once, when the data folder is new. The grants are those of docs/replication.md.
+# Read by the image's entrypoint, once, when the data folder is new. The grants are those of docs/internals/replication.md.
 docker_process_sql <<SQL
 CREATE USER 'duckling'@'%' IDENTIFIED BY '${MYSQL_DUCKLING_PASSWORD}';
 GRANT SELECT, LOCK TABLES ON \`shop\`.* TO 'duckling'@'%';

@@ -206,7 +206,7 @@ def test_each_host_has_a_worker_on_its_own_queue_that_is_found_by_its_name(servi
 def test_mysql_is_set_as_replication_demands(services):
     options = dict(word[2:].split("=", 1) for word in services["mysql"].command if word.startswith("--"))
     documented = re.findall(
-        r"^\| `(binlog_\w+)` \| `(\w+)` \|", (ROOT / "docs" / "replication.md").read_text(), re.MULTILINE
+        r"^\| `(binlog_\w+)` \| `(\w+)` \|", (ROOT / "docs" / "internals" / "replication.md").read_text(), re.MULTILINE
     )
     assert len(documented) == 3
     for name, value in documented:
@@ -309,7 +309,7 @@ def test_nothing_that_the_script_makes_gets_into_git_or_an_image():
 
 
 def test_the_chart_values_in_the_docs_are_yaml():
-    text = (ROOT / "docs" / "several-hosts.md").read_text()
+    text = (ROOT / "docs" / "operate" / "several-hosts.md").read_text()
     blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:

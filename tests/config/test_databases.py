@@ -987,8 +987,8 @@ def test_the_module_imports_nothing_heavy() -> None:
 
 # ---- the documentation --------------------------------------------------------------------------------------------
 
-GUIDE = Path(__file__).parents[2] / "docs" / "configuration.md"
-PROVIDERS = GUIDE.with_name("providers.md")
+GUIDE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
+PROVIDERS = GUIDE.parents[1] / "operate" / "providers.md"
 
 
 def test_every_example_of_the_guides_is_good_without_a_warning(site: Site) -> None:
@@ -1025,7 +1025,7 @@ def test_a_problem_that_is_raised_again_and_again_keeps_no_frames(installation):
 
 
 def test_the_providers_page_names_every_action_that_an_error_may_name() -> None:
-    core = GUIDE.parents[1] / "duckling_provider" / "stores"
+    core = GUIDE.parents[2] / "duckling_provider" / "stores"
     named = {action for path in core.glob("s3*.py") for action in re.findall(r"s3:[A-Z]\w+", path.read_text())}
     page = PROVIDERS.read_text()
     assert len(named) > 5
