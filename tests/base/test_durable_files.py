@@ -48,6 +48,6 @@ def test_a_partial_file_is_removed_by_a_clean_up_only_once_its_process_is_gone(t
 def test_a_durable_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path):
     path = tmp_path / "note"
     write_durably(path, b"old")
-    write_durably(path, b"new", mode=0o640)
+    write_durably(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["note"]
