@@ -182,7 +182,7 @@ def _downloads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Cas
 
 
 def clients(mib: int, *, runs: int) -> Iterator[Case]:
-    """What was tried for the upload, see docs/internals/decisions/0002: boto3's own client, AWS's in C, threads, processes."""
+    """What was tried for the upload: boto3's own client, AWS's in C, threads, processes. See decision 0002."""
     source = replica(mib)
     with site(source) as place, double(place.folder / "objects") as server:
         place.configure(server)

@@ -12,6 +12,7 @@ from duckling_provider.replication.apply.ddl import (
     SetPrimaryKey,
     TruncateTable,
     Unclear,
+    drops_database,
     mentioned,
     parse,
 )
@@ -133,3 +134,38 @@ def test_a_whole_table():
         ("name", "varchar(20)", "utf8mb4", True),
         ("raw", "char(2)", "latin1", True),
     ]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "/**/" * 20_000 + "ALTER TABLE t ADD c INT",
+        "/* \n */" * 20_000 + "ALTER TABLE t ADD c INT",
+        "/*\n" * 20_000 + "ALTER TABLE t ADD c INT",
+        "DROP DATABASE " + "/**/" * 20_000 + "x y",
+        "-- \n" * 20_000 + "TRUNCATE t",
+        "'" + "''" * 20_000,
+        "`" + "``" * 20_000,
+        "ALTER " * 5_000,
+        "(" * 20_000,
+    ],
+    ids=["empty comments", "comments", "open comments", "drop", "lines", "text", "name", "words", "parentheses"],
+)
+def test_a_statement_made_to_be_slow_is_read_at_all(statement):
+    """It took time that doubled with each comment: a test that hangs is one that fails."""
+    assert drops_database(statement, "db") is False
+    parse(statement, "db")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP DATABASE db",
+        "drop schema if exists `db`;",
+        "/* by hand */ DROP /* this */ DATABASE db /* now */",
+        "/*!40000 DROP DATABASE IF EXISTS `db`*/",
+    ],
+)
+def test_the_end_of_the_database_is_understood(statement):
+    assert drops_database(statement, "db")
+    assert not drops_database(statement, "other")

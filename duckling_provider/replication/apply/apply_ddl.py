@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING
 
 from duckling_provider.replication.apply import ddl
 from duckling_provider.replication.model import types
+from duckling_provider.replication.model.families import (
+    BINARIES,
+    BLOB_BYTES,
+    CHARACTERS,
+    DATES,
+    FLOATS,
+    INTEGER_BITS,
+    INTEGERS,
+    TEXT_BYTES,
+    TEXTS,
+    TIMES,
+)
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import quote, twin
 from duckling_provider.replication.model.tables import Column, Table
@@ -24,11 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint")
-_BYTE_TEXTS = {"tinytext": 255, "text": 65_535, "mediumtext": 16_777_215, "longtext": 4_294_967_295}
-_CHARACTER_TEXTS = ("char", "varchar")
-_BLOBS = {"tinyblob": 255, "blob": 65_535, "mediumblob": 16_777_215, "longblob": 4_294_967_295}
-_TIMES = ("date", "datetime", "timestamp")
 _UNICODE = frozenset({"utf8mb4", "utf8mb3", "utf8", "utf16", "utf16le", "utf32", "ucs2"})
 
 
@@ -192,7 +199,7 @@ class Follower:
                 raise NotFollowedError(table.name, f"{old.name}: {old.column_type} became {new.column_type}")
             name = quote(old.name)
             conditions = [fits.replace("{}", name)] if fits else []
-            if old.nullable and not new.nullable and new.data_type not in _TIMES:
+            if old.nullable and not new.nullable and new.data_type not in DATES:
                 conditions.append(f"{name} IS NOT NULL")
             checks = " AND ".join(f"({condition}) IS NOT FALSE" for condition in conditions) or "true"
             if self._value(f"SELECT count(*) FROM {self._name(table.name)} WHERE NOT ({checks})"):
@@ -225,11 +232,11 @@ class Follower:
         if default.kind == "expression":
             raise cannot
         kind, value = column.data_type, default.value
-        number = kind in _INTEGERS or kind in {"decimal", "float", "double"}
+        number = kind in INTEGERS or kind in FLOATS or kind == "decimal"
         if default.kind == "none":
             if column.nullable:
                 return None
-            if not (number or kind in _CHARACTER_TEXTS or kind in _BYTE_TEXTS):
+            if not (number or kind in CHARACTERS or kind in TEXT_BYTES):
                 raise cannot
             value = "0" if number else ""
         if value is None:
@@ -242,7 +249,7 @@ class Follower:
             return None
         if kind == "char":
             value = value.rstrip(" ")
-        if not (number or kind in {*_CHARACTER_TEXTS, *_BYTE_TEXTS, "enum", "date", "datetime"}):
+        if not (number or kind in {*CHARACTERS, *TEXT_BYTES, "enum", "date", "datetime"}):
             raise cannot
         text = "'" + value.replace("'", "''") + "'"
         expression = f"CAST({text} AS {types.duck_type(column)})"
@@ -274,47 +281,98 @@ def _column(table: Table, name: str) -> Column | None:
     return next((column for column in table.columns if column.name.lower() == name.lower()), None)
 
 
+#: What the families are called in `_CONDITIONS`; other types are their own family.
+_FAMILIES: dict[str, str] = (
+    dict.fromkeys(INTEGERS, "integer")
+    | dict.fromkeys(TEXTS, "text")
+    | dict.fromkeys(BINARIES | BLOB_BYTES.keys(), "bytes")
+)
+
+
 def _condition(old: Column, new: Column) -> str | None:
     """What has to hold for each value `{}` so that MySQL kept it: "" for nothing, None when there is no telling."""
-    before, after = old.data_type, new.data_type
     if old.generated or new.generated:
         return "" if (old.generated, old.column_type) == (new.generated, new.column_type) else None
+    same = "" if old.column_type == new.column_type else None
     if "zerofill" in old.column_type or "zerofill" in new.column_type:
-        return "" if old.column_type == new.column_type else None
-    if before in _INTEGERS and after in _INTEGERS:
-        bits = {"tinyint": 8, "smallint": 16, "mediumint": 24, "int": 32, "bigint": 64}[after]
-        low, high = (0, 2**bits - 1) if new.unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        return f"{{}}::HUGEINT BETWEEN {low} AND {high}"
-    if before in _INTEGERS and after == "decimal" and types.duck_type(new) != "VARCHAR":
-        return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL" + " AND {} >= 0" * new.unsigned
-    if before == after == "decimal":
-        wide = "VARCHAR" in {types.duck_type(old), types.duck_type(new)}
-        if wide or (old.scale or 0) > (new.scale or 0) or new.unsigned != old.unsigned:
-            return "" if old.column_type == new.column_type else None
-        return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL"
-    if before == "float" and after == "double":
-        return "" if "(" not in old.column_type + new.column_type else None
-    texts = (*_CHARACTER_TEXTS, *_BYTE_TEXTS)
-    if before in texts and after in texts and not (old.json or new.json):
-        return _text_condition(old, new)
-    if before in {"binary", "varbinary", *_BLOBS} and after in {"varbinary", *_BLOBS}:
-        longest = _length(new) if after == "varbinary" else _BLOBS[after]
-        return f"octet_length({{}}) <= {longest}" if before != "binary" else None
-    if before == after and before in {"enum", "set"}:
-        kept = set(types.enum_values(new))
-        values = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(kept))
-        if before == "enum":
-            return f"{{}} IN ({values}, '')"
-        return "" if types.enum_values(new)[: len(types.enum_values(old))] == types.enum_values(old) else None
-    if before in {"datetime", "timestamp", "time"} and before == after:
-        return "" if (new.precision or 0) >= (old.precision or 0) else None
-    if before == "date" and after == "datetime":
-        return ""
-    if before in _INTEGERS and after in {"varchar", *_BYTE_TEXTS}:
-        return f"length({{}}::VARCHAR) <= {_length(new)}" if after == "varchar" else ""
-    if before == after and old.column_type == new.column_type:
-        return ""
-    return None
+        return same
+    families = (_FAMILIES.get(old.data_type, old.data_type), _FAMILIES.get(new.data_type, new.data_type))
+    known = _CONDITIONS.get(families)
+    found = known(old, new) if known is not None else _SAME
+    return same if found == _SAME else found
+
+
+#: "Only when the type is the same to the letter."
+_SAME = "same"
+
+
+def _integers(_: Column, new: Column) -> str:
+    bits = INTEGER_BITS[new.data_type]
+    low, high = (0, 2**bits - 1) if new.unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return f"{{}}::HUGEINT BETWEEN {low} AND {high}"
+
+
+def _integer_to_decimal(_: Column, new: Column) -> str:
+    if types.duck_type(new) == "VARCHAR":
+        return _SAME
+    return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL" + " AND {} >= 0" * new.unsigned
+
+
+def _decimals(old: Column, new: Column) -> str:
+    wide = "VARCHAR" in {types.duck_type(old), types.duck_type(new)}
+    if wide or (old.scale or 0) > (new.scale or 0) or new.unsigned != old.unsigned:
+        return _SAME
+    return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL"
+
+
+def _float_to_double(old: Column, new: Column) -> str | None:
+    return "" if "(" not in old.column_type + new.column_type else None
+
+
+def _texts(old: Column, new: Column) -> str | None:
+    return _SAME if old.json or new.json else _text_condition(old, new)
+
+
+def _bytes(old: Column, new: Column) -> str | None:
+    if new.data_type == "binary":
+        return _SAME
+    longest = _length(new) if new.data_type == "varbinary" else BLOB_BYTES[new.data_type]
+    return f"octet_length({{}}) <= {longest}" if old.data_type != "binary" else None
+
+
+def _enums(_: Column, new: Column) -> str:
+    values = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(set(types.enum_values(new))))
+    return f"{{}} IN ({values}, '')"
+
+
+def _sets(old: Column, new: Column) -> str | None:
+    kept = types.enum_values(old)
+    return "" if types.enum_values(new)[: len(kept)] == kept else None
+
+
+def _precisions(old: Column, new: Column) -> str | None:
+    return "" if (new.precision or 0) >= (old.precision or 0) else None
+
+
+def _integer_to_text(_: Column, new: Column) -> str:
+    if new.data_type == "char":
+        return _SAME
+    return f"length({{}}::VARCHAR) <= {_length(new)}" if new.data_type == "varchar" else ""
+
+
+_CONDITIONS: dict[tuple[str, str], Callable[[Column, Column], str | None]] = {
+    ("integer", "integer"): _integers,
+    ("integer", "decimal"): _integer_to_decimal,
+    ("integer", "text"): _integer_to_text,
+    ("decimal", "decimal"): _decimals,
+    ("float", "double"): _float_to_double,
+    ("text", "text"): _texts,
+    ("bytes", "bytes"): _bytes,
+    ("enum", "enum"): _enums,
+    ("set", "set"): _sets,
+    ("date", "datetime"): _precisions,
+    **{(kind, kind): _precisions for kind in TIMES},
+}
 
 
 def _text_condition(old: Column, new: Column) -> str | None:
@@ -323,11 +381,11 @@ def _text_condition(old: Column, new: Column) -> str | None:
     if "char" in {old.data_type, new.data_type} and old.data_type != new.data_type:
         # CHAR loses spaces at its end.
         return f"length({{}}) <= {_length(new)} AND {{}} = rtrim({{}}, ' ')" if _length(new) else None
-    if new.data_type in _BYTE_TEXTS:
-        return f"strlen({{}}) <= {_BYTE_TEXTS[new.data_type]}"
+    if new.data_type in TEXT_BYTES:
+        return f"strlen({{}}) <= {TEXT_BYTES[new.data_type]}"
     return f"length({{}}) <= {_length(new)}"
 
 
 def _length(column: Column) -> int:
     match = re.search(r"\((\d+)\)", column.column_type)
-    return int(match[1]) if match else _BYTE_TEXTS.get(column.data_type, 0)
+    return int(match[1]) if match else TEXT_BYTES.get(column.data_type, 0)

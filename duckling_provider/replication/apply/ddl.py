@@ -7,12 +7,12 @@ and half of ALTER TABLE unparsed, and lose what stands in ``/*! */``; a mirror c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from duckling_provider.replication.apply.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
+from duckling_provider.replication.model.families import CHOICES, INTEGERS, TEXTS, TIMES
 from duckling_provider.replication.model.tables import Column, Table
 
 
@@ -121,8 +121,11 @@ Step: TypeAlias = (
 
 def drops_database(statement: str, database: str) -> bool:
     """Whether it is DROP DATABASE of `database`."""
-    match = _DROP_DATABASE.fullmatch(statement)
-    return match is not None and match.group(1).strip('`"').replace("``", "`") == database
+    words = Tokens(tokenize(statement))
+    if not words.skip("DROP") or not words.skip_any("DATABASE", "SCHEMA"):
+        return False
+    words.skip("IF", "EXISTS")
+    return words.next()[1] == database and words.done
 
 
 def parse(statement: str, database: str, *, schema: str | None = None) -> list[Step]:
@@ -141,10 +144,6 @@ def mentioned(statement: str) -> set[str]:
 
 # ---- statements ----
 
-_DROP_DATABASE = re.compile(
-    r"\s*(?:/\*.*?\*/\s*)*DROP\s+(?:DATABASE|SCHEMA)\s+(?:IF\s+EXISTS\s+)?(`(?:[^`]|``)+`|[^\s;`]+)\s*;?\s*(?:/\*.*?\*/\s*)*",
-    re.IGNORECASE | re.DOTALL,
-)
 _PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK", "REPAIR"})
 _INDEX_WORDS = ("INDEX", "KEY", "UNIQUE", "FULLTEXT", "SPATIAL", "FOREIGN", "CHECK")
 _OPTIONS = frozenset(
@@ -433,9 +432,7 @@ _SYNONYMS = {
     "FLOAT4": "float", "FLOAT8": "double", "CHARACTER": "char", "NCHAR": "char", "NVARCHAR": "varchar",
     "VARCHARACTER": "varchar",
 }  # fmt: skip
-_INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
-_TEXTS = frozenset({"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"})
-_TIMES = frozenset({"time", "datetime", "timestamp"})
+_TEXTS = TEXTS | CHOICES
 _SPATIAL = frozenset(
     {
         "geometry",
@@ -561,7 +558,7 @@ def _type(tokens: Tokens) -> tuple[str, list[str]]:
         name = "varchar"
     if name == "geomcollection":
         name = "geometrycollection"
-    if name not in _INTEGERS | _TEXTS | _TIMES | _SPATIAL | _OTHERS:
+    if name not in INTEGERS | _TEXTS | TIMES | _SPATIAL | _OTHERS:
         raise NotUnderstoodError(text)
     arguments = []
     if tokens.peek() == ("sign", "("):
@@ -584,7 +581,7 @@ def _written(kind: str, arguments: list[str], *, unsigned: bool, zerofill: bool)
 
 
 def _precision(kind: str, arguments: list[str]) -> int | None:
-    usual = {"decimal": 10, "bit": 1} | dict.fromkeys(_TIMES, 0)
+    usual = {"decimal": 10, "bit": 1} | dict.fromkeys(TIMES, 0)
     if kind not in usual:
         return None
     return int(arguments[0]) if arguments else usual[kind]

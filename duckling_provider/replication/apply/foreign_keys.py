@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from duckling_provider.replication.apply.net_changes import KEYS, arrow_decoded, registered, value_of
 from duckling_provider.replication.model import types
+from duckling_provider.replication.model.families import CHARACTERS, INTEGERS
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote, quote_mysql
 from duckling_provider.replication.model.tables import Column
@@ -36,7 +37,6 @@ _ALTERED = re.compile(
     rf"\bALTER\b.*?\bTABLE\s+(?:IF\s+EXISTS\s+)?(?:{_ANY_NAME}\s*\.\s*)?({_ANY_NAME})", re.IGNORECASE | re.DOTALL
 )
 
-_INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 #: Collations in which texts of printable ASCII are equal if and only if they are without regard to case.
 _IGNORES_CASE = re.compile(
     r"\w+_(general_ci|general_nopad_ci|unicode_ci|unicode_520_ci|0900_ai_ci|0900_as_ci|uca1400_(nopad_)?a[is]_ci)"
@@ -137,7 +137,7 @@ class Children:
         """Whether DuckDB can tell which of the child's rows belong to a parent's, as MySQL compares."""
         columns = self._columns(reference, state)
         return len(columns) == len(reference.columns) and all(
-            column.data_type in _INTEGERS or _is_text(column) for column in columns
+            column.data_type in INTEGERS or _is_text(column) for column in columns
         )
 
     def delete(self, reference: Reference, keys: Sequence[tuple[Any, ...]], states: dict[str, TableState]) -> set[str]:
@@ -199,13 +199,13 @@ class Children:
 
 def _is_text(column: Column) -> bool:
     collation = column.collation or ""
-    return column.data_type in {"char", "varchar"} and (
+    return column.data_type in CHARACTERS and (
         collation.endswith("_bin") or _IGNORES_CASE.fullmatch(collation) is not None
     )
 
 
 def _same(column: Column, place: int) -> str:
     ours, theirs = f"t.{quote(column.name)}", value_of(column, place)
-    if column.data_type in _INTEGERS or (column.collation or "").endswith("_bin"):
+    if column.data_type in INTEGERS or (column.collation or "").endswith("_bin"):
         return f"{ours} = {theirs}"
     return f"lower({ours}) = lower({theirs})"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.binlog.rows import ZERO_DATE
 from duckling_provider.replication.model import types
+from duckling_provider.replication.model.families import DATES
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote
 from duckling_provider.replication.model.tables import Column, RowChange
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-_DATES = frozenset({"date", "datetime", "timestamp"})
 #: Types whose values may be so large that a batch is cut by their size.
 _LARGE = frozenset(
     {"text", "mediumtext", "longtext", "blob", "mediumblob", "longblob", "json", "varchar", "varbinary", "geometry"}
@@ -99,7 +99,7 @@ class _Keyed(Pending):
         rows = [row for row in self._net.values() if row is not None]
         # Zero dates are NULL here, and NULL equals nothing.
         same = " AND ".join(
-            f"t.{quote(column.name)} {'IS NOT DISTINCT FROM' if column.data_type in _DATES else '='} "
+            f"t.{quote(column.name)} {'IS NOT DISTINCT FROM' if column.data_type in DATES else '='} "
             f"{value_of(column, place)}"
             for place, column in enumerate(self._key)
         )
@@ -123,7 +123,7 @@ class _Keyless(Pending):
     def __init__(self, state: TableState, columns: tuple[str, ...], where: list[int]) -> None:
         super().__init__(state, columns)
         self._decoders = [
-            (place, types.decode(column), column.data_type in _DATES)
+            (place, types.decode(column), column.data_type in DATES)
             for place, column in zip(where, state.table.columns, strict=True)
         ]
         #: Row -> how many more (or fewer) of them there are.
@@ -192,7 +192,7 @@ def _arrow(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.
     decoded, zeros = [], 0
     for column, values in zip(columns, lanes, strict=True):
         lane = values
-        if column.data_type in _DATES:
+        if column.data_type in DATES:
             count = sum(value is ZERO_DATE for value in lane)
             if count:
                 zeros += count

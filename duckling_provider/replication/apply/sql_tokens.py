@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 _TOKEN = re.compile(
-    r"""(?P<space>\s+|\#[^\n]*|--(?=\s)[^\n]*|/\*(?!M?!)(?:.|\n)*?\*/|/\*M?!\d*|\*/)
+    r"""(?P<space>\s+|\#[^\n]*|--(?=\s)[^\n]*|/\*(?!M?!).*?(?:\*/|\Z)|/\*M?!\d*|\*/)
     |`(?P<name>(?:[^`]|``)*)`
     |(?P<prefix>[xXbBnN]|_[a-zA-Z0-9]+\s*)?(?P<string>'(?:[^'\\]|''|\\.)*'|"(?:[^"\\]|""|\\.)*")
     |(?P<number>0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?(?![\w$])|\.\d+(?:[eE][+-]?\d+)?)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from duckling_provider.replication.model.families import CHARACTERS, INTEGERS
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Column, Table
 
@@ -30,9 +31,8 @@ _GROWTH = 8
 #: Key values per row up to which the key counts as one without large gaps.
 _SPARSE = 2.0
 
-_NUMBERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "year"})
+_NUMBERS = INTEGERS | {"decimal", "year"}
 _INTEGERS = _NUMBERS - {"decimal"}
-_TEXTS = frozenset({"char", "varchar"})
 _BYTES = frozenset({"binary", "varbinary"})
 _TIMES = frozenset({"date", "datetime"})
 
@@ -91,7 +91,7 @@ def is_rangeable(table: Table) -> bool:
     and of TEXT and BLOB only a prefix is in the index. Tables with such a key are read in one go.
     """
     columns = {column.name: column for column in table.columns}
-    usable = _NUMBERS | _TEXTS | _BYTES | _TIMES
+    usable = _NUMBERS | CHARACTERS | _BYTES | _TIMES
     return bool(table.primary_key) and all(columns[name].data_type in usable for name in table.primary_key)
 
 
@@ -160,7 +160,7 @@ def _compare(key: list[Column], literals: list[str], strict: str, last: str) -> 
 def _shown(column: Column) -> str:
     """The key's value in a form that makes a literal."""
     name = quote_mysql(column.name)
-    return f"HEX({name})" if column.data_type in _TEXTS | _BYTES else f"CAST({name} AS CHAR)"
+    return f"HEX({name})" if column.data_type in CHARACTERS | _BYTES else f"CAST({name} AS CHAR)"
 
 
 def _literal(column: Column, value: Any) -> str | None:
@@ -173,7 +173,7 @@ def _literal(column: Column, value: Any) -> str | None:
     if not _HEX.fullmatch(text):
         return None
     # Bytes in the column's own character set: no quoting, whatever sql_mode the session has, and no conversion.
-    if column.data_type in _TEXTS:
+    if column.data_type in CHARACTERS:
         return f"_{column.charset or 'utf8mb4'} 0x{text}" if text else "''"
     return f"0x{text}" if text else "''"
 

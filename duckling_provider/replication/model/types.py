@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from duckling_provider.replication.model.families import BYTES, TEXTS
 from duckling_provider.replication.model.names import quote, quote_mysql
 from duckling_provider.replication.model.tables import Column
 
@@ -39,8 +40,6 @@ DUCKDB_DIGITS = 38
 
 _INTEGERS = {"tinyint": ("TINYINT", 8), "smallint": ("SMALLINT", 16), "mediumint": ("INTEGER", 24)}
 _INTEGERS |= {"int": ("INTEGER", 32), "integer": ("INTEGER", 32), "bigint": ("BIGINT", 64)}
-_TEXTS = frozenset({"char", "varchar", "tinytext", "text", "mediumtext", "longtext"})
-_BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"})
 _SPATIAL = frozenset({"geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon"})
 _SPATIAL |= {"geometrycollection", "geomcollection"}
 
@@ -160,7 +159,7 @@ def _mapping(column: Column) -> _Mapping:
         return _Mapping("UBIGINT", "uint64", "uint64", select="CAST({} AS UNSIGNED)", decode=_bits)
     if kind == "year":
         return _Mapping("SMALLINT", "int16", "int16")
-    if kind in _BYTES:
+    if kind in BYTES:
         decode = _padded(column) if kind == "binary" else unchanged
         return _Mapping("BLOB", "large_binary", "large_binary", decode=decode)
     if kind in _SPATIAL:
@@ -240,7 +239,7 @@ def _time(column: Column) -> _Mapping:
 
 def _text(column: Column) -> _Mapping:
     kind = column.data_type
-    if kind == "enum" or kind in _TEXTS:
+    if kind == "enum" or kind in TEXTS:
         return _Mapping("VARCHAR", "large_string", "large_string")
     if kind == "set":
         order = {value: number for number, value in enumerate(enum_values(column))}

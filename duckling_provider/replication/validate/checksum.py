@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from duckling_provider.replication.model.families import BYTES, CHARACTERS, CHOICES, INTEGERS
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.model.types import select_expression
@@ -27,12 +28,11 @@ _BUCKET_ROWS = 4096
 _MOST_DIGITS = 4
 
 #: Texts of at most 64 KiB: they are part of the row's text as they are, of others only their MD5 is.
-_SHORT_TEXTS = frozenset({"char", "varchar", "enum", "set", "tinytext", "text"})
+_SHORT_TEXTS = CHARACTERS | CHOICES | {"tinytext", "text"}
 #: Character sets whose bytes are UTF-8 already.
 _UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
-_INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "integer", "bigint", "year"})
+_INTEGERS = INTEGERS | {"year"}
 _FLOATS = frozenset({"float", "double", "real"})
-_BYTES = frozenset({"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"})
 _SPATIAL = frozenset(
     {
         "geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon",
@@ -139,7 +139,7 @@ def mysql_text(column: Column) -> str:
         utf8 = name if column.charset in _UTF8 else f"CONVERT({name} USING utf8mb4)"
         utf8 = f"CAST({utf8} AS BINARY)"
         text = f"CONCAT(LENGTH({utf8}), ':', {utf8})"
-    elif kind in _BYTES:
+    elif kind in BYTES:
         text = f"MD5({name})"
     elif kind in _SPATIAL:
         text = f"MD5(SUBSTRING(HEX({name}), 9))"  # without the SRID
