@@ -1,8 +1,8 @@
-"""One run of a sync: make the replica if there is none, then bring it up to date, and make way for whoever needs it.
+"""One run of a sync: make the replica if there is none, bring it up to date, yield to backups, restores and readers.
 
-Nobody can read or write a DuckDB file while a process has it open for writing. So changes are gathered from the binlog
+While a process has a DuckDB file open for writing, no other can read or write it. So changes are gathered from the binlog
 while the file is closed, and the replica's lock and the file are taken for one stretch of writing only. In it, between
-two batches, a sync looks whether somebody waits for the lock (`locks.is_wanted`); a hold, from a restore's "pause" to
+two batches, a sync looks whether a process waits for the lock (`locks.is_wanted`); a hold, from a restore's "pause" to
 its "resume", is found by the next attempt to take the lock. Either ends the run at the position that it has reached,
 and the next run goes on from there.
 """
@@ -60,7 +60,7 @@ _STRETCH_SECONDS = 10.0
 _LOOK_EVERY = 2000
 #: Seconds between two notes of the position while only other databases change.
 _IDLE_SAVE_SECONDS = 60.0
-#: Seconds between two tries to open a file that somebody reads.
+#: Seconds between two tries to open a file that another process reads.
 _POLL = 0.2
 #: DuckDB's, for applying changes.
 _MEMORY = "1GiB"
@@ -96,7 +96,7 @@ class Synced:
 
 
 class _MakeWayError(Exception):
-    """It is somebody else's turn."""
+    """It is another process's turn."""
 
 
 class _MovedError(Exception):
@@ -115,7 +115,7 @@ def sync(
 
     :param owner: the run it belongs to, for those who wait.
     :param seconds: follow the binlog for so long; None ends at where the server stands at the beginning.
-    :param wait: seconds to wait for somebody who uses the replica, before making way.
+    :param wait: seconds to wait for a process that uses the replica, before yielding.
     :raises ConfigError: the entry names no MySQL server.
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
@@ -174,7 +174,7 @@ def validate_replica(
 ) -> ValidationReport:
     """Compare every mirrored table with MySQL at one position, to which the replica is brought first.
 
-    :raises BusyError: somebody else uses the replica for longer than `wait` seconds.
+    :raises BusyError: another process uses the replica for longer than `wait` seconds.
     """
     control = control or Control()
     run = _Run(database, control, owner, wait)
@@ -224,16 +224,17 @@ class _Run:
         """Make sure that there is a replica of ours whose position the server can go on from."""
         for finding in preflight(self.source, wanted=self.database.mirrors):
             log.warning("%s", finding)
-        if self._is_there():
-            if self._is_available():
+        if self._look_at_replica():
+            if self._look_at_binlog():
                 self._leave_out()
                 return
             if self.database.on_position_lost == "fail":
                 raise self._lost()
-            log.warning("the server no longer has what follows %s: the replica is copied anew", self._position)
+            log.warning("the server no longer has what follows %s: the replica is copied again", self._position)
         self._copy_all()
 
-    def _is_available(self) -> bool:
+    def _look_at_binlog(self) -> bool:
+        """Take down which logs the server keeps; whether they reach back to the replica's position."""
         with contextlib.closing(connect(self.source)) as connection:
             if self._position is not None and is_available(connection, self._position):
                 return True
@@ -242,7 +243,7 @@ class _Run:
 
     def _lost(self) -> PositionLostError:
         return PositionLostError(
-            "purged, or begun anew by RESET MASTER",
+            "purged, or restarted by RESET MASTER",
             position=self._position or Position("", 0),
             kept=self._kept,
             subject=self.source.subject,
@@ -284,17 +285,17 @@ class _Run:
             log.info("%s", note)
 
     def require_ours(self) -> None:
-        if not self._is_there():
+        if not self._look_at_replica():
             raise ReplicaError(
                 "there is no such file",
                 subject=str(self.database.replica),
                 hint=f"A sync makes it: duckling sync {self.database.id}",
             )
-        if not self._is_available():
+        if not self._look_at_binlog():
             raise self._lost()
 
-    def _is_there(self) -> bool:
-        """Whether there is a replica of ours; takes down its position."""
+    def _look_at_replica(self) -> bool:
+        """Take down the replica's position; whether there is a replica of ours."""
         replica = self.database.replica
         with self._access("sync"):
             if not self._require_consent():
@@ -314,12 +315,12 @@ class _Run:
     def _require_consent(self) -> bool:
         """Whether there is a file, which is ours then.
 
-        :raises ReplicaError: it is somebody else's.
+        :raises ReplicaError: it is not ours.
         """
         owner = owner_of(self.database.replica)
         if owner in {"absent", "ours"}:
             return owner == "ours"
-        whose = "by the Node server" if owner == "duckling-server" else "by somebody else"
+        whose = "by the Node server" if owner == "duckling-server" else "by another program"
         raise ReplicaError(
             f"the file was made {whose}; nothing is written to it without consent",
             subject=str(self.database.replica),
@@ -336,7 +337,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _opened(self, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
-        """The replica, as soon as nobody else has it open in DuckDB; there must be one: DuckDB would make it."""
+        """The replica, as soon as no other process has it open in DuckDB; there must be one: DuckDB would make it."""
         replica = self.database.replica
         deadline = time.monotonic() + self.wait
         with contextlib.ExitStack() as stack:
@@ -363,7 +364,7 @@ class _Run:
         target = state_path(replica, COPY_SUFFIX)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._copy_lock(), disk_errors(target.parent, subject=self.database.id, needed=0):
-            if self._is_there() and self._is_available():
+            if self._look_at_replica() and self._look_at_binlog():
                 return  # another run has made it while this one waited
             copy = self._copy(target)
             with _opened(target) as connection:
@@ -374,12 +375,12 @@ class _Run:
             self.apply_until(target, copy.end)
             _sync_file(target)
             with self._access("full copy"):
-                # It took hours, maybe: somebody may have put a file there.
+                # It took hours, maybe: another program may have put a file there.
                 self._require_consent()
                 replace_replica(target, replica)
         self.done.copied = tuple(copy.tables)
         log.info("%s: %d tables copied", replica, len(copy.tables))
-        self._is_there()
+        self._look_at_replica()
 
     def renew_tables(self) -> bool:
         """Copy the tables again that could not be followed, and those that came into sight by the configuration.
@@ -470,7 +471,7 @@ class _Run:
                 except _MovedError:
                     # Restored, most likely: what was gathered belongs to another past.
                     log.info("the replica was replaced meanwhile")
-                    self._is_there()
+                    self._look_at_replica()
                     continue
             return
 
@@ -538,7 +539,7 @@ class _Run:
                     if is_wanted(replica):
                         if not applier.in_transaction:
                             applier.flush()
-                        raise _MakeWayError(f"somebody waits for {replica}")
+                        raise _MakeWayError(f"another process waits for {replica}")
                     enough = event is None or time.monotonic() >= until
                     if enough and count >= len(gathered) and not applier.in_transaction:
                         applier.flush()

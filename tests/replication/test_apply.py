@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.applier import Applier, BatchLimits
 from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.tables import Column, Commit, Position, RowChange, Table
@@ -275,7 +275,7 @@ def test_a_giant_transaction_is_written_in_parts_and_committed_once(mirror):
                "UPDATE t SET id = id + 100000", "INSERT INTO u SELECT seq % 10, repeat('y', 1000) FROM seq_1_to_3000",
                "DELETE FROM u WHERE a = 3", "DELETE FROM t WHERE id > 104000", "COMMIT")  # fmt: skip
     ledger = Ledger.open(mirror.replica)
-    applier = Applier(mirror.replica, ledger, database=mirror.database, max_changes=700, max_bytes=100_000)
+    applier = Applier(mirror.replica, ledger, database=mirror.database, limits=BatchLimits(changes=700, bytes=100_000))
     with BinlogStream(mirror.source, before) as stream:
         for event in stream.read():
             if applier.take(event):
@@ -404,7 +404,7 @@ def test_a_batch_is_committed_by_count_and_by_age():
     ledger = Ledger.create(connection)
     connection.execute("CREATE TABLE t (id INTEGER)")
     ledger.save_table(TableState(Table("t", (Column("id", "int", "int(11)"),), ("id",))))
-    applier = Applier(connection, ledger, database="d", max_changes=3, max_seconds=0.2)
+    applier = Applier(connection, ledger, database="d", limits=BatchLimits(changes=3, seconds=0.2))
     names = ("id",)
     committed = []
     for number in range(7):
@@ -420,7 +420,7 @@ def test_a_batch_is_committed_by_count_and_by_age():
 
 CHILD = """
 import sys, duckdb
-from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.applier import Applier, BatchLimits
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source
 from duckling_provider.replication.binlog.stream import BinlogStream
@@ -428,7 +428,7 @@ url, path = sys.stdin.readline().strip(), sys.argv[1]
 source = Source.parse(url, subject="test")
 connection = duckdb.connect(path)
 ledger = Ledger.open(connection)
-applier = Applier(connection, ledger, database=source.database, max_changes=50, max_seconds=0.05)
+applier = Applier(connection, ledger, database=source.database, limits=BatchLimits(changes=50, seconds=0.05))
 with BinlogStream(source, ledger.position(), follow=True) as stream:
     print("started", flush=True)
     for event in stream.read():

@@ -47,17 +47,26 @@ class Applied:
     marked: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class BatchLimits:
+    """A batch is committed at the first end of a transaction after so many changes, seconds or bytes of values."""
+
+    changes: int = 10_000
+    seconds: float = 1.0
+    bytes: int = 64 << 20
+
+
 class Applier:
     """Takes what `BinlogStream` tells and brings it into the replica.
 
-    Memory: at most twice `max_changes` changes, or about twice `max_bytes` of long values, wait in Python. A larger
-    transaction is written to DuckDB in parts of that size and committed once, at its end; DuckDB holds what is not
-    committed within its ``memory_limit``, and writes new rows beyond that to the file ahead of the commit.
+    Memory: at most twice `limits.changes` changes, or about twice `limits.bytes` of long values, wait in Python. A
+    larger transaction is written to DuckDB in parts of that size and committed once, at its end; DuckDB holds what is
+    not committed within its ``memory_limit``, and writes new rows beyond that to the file ahead of the commit.
 
-    :param connection: to the replica, in no transaction; nobody else uses it meanwhile.
+    :param connection: to the replica, in no transaction; no other code uses it meanwhile.
     :param database: the mirrored database, for names in DDL.
     :param wanted: whether a table of this name is mirrored, for those that come into being.
-    :param max_seconds: a batch is committed at the first end of a transaction after that long.
+    :param limits: when a batch is committed.
     :param references: the foreign keys that MySQL has.
     :param read_references: asked for those that it has now when they have changed.
     :param catalog: the name under which the replica is attached; the connection's own database when omitted.
@@ -70,9 +79,7 @@ class Applier:
         *,
         database: str,
         wanted: Callable[[str], bool] | None = None,
-        max_changes: int = 10_000,
-        max_seconds: float = 1.0,
-        max_bytes: int = 64 << 20,
+        limits: BatchLimits | None = None,
         catalog: str | None = None,
         references: Iterable[Reference] = (),
         read_references: Callable[[], Iterable[Reference]] | None = None,
@@ -85,7 +92,7 @@ class Applier:
         self._children = Children(connection, self._prefix, references)
         #: Keys of parents' rows that are gone, by foreign key, until that is done to the children's rows.
         self._gone: dict[Reference, list[tuple[Any, ...]]] = {}
-        self._max_changes, self._max_seconds, self._max_bytes = max_changes, max_seconds, max_bytes
+        self._limits = limits or BatchLimits()
         self._states = ledger.tables()
         self._starts = _starts(self._states)
         self._pending: dict[str, Pending | None] = {}
@@ -189,7 +196,7 @@ class Applier:
         self._changes += 1
         self._uncommitted += 1
         # The ends of transactions are waited for with half of what may be kept.
-        if self._changes >= 2 * self._max_changes or self._size >= 2 * self._max_bytes:
+        if self._changes >= 2 * self._limits.changes or self._size >= 2 * self._limits.bytes:
             self._part()
 
     def _is_of_parents(self, change: RowChange) -> bool:
@@ -270,13 +277,13 @@ class Applier:
         if self._last is None:
             self._since = time.monotonic()
         self._last = commit
-        if self._changes >= self._max_changes or self._begun or self._size >= self._max_bytes or self._is_due():
+        if self._changes >= self._limits.changes or self._begun or self._size >= self._limits.bytes or self._is_due():
             self.flush()
             return True
         return False
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._since >= self._max_seconds
+        return time.monotonic() - self._since >= self._limits.seconds
 
     def _unfollowed(self, event: Unfollowed) -> None:
         names = event.tables
@@ -300,7 +307,7 @@ class Applier:
         if self._last is not None and not self._open:
             self.flush()
         elif self._open:
-            # Rows and DDL in one transaction of the source: nobody's order is known but MySQL's.
+            # Rows and DDL in one transaction of the source: only MySQL knows their order.
             self._part()
         schema = change.schema if isinstance(change, ForeignSchemaChange) else None
         steps: list[ddl.Step]

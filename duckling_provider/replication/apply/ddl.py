@@ -170,7 +170,7 @@ class _Statement:
             return self._renames() if tokens.skip_any("TABLE", "TABLES") else []
         if verb == "DROP":
             if tokens.skip_any("DATABASE", "SCHEMA"):
-                return []  # the tables stay as they were; a new database of that name makes its own anew
+                return []  # the tables stay as they were; a new database of that name makes its own again
             if not tokens.skip_any("TABLE", "TABLES"):
                 return []
             tokens.skip("IF", "EXISTS")

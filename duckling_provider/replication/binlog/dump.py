@@ -140,7 +140,7 @@ class BinlogDump:
                 origin, _, number = part.rpartition("-")
                 # For a domain that it knows nothing of, the server would begin at the first transaction it has.
                 if written.get(origin, -1) < int(number):
-                    raise self._lost(f"transaction {part} is not in it, so it began anew after that")
+                    raise self._lost(f"transaction {part} is not in it, so it was restarted after that")
 
     def _lost(self, cause: str) -> PositionLostError:
         kept: list[str] = []

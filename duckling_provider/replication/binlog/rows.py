@@ -26,7 +26,7 @@ class _ZeroDate:
         return "ZERO_DATE"
 
 
-#: A date that MySQL has and nobody else: 0000-00-00, 2024-00-07, 2023-02-30. Told from NULL so that it can be counted.
+#: A date that only MySQL has: 0000-00-00, 2024-00-07, 2023-02-30. Told from NULL so that it can be counted.
 ZERO_DATE: Final = _ZeroDate()
 
 Reader: TypeAlias = Callable[[bytes, int], tuple[Any, int]]

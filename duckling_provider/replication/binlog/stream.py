@@ -255,7 +255,7 @@ class BinlogStream:
         elif kind == dump.TRANSACTION_PAYLOAD:
             raise self._refused("binlog_transaction_compression is on", "Set binlog_transaction_compression = OFF.")
         elif kind == dump.INCIDENT:
-            raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy anew.")
+            raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy it again.")
 
     def _query(self, raw: RawEvent) -> Iterator[StreamEvent]:
         body = raw.body

@@ -100,7 +100,7 @@ def key_ranges(connection: Any, table: Table, statistics: Statistics, pace: Pace
 
     A generator that asks the server as it goes: `pace` decides the size of each range when it is asked for.
 
-    :param connection: with a plain cursor; nobody else may use it until the generator ends.
+    :param connection: with a plain cursor; no other code may use it until the generator ends.
     """
     columns = {column.name: column for column in table.columns}
     key = [columns[name] for name in table.primary_key]

@@ -1,7 +1,7 @@
 """The full copy: every table of a MySQL database into a new DuckDB file, while the database is being written.
 
 No table is copied at one moment, nor are two tables copied at the same. What makes the file right in the end is the
-binlog: each table is recorded with its *start*, an exact position from before its first row was read, and whoever
+binlog: each table is recorded with its *start*, an exact position from before its first row was read, and the code that
 applies the binlog from the copy's position (the earliest start) skips what a table has already:
 
 - A table with a primary key is read in key ranges by several connections. A row may be newer than the start, and then
@@ -304,7 +304,7 @@ class _Job:
         try:
             query(self._connection, "SELECT 1")
         except pymysql.err.Error:
-            # Nobody may have asked it anything for the hours that the last table took.
+            # It may have been asked nothing for the hours that the last table took.
             self._connection.close()
             self._connection = connect(self._source)
         with translated(self._source, f"copy {name}"):
@@ -394,7 +394,7 @@ class _Writer:
 def _keep_usable(
     replica: DuckDBPyConnection, ledger: Ledger, connection: Any, source: Source, names: list[str]
 ) -> set[str]:
-    """What an interrupted run has finished, less what the binlog no longer leads on from or nobody wants any more."""
+    """What an interrupted run has finished, less what the binlog no longer leads on from or is no longer wanted."""
     current = read_tables(connection, source.database)
     applied = ledger.position()
     kept = set()

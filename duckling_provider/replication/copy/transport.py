@@ -72,9 +72,9 @@ class Transport:
             return pa.concat_tables([self._empty(), *self._stream(connection, sql)])
 
     def stream(self, connection: Any, where: str = "") -> Iterator[pa.Table]:
-        """All rows that `where` holds for, in pieces; reading them is up to whoever takes the pieces.
+        """All rows that `where` holds for, in pieces; the caller that takes the pieces reads them.
 
-        :param connection: with a streaming cursor; nobody else may use it meanwhile.
+        :param connection: with a streaming cursor; no other code may use it meanwhile.
         """
         return self._stream(connection, self._select(where))
 

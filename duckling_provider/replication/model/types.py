@@ -126,7 +126,7 @@ def report(column: Column) -> str | None:
     """What of `column` the replica can't hold as MySQL does, as a sentence for people; None when nothing is lost."""
     said = _mapping(column).report
     if not said and "COMPRESSED" in re.sub("'.*'", "", column.column_type):
-        said = "it is COMPRESSED, and its changes can't be read from the binlog: they make the table be copied anew"
+        said = "it is COMPRESSED, and its changes can't be read from the binlog: each makes a new copy of the table"
     return f"{column.name}: {said}" if said else None
 
 

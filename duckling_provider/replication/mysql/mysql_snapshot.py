@@ -4,7 +4,7 @@ InnoDB's consistent snapshot says nothing about the binlog: a transaction is wri
 so a position that is merely read before or after may be off by the transactions that commit meanwhile. Two exact ways:
 
 MariaDB (and Percona Server) take the snapshot and the binlog's position under one lock of their own, and tell it as
-the status ``Binlog_snapshot_file`` and ``Binlog_snapshot_position``. Nobody waits.
+the status ``Binlog_snapshot_file`` and ``Binlog_snapshot_position``. No writer waits.
 
 Elsewhere the tables are locked for the moment in which the snapshot is opened: ``LOCK TABLES … READ`` waits until
 every transaction that changed one of them has ended altogether, and what others commit between snapshot and position

@@ -109,7 +109,7 @@ def _binlog(connection: Any, server: MySqlServer) -> Iterator[Finding]:
             "binlog_row_metadata",
             f"unknown to {server}",
             "the binlog says too little of columns to follow their changes, so every table that was changed is copied "
-            "anew by the next run",
+            "again by the next run",
             "Upgrade to MySQL 8.0.1 or later, where it can be FULL",
             fatal=False,
         )

@@ -6,7 +6,7 @@ doesn't matter. A row with a primary key falls into the bucket of its key, so it
 differs.
 
 The texts keep different values apart; that is all they must do. Where both sides write the same value in two ways (a
-DOUBLE of 1e15 is such a case), the bucket differs without cause, and whoever then looks at its rows finds them equal.
+DOUBLE of 1e15 is such a case), the bucket differs without cause, and a look at its rows then finds them equal.
 So an equal checksum proves equality, and an unequal one proves nothing.
 """
 

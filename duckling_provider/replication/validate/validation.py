@@ -72,7 +72,7 @@ def validate(
 ) -> ValidationReport:
     """Compare `replica` with `source`, table by table.
 
-    Expects its caller to hold the replica's lock. The replica is opened after `catch_up`, read-only, so that nobody can
+    Expects its caller to hold the replica's lock. The replica is opened after `catch_up`, read-only, so nothing can
     write it until the comparison is over. An ALTER TABLE of a table that was compared waits for the end as well, and
     everybody else for the ALTER TABLE: MySQL keeps a table's definition as long as the snapshot lasts.
 
@@ -323,7 +323,7 @@ class _Job:
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """A cancellation inside ends what both sides are doing: a server would go on scanning for nobody."""
+        """A cancellation inside ends what both sides are doing: the server would go on scanning for nothing."""
         try:
             yield
         except AbandonedError as error:
