@@ -13,7 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import BinaryIO, cast
 
 from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
@@ -256,7 +256,9 @@ def resolve(database: Database, store: BackupSource, key: str = LATEST, *, befor
     complete = [found for found in backups if found.has_mac or store.mode != CLIENT]
     skipped = len(backups) - len(complete)
     where = store.url + store.prefix
-    return choose(complete, subject=database.id, where=where, skipped=skipped, before=before).key
+    return choose(
+        complete, now=datetime.now(timezone.utc), subject=database.id, where=where, skipped=skipped, before=before
+    ).key
 
 
 def identify_backup(database: Database, store: BackupSource, key: str, *, chosen: bool = False) -> StoredBackup:

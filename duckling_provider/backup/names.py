@@ -6,15 +6,21 @@ file. Everything here is pure: lists and clocks come in, names go out.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from duckling_provider.base.errors import NotFoundError, RequestError
+from duckling_provider.base.moments import iso
 
 MAC_SUFFIX = ".mac"
+#: How far clocks may be apart: a name that is later than the store's own time by more than that is not believed.
+SKEW = timedelta(minutes=10)
 LATEST = "latest"
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"backup-(\d{4})-(\d{2})-(\d{2})T(\d{2})-(\d{2})-(\d{2})-(\d{3})Z\.db", re.ASCII)
 
@@ -54,6 +60,20 @@ class ListedBackup:
     def name(self) -> str:
         return self.key.rpartition("/")[2]
 
+    def misdated(self, now: datetime) -> str:
+        """Why the moment in the name can't be true; empty when it can be.
+
+        Such a backup is shown and can be restored by its key, but it is never ``latest``, never the one that retention
+        keeps, and protects nothing: one wrong clock would hide every later backup behind it.
+
+        :param now: aware.
+        """
+        if self.created - now > SKEW:
+            return f"its name says {iso(self.created)}, which is in the future"
+        if self.modified is not None and self.created - self.modified > SKEW:
+            return f"its name says {iso(self.created)}, and it was stored at {iso(self.modified)} already"
+        return ""
+
 
 def assemble(prefix: str, listing: Iterable[tuple[str, int, datetime | None]]) -> list[ListedBackup]:
     """Turn raw ``(key, size, modified)`` rows under `prefix` into backups, newest first.
@@ -92,18 +112,36 @@ def checked_key(prefix: str, key: str) -> str:
 
 
 def choose(
-    backups: Sequence[ListedBackup], *, subject: str, where: str = "", skipped: int = 0, before: datetime | None = None
+    backups: Sequence[ListedBackup],
+    *,
+    now: datetime,
+    subject: str,
+    where: str = "",
+    skipped: int = 0,
+    before: datetime | None = None,
 ) -> ListedBackup:
-    """The newest backup, or the newest one made before `before`.
+    """The newest backup, or the newest one made before `before`; never one that is `misdated`.
+
+    :param now: aware.
 
     :param backups: newest first, as `assemble` returns them.
     :param where: what was searched, for the message.
     :param skipped: how many backups there are besides, which have no ``.mac`` although the mode demands one.
     :raises NotFoundError: when there is none.
     """
+    misdated = [backup for backup in backups if backup.misdated(now)]
+    for backup in misdated:
+        log.warning("%s is passed over: %s", backup.key, backup.misdated(now))
+    backups = [backup for backup in backups if backup not in misdated]
     for backup in backups:
         if before is None or backup.created < before:
             return backup
+    if misdated and not backups:
+        raise NotFoundError(
+            f"no backup has a date that can be true; {misdated[0].key}: {misdated[0].misdated(now)}",
+            subject=subject,
+            hint="A clock was wrong when it was made, or is wrong here. To restore it all the same, name its key.",
+        )
     if backups and before is not None:
         oldest = backups[-1].created
         raise NotFoundError(

@@ -50,7 +50,9 @@ def plan_retention(
         is complete (the mode was changed, say), the newest of all stays: it may be the only one there is.
     """
     ordered = sorted(backups, key=lambda b: (b.created, b.key), reverse=True)
-    complete = [b for b in ordered if b.has_mac or not needs_mac] or ordered
+    # A date that can't be true must not make a backup the newest. Where there is no other, it stays.
+    dated = [b for b in ordered if not b.misdated(now)] or ordered
+    complete = [b for b in dated if b.has_mac or not needs_mac] or dated
     # An empty object is listed like a good one; then the newest that can be one stays beside it.
     stay = [*complete[:1], *[b for b in complete if b.size > _EMPTY][:1]]
     limit = timedelta(days=keep_days)
@@ -139,7 +141,8 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
     """Abort the unfinished uploads that are old, and those of this installation that were interrupted before the newest
     complete backup was made; returns how many.
     """
-    newest = next((b.created for b in backups if b.has_mac or store.mode != CLIENT), None)
+    complete = (b for b in backups if b.has_mac or store.mode != CLIENT)
+    newest = next((b.created for b in complete if not b.misdated(now)), None)
     stored = {backup.key for backup in backups}
     superseded, count = set(), 0
 

@@ -187,9 +187,9 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
         else:
             terminal.fail_with(error, **shown)
         return error
-    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), ""] for b in local]
+    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), b.misdated(now)] for b in local]
     for b in remote:
-        state = "incomplete: no .mac" if needs_mac and not b.has_mac else ""
+        state = "incomplete: no .mac" if needs_mac and not b.has_mac else b.misdated(now)
         rows.append(["s3", b.key, human_bytes(b.size), short_ago(b.created, now), state])
     if rows:
         terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)

@@ -1,10 +1,10 @@
 """One run of a sync: make the replica if there is none, bring it up to date, yield to backups, restores and readers.
 
 While a process has a DuckDB file open for writing, no other can read or write it. So changes are gathered from the
-binlog while the file is closed, and the replica's lock and the file are taken for one stretch of writing only. In it, between
-two batches, a sync looks whether a process waits for the lock (`locks.is_wanted`); a hold, from a restore's "pause" to
-its "resume", is found by the next attempt to take the lock. Either ends the run at the position that it has reached,
-and the next run goes on from there.
+binlog while the file is closed, and the replica's lock and the file are taken for one stretch of writing only. In it,
+between two batches, a sync looks whether a process waits for the lock (`locks.is_wanted`); a hold, from a restore's
+"pause" to its "resume", is found by the next attempt to take the lock. Either ends the run at the position that it
+has reached, and the next run goes on from there.
 """
 
 from __future__ import annotations

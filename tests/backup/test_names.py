@@ -12,6 +12,8 @@ from duckling_provider.backup.names import ListedBackup, assemble, backup_name, 
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.base.moments import parse_moment, stamp_of
 
+#: After everything that the other tests list.
+NOW = datetime(9999, 6, 1, tzinfo=timezone.utc)
 EXAMPLE = datetime(2025, 3, 1, 14, 32, 11, 482_000, tzinfo=timezone.utc)
 EXAMPLE_NAME = "backup-2025-03-01T14-32-11-482Z.db"
 
@@ -115,15 +117,15 @@ def test_the_newest_before_a_moment_is_chosen(moments: list[datetime], before: d
     listing = assemble("", [(backup_name(stamp_of(moment)), 1, None) for moment in moments])
     allowed = [backup.created for backup in listing if before is None or backup.created < before]
     if allowed:
-        assert choose(listing, subject="production", before=before).created == max(allowed)
+        assert choose(listing, now=NOW, subject="production", before=before).created == max(allowed)
     else:
         with pytest.raises(NotFoundError):
-            choose(listing, subject="production", before=before)
+            choose(listing, now=NOW, subject="production", before=before)
 
 
 def test_nothing_old_enough_is_told_with_the_oldest_there_is():
     with pytest.raises(NotFoundError, match=re.escape("2025-03-01T14:32:11+00:00")):
-        choose([ListedBackup(EXAMPLE_NAME, EXAMPLE, 1)], subject="production", before=EXAMPLE)
+        choose([ListedBackup(EXAMPLE_NAME, EXAMPLE, 1)], now=NOW, subject="production", before=EXAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -200,3 +202,44 @@ def test_a_key_never_leaves_the_prefix(prefix: str, key: str):
 def test_keys_that_are_refused(key: str):
     with pytest.raises(DucklingError):
         checked_key("production/", key)
+
+
+# ---- moments that can't be true -----------------------------------------------------------------------------
+
+
+TODAY = datetime(2026, 11, 26, 10, tzinfo=timezone.utc)
+
+
+def listed(created, modified=None, key=None):
+    return ListedBackup(key or f"backup-{stamp_of(created)}.db", created, 1, modified)
+
+
+@pytest.mark.parametrize(
+    "created,modified,believed",
+    [
+        (TODAY, TODAY, True),
+        (TODAY + timedelta(minutes=9), TODAY + timedelta(minutes=9), True),
+        (TODAY + timedelta(minutes=11), None, False),
+        (TODAY + timedelta(minutes=11), TODAY + timedelta(minutes=11), False),
+        (TODAY - timedelta(days=1), TODAY - timedelta(days=1, minutes=9), True),
+        (TODAY - timedelta(days=1), TODAY - timedelta(days=2), False),  # an old object under a later name
+        (TODAY - timedelta(days=400), TODAY, True),  # brought from another store: shown, and believed
+        (TODAY - timedelta(days=1), None, True),
+    ],
+)
+def test_a_name_later_than_now_or_than_the_store_is_not_believed(created, modified, believed):
+    assert (listed(created, modified).misdated(TODAY) == "") is believed
+
+
+def test_a_backup_of_the_future_hides_no_other():
+    good = [listed(TODAY - timedelta(days=days)) for days in (1, 2)]
+    future = listed(TODAY + timedelta(days=365))
+    assert choose([future, *good], now=TODAY, subject="production") == good[0]
+    assert choose([future, *good], now=TODAY, subject="production", before=TODAY + timedelta(days=999)) == good[0]
+
+
+def test_where_every_date_is_impossible_the_error_names_a_backup_and_the_way():
+    future = listed(TODAY + timedelta(days=365))
+    with pytest.raises(NotFoundError, match=future.key) as caught:
+        choose([future], now=TODAY, subject="production")
+    assert "name its key" in str(caught.value)

@@ -324,3 +324,14 @@ def test_an_empty_object_does_not_take_the_place_of_the_newest_good_one():
     empty = ListedBackup("backup-empty", NOW - timedelta(days=10), 16, has_mac=True)
     good = ListedBackup("backup-good", NOW - timedelta(days=20), 10**6, has_mac=True)
     assert plan_retention([good, empty], now=NOW, keep_days=1, needs_mac=True).delete == ()
+
+
+def test_a_backup_of_the_future_is_not_the_one_that_stays():
+    """A wrong clock made one that is a year ahead; the newest real one is older than the retention."""
+    future = ListedBackup("future", NOW + timedelta(days=365), 9000)
+    real = [ListedBackup(str(days), NOW - timedelta(days=days), 9000) for days in (8, 9, 10)]
+    plan = plan_retention([future, *real], now=NOW, keep_days=7)
+    assert real[0] in plan.keep
+    assert plan.delete == (real[1], real[2])
+    # Where there is no other, it stays as well.
+    assert plan_retention([future], now=NOW, keep_days=7).keep == (future,)
