@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -82,12 +81,11 @@ def test_the_index_leads_to_every_document() -> None:
     assert [name_of(path) for path in (ROOT / "docs").rglob("*.md") if path != index and path not in linked] == []
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name_of)
-def test_lines_of_prose_end_at_about_100_columns(path: Path) -> None:
-    # Rows of tables and lines with a long link can't be broken.
-    free = ("|", "<", "![")
-    long = [line for line in prose(path).splitlines() if len(line) > 105 and not line.startswith(free)]
-    assert [line for line in long if "](" not in line] == []
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_lines_of_prose_end_at_100_columns(path: Path) -> None:
+    # Rows of tables, and lines that are one long link, can't be broken.
+    free = ("|", "<", "!", "#", "[")
+    assert [line for line in prose(path).splitlines() if len(line) > 100 and not line.lstrip().startswith(free)] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -190,12 +188,10 @@ def test_tests_that_documents_cite_exist() -> None:
             assert (ROOT / cited).exists(), f"{name_of(path)}: {cited}"
 
 
-def test_files_that_the_code_cites_exist() -> None:
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    if not files:
-        pytest.skip("no git checkout")
-    for name in files:
-        path = ROOT / name
-        if path.suffix in {".py", ".yaml", ".sh", ".toml"} and path.exists():
-            for cited in re.findall(r"(?<![\w/.-])(docs/[\w/-]+\.\w+)", path.read_text()):
-                assert (ROOT / cited).exists(), f"{name}: {cited}"
+def test_documents_that_the_code_cites_exist() -> None:
+    folders = ("duckling_provider", "benchmarks", "compose", "dags", "demo", "tests", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    for path in [*files, ROOT / "Makefile", ROOT / "docker-compose.yaml"]:
+        if path.suffix in {"", ".py", ".yaml", ".sh"}:
+            for cited in re.findall(r"(?<![\w/.-])(docs/[\w/-]+\.[a-z]+)", path.read_text()):
+                assert (ROOT / cited).exists(), f"{name_of(path)}: {cited}"
