@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -127,6 +130,21 @@ def test_the_make_targets_in_the_documents_exist() -> None:
         for line in re.findall(r"`make ([^`\n]+)`|^\$ make (.+)$", path.read_text(), re.MULTILINE):
             words = (line[0] or line[1]).partition("#")[0].split()
             assert words[0] in targets, f"{name_of(path)}: make {words[0]}"
+
+
+@pytest.mark.slow
+def test_the_dags_in_the_documents_are_dags(tmp_path: Path) -> None:
+    """In a process with an Airflow of its own."""
+    blocks = [code for _, code in examples("python")]
+    assert blocks
+    (tmp_path / "databases.json").write_text("[]")
+    environ = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "DATA_PATH": str(tmp_path)}
+    for code in blocks:
+        name = re.findall(r"^(\w+)\(\)$", code, re.MULTILINE)[-1]
+        program = f"{code}\nprint(*{name}().task_ids)"
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split("\n")[-2].split() == re.findall(r'task_id="(\w+)"', code)
 
 
 # ---- facts of the code --------------------------------------------------------------------------------------------
