@@ -68,7 +68,7 @@ def test_the_overview_shows_every_state_with_trouble_first(page, installation, a
     shaky.add("backup", "failed", error={"kind": "StoreError", "what": "s3://b: <it> is down", "hint": "Wait."})
     fine.add("restore", "running")
     text = page().text
-    assert "3 of 5 databases could not be recovered" in text
+    assert "3 of 5 databases have no sufficiently recent" in text
     badges = re.findall(r'class="badge ([a-z-]+)"', text)
     assert badges == ["misconfigured", "no-backup", "overdue", "failing", "protected", "running"]
     assert "s3://b: &lt;it&gt; is down. Wait." in text

@@ -51,9 +51,9 @@ def test_durations_are_told_to_the_second_within_the_hour(seconds, told):
     "total,lost,told",
     [
         (0, 0, "databases.json has no entries yet."),
-        (1, 0, "The one database could be recovered to the state that its schedule promises."),
-        (12, 0, "All 12 databases could be recovered to the state that their schedule promises."),
-        (12, 3, "3 of 12 databases could not be recovered to the state that their schedule promises."),
+        (1, 0, "The one database has a sufficiently recent verified backup."),
+        (12, 0, "All 12 databases have a sufficiently recent verified backup."),
+        (12, 3, "3 of 12 databases have no sufficiently recent verified backup."),
     ],
 )
 def test_one_sentence_sums_it_up(total, lost, told):

@@ -70,9 +70,7 @@ def test_it_stands_in_airflows_navigation_with_trouble_first(backed_up, visit, s
     page.get_by_role("menuitem", name="Duckling").click()
     place = framed(page)
     expect(place.get_by_role("heading", name="Duckling")).to_be_visible()
-    expect(place.locator(".verdict")).to_have_text(
-        "2 of 3 databases could not be recovered to the state that their schedule promises."
-    )
+    expect(place.locator(".verdict")).to_have_text("2 of 3 databases have no sufficiently recent verified backup.")
     assert place.locator("tbody .badge").all_inner_texts() == ["misconfigured", "no backup", "protected"]
     expect(place.get_by_role("link", name="Customers <b>")).to_be_visible()
     shoot(page, "overview-light")

@@ -103,10 +103,10 @@ def summary(*, total: int, lost: int) -> str:
         return "databases.json has no entries yet."
     if lost == 0:
         which = {1: "The one database", 2: "Both databases"}.get(total, f"All {total} databases")
-        return f"{which} could be recovered to the state that {'its' if total == 1 else 'their'} schedule promises."
+        return f"{which} {'has' if total == 1 else 'have'} a sufficiently recent verified backup."
     if total == 1:
-        return "The one database could not be recovered to the state that its schedule promises."
-    return f"{lost} of {total} databases could not be recovered to the state that their schedule promises."
+        return "The one database has no sufficiently recent verified backup."
+    return f"{lost} of {total} databases {'has' if lost == 1 else 'have'} no sufficiently recent verified backup."
 
 
 def filters() -> dict[str, Callable[..., str]]:
