@@ -46,12 +46,12 @@ room: ## the tests of one room: make room ROOM=backup (a folder of tests/)
 	@$(PYTEST) $(SHARED) tests/$(ROOM) $(ARGS)
 
 lint: ## ruff: rules and formatting
-	@.ci/setup dev
+	@.ci/setup lint
 	@$(PYTHON_BIN) -m ruff check
 	@$(PYTHON_BIN) -m ruff format --check
 
 fix: ## let ruff repair and format what it can
-	@.ci/setup dev
+	@.ci/setup lint
 	@$(PYTHON_BIN) -m ruff check --fix
 	@$(PYTHON_BIN) -m ruff format
 
@@ -88,5 +88,6 @@ constraints: ## pin the newest versions
 	@.ci/constraints $(VENV)
 
 clean: ## remove the virtual environment, caches and builds (not the demo's data)
-	rm -rf $(VENV) $(VENV).lock .artifacts .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@.ci/setup remove
+	rm -rf .artifacts .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find duckling_provider benchmarks demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

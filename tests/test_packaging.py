@@ -23,9 +23,9 @@ from duckling_provider.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
-#: That of `make cluster` is there once it has run.
 #: Pins of the older Airflows, by `make constraints` as well.
 MATRIX = sorted((ROOT / ".ci" / "matrix-constraints").glob("*.txt"))
+#: That of `make cluster` is there once it has run.
 EXTRAS = ("", "demo", "test", *(["cluster"] if importlib.util.find_spec("celery") else []))
 
 

@@ -342,5 +342,5 @@ def _postgres(program: str) -> str:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
     found = shutil.which(program, path=os.pathsep.join(map(str, folders))) or shutil.which(program)
     if found is None:
-        raise ClusterError(f"no {program}: .ci/setup --cluster")
+        raise ClusterError(f"no {program}: .ci/setup cluster")
     return found
