@@ -146,6 +146,13 @@ def says(message: str, text: str) -> bool:
     return True
 
 
+def names(message: str, text: str) -> bool:
+    """Whether `message` says enough of `text` to be found by it: its beginning, or a quarter of it."""
+    said, whole = message.replace("…", ""), text.replace(GAP, "")
+    begins = text.lstrip(GAP + " ").startswith(message.partition("…")[0].strip() or GAP)
+    return says(message, text) and (begins or len(said) * 4 >= len(whole))
+
+
 def test_the_catalogue_is_not_empty_and_names_no_message_twice() -> None:
     messages = quoted()
     assert len(messages) >= 60
@@ -177,3 +184,5 @@ def test_a_message_that_the_code_does_not_have_is_found_out() -> None:
     assert [text for text in every_text() if says("the server has purged what follows it", text)] == []
     assert says("held by …", f"held by {GAP}")
     assert not says("held by …", f"it is {GAP}")
+    assert names("held by …", f"held by {GAP} since {GAP}")
+    assert not names("… failed…", f"the write to {GAP} failed because the disk is full")
