@@ -206,10 +206,10 @@ def test_tests_that_documents_cite_exist() -> None:
             assert (ROOT / cited).exists(), f"{name_of(path)}: {cited}"
 
 
-def test_documents_that_the_code_cites_exist() -> None:
+def test_documents_that_are_cited_by_their_path_exist() -> None:
     folders = ("duckling_provider", "benchmarks", "compose", "dags", "demo", "tests", ".ci")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    for path in [*files, ROOT / "Makefile", ROOT / "docker-compose.yaml"]:
-        if path.suffix in {"", ".py", ".yaml", ".sh"}:
+    for path in [*files, *DOCUMENTS, ROOT / "Makefile", ROOT / "docker-compose.yaml"]:
+        if path.suffix in {"", ".md", ".py", ".yaml", ".sh"}:
             for cited in re.findall(r"(?<![\w/.-])(docs/[\w/-]+\.[a-z]+)", path.read_text()):
                 assert (ROOT / cited).exists(), f"{name_of(path)}: {cited}"

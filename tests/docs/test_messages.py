@@ -47,7 +47,7 @@ def trees() -> tuple[ast.Module, ...]:
 
 @cache
 def every_text() -> tuple[str, ...]:
-    """Of the whole package, docstrings apart."""
+    """Of the whole package, docstrings apart; and each line of the page's templates."""
     texts = set()
     for tree in trees():
         docstrings = {
@@ -60,6 +60,8 @@ def every_text() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and id(node) not in docstrings:
                 texts.add(template(node))
+    for page in PACKAGE.rglob("*.html"):
+        texts.update(page.read_text().splitlines())
     return tuple(text for text in texts if text.strip(GAP))
 
 
