@@ -1,0 +1,146 @@
+"""The documents' commands are run as they stand: on a real MariaDB and a real S3 server, with another id and other
+addresses, and without Airflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+VECTOR = ROOT / "tests" / "vectors" / "client-aes256"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(path: Path) -> list[str]:
+    """Each command after a prompt, without its comment."""
+    lines = re.findall(r"^\$ (duckling .+)$", "".join(blocks(path, "console")), re.MULTILINE)
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
+
+
+class Shell:
+    """Runs lines of the documents in `folder`; what they name in ``/tmp`` is in `folder`, too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+        self.environ = {**inherited, "PYTHONPATH": str(ROOT), "DATA_PATH": str(folder / "data"), "PY": sys.executable}
+
+    def __call__(self, line: str) -> subprocess.CompletedProcess[str]:
+        script = 'duckling() { "$PY" -m duckling_provider.cli.app "$@"; }\n' + line.replace("/tmp/", f"{self.folder}/")
+        done = subprocess.run(
+            ["/bin/bash", "-c", script],
+            cwd=self.folder,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(f"$ {line}\n{done.stdout}{done.stderr}")  # pytest shows it when a test fails
+        return done
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    (tmp_path / "data").mkdir()
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def ready(shell: Shell, s3_server: Any, mariadb: Any, database: str) -> Shell:
+    """The README's databases.json, and a MySQL user as replication.md makes it."""
+    mariadb.execute(["CREATE TABLE orders (id INT PRIMARY KEY)", "INSERT INTO orders VALUES (1), (2), (3)"], database)
+    user, password = f"docs-{secrets.token_hex(4)}", secrets.token_hex(12)
+    grants = blocks(DOCS / "internals" / "replication.md", "sql")[0]
+    for old, new in {"shop.*": f"`{database}`.*", "'duckling'": f"'{user}'", "…": password}.items():
+        assert old in grants
+        grants = grants.replace(old, new)
+    mariadb.execute([statement for statement in grants.split(";") if statement.strip()])
+
+    [entry] = json.loads(blocks(ROOT / "README.md", "json")[0])
+    assert urlsplit(entry["mysqlConnectionString"]).path == "/shop"
+    entry["mysqlConnectionString"] = f"mysql://{user}:{password}@{mariadb.host}:{mariadb.port}/{database}"
+    entry["s3"] |= s3_server.s3(s3_server.new_bucket()) | {"encryptionKey": shell("duckling keygen").stdout.strip()}
+    path = shell.folder / "data" / "databases.json"
+    path.write_text(json.dumps([entry]))
+    path.chmod(0o600)
+    return shell
+
+
+def rows(path: Path) -> list[Any]:
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return connection.execute("SELECT id FROM orders ORDER BY id").fetchall()
+
+
+@pytest.mark.mysql
+@pytest.mark.server
+def test_the_commands_of_readme_tour_and_install_do_what_they_promise(ready: Shell) -> None:
+    run: list[str] = []
+    for document in (ROOT / "README.md", DOCS / "start" / "tour.md", DOCS / "start" / "install.md"):
+        for command in commands(document):
+            line = re.sub(r"\bshop\b(?!-)", "production", command)
+            known = {old.partition(" --to ")[0] for old in run}
+            # The README says some of them twice, on purpose: once to try, once on the day of a restore.
+            if document.name == "README.md" or line.partition(" --to ")[0] not in known:
+                assert ready(line).returncode == 0, line
+                run.append(line)
+    assert len(run) >= 10
+    expected = [(1,), (2,), (3,)]
+    assert rows(ready.folder / "data" / "production.db") == expected
+    assert rows(ready.folder / "copy.db") == expected
+    with duckdb.connect(str(ready.folder / "data" / "production.db"), read_only=True) as connection:
+        for statement in blocks(DOCS / "internals" / "replication.md", "sql")[1].splitlines():
+            connection.execute(statement).fetchall()
+
+
+@pytest.mark.mysql
+@pytest.mark.server
+def test_the_json_in_the_reference_has_the_fields_of_the_real_one(ready: Shell) -> None:
+    assert ready("duckling sync production").returncode == 0
+    [block] = [block for block in blocks(DOCS / "reference" / "command-line.md", "console") if "--json" in block]
+    shown = re.findall(r"^\$ (duckling [^\n]+)\n(\{\n.*?^\})", block, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 3
+    for line, document in shown:
+        done, expected = ready(line), json.loads(document)
+        real = json.loads(done.stdout)
+        assert list(real) == list(expected), line
+        assert (real["success"], done.returncode == 0) == (expected["success"], expected["success"]), line
+
+
+@pytest.mark.slow
+def test_a_backup_is_read_by_openssl_alone_as_the_format_page_says(shell: Shell) -> None:
+    [stored] = VECTOR.glob("*.db.mac")
+    shutil.copy(stored.with_suffix(""), shell.folder / "backup.db")
+    key = json.loads((VECTOR / "key.json").read_text())
+    shell.environ["KEY"] = key["encryptionKey"] if isinstance(key, dict) else key
+    [block] = [block for block in blocks(DOCS / "internals" / "format.md", "console") if "openssl" in block]
+    done = shell("set -e\n" + re.sub(r"^\$ ", "", block, flags=re.MULTILINE))
+    assert done.returncode == 0
+    assert done.stdout.split()[-1] == stored.read_text().strip()
+    assert (shell.folder / "replica.db").read_bytes() == (VECTOR / "replica.db").read_bytes()
+
+
+def test_the_metrics_in_the_documents_are_those_of_the_code() -> None:
+    name = r"\b(?:duckling_)?((?:backup|sync|replica|databases)_[a-z_]+)"
+    table = (DOCS / "operate" / "monitoring.md").read_text()
+    rules = "".join(block for block in blocks(DOCS / "operate" / "monitoring.md", "yaml") if "expr:" in block)
+    documented = set(re.findall(rf"`{name}`", table)) | set(re.findall(rf"{name}(?= [=<>])", rules))
+    code = (ROOT / "duckling_provider" / "web" / "api" / "monitoring.py").read_text()
+    assert documented == set(re.findall(rf'"{name}"', code))
