@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def setup(self, name: str, **environment: str) -> tuple[int, str]:
@@ -171,13 +173,42 @@ def test_whatever_the_set_depends_on_makes_it_anew_when_it_changes(checkout, nam
     assert checkout.called() == []
 
 
-def test_what_was_interrupted_is_completed(checkout):
-    """No stamp: the installer died. The next one takes the environment that is there."""
+def test_an_environment_without_this_set_gets_it_and_is_not_made_anew(checkout):
     checkout.make_venv()
+    checkout.stamp("lint")
     code, output = checkout.setup("demo")
     assert code == 0, output
     assert "creating" not in output
     assert any("--editable .[demo]" in call for call in checkout.called())
+
+
+@pytest.mark.parametrize("moment", ["-m venv", "-m pip", "pip install"])
+def test_an_environment_whose_installer_was_killed_is_made_anew(checkout, moment):
+    """Half a package may look like a whole one, as pip did after `ensurepip` had been killed."""
+    checkout.make_venv()
+    # Makes an environment like the one that the checkout has; hangs once at the moment.
+    template = checkout.folder / "template"
+    checkout.venv.rename(template)
+    python = template / "bin" / "python"
+    hang = checkout.folder / "hang"
+    hang.touch()
+    lines = (
+        f'if [ -e "{hang}" ] && [[ "$*" == *"{moment}"* ]]; then rm "{hang}"; sleep 600; fi',
+        f'[ "$2" != venv ] || cp -r "{template}/." .venv/',
+    )
+    python.write_text(python.read_text() + "\n".join(lines) + "\n")
+    first = checkout.start("demo", PYTHON=str(python))
+    while hang.exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=300)
+    checkout.calls.unlink()
+    code, output = checkout.setup("demo", PYTHON=str(python))
+    assert code == 0, output
+    assert "creating .venv" in output
+    assert any("-m venv" in call for call in checkout.called())
+    assert checkout.setup("demo") == (0, "")
 
 
 def test_an_installation_that_fails_says_why_and_counts_for_nothing(checkout):
