@@ -314,7 +314,7 @@ def _python(program: str, *arguments: object) -> str:
 
 @pytest.fixture(scope="session")
 def make_replica(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_replica(path, rows=2000, seed=0, storage="v1.5.0", wal=False) -> path``: a DuckDB file nobody has open.
+    """``make_replica(path, rows=2000, seed=0, storage="v1.5.0", wal=False) -> path``: a DuckDB file that is not open.
 
     `rows` customers and twice as many orders; another `seed` makes other contents; with `wal` ten more customers are
     committed, but only in a ``.wal`` beside it.

@@ -240,7 +240,7 @@ def unheld_lock(
 ) -> Iterator[None]:
     """The replica's lock, taken when no hold but `owner`'s own stands against it.
 
-    :param on_stale: told of each stale hold that is cleared away.
+    :param on_stale: called with each stale hold that is cleared away.
     :raises BusyError: after `wait` seconds, naming the hold or the lock's holder.
     """
     control = control or Control()

@@ -68,17 +68,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """Which field is wrong and how; never its value, which may be a secret in the wrong place."""
     if not isinstance(error, RequestValidationError):
         raise error
-    told = []
+    mistakes = []
     for problem in error.errors():
         where, *inside = problem["loc"]
         place = ".".join(str(part) for part in inside)
         if problem["type"] == "json_invalid":
-            told.append(f"the body is not JSON: {problem['ctx']['error']} at character {place}")
+            mistakes.append(f"the body is not JSON: {problem['ctx']['error']} at character {place}")
         elif where == "body" and not place and "json" not in request.headers.get("content-type", ""):
-            told.append("the body must be a JSON object, sent with Content-Type: application/json")
+            mistakes.append("the body must be a JSON object, sent with Content-Type: application/json")
         else:
-            told.append(f"{place or where}: {problem['msg']}")
-    return _answer(request, ApiError(400, "; ".join(told)))
+            mistakes.append(f"{place or where}: {problem['msg']}")
+    return _answer(request, ApiError(400, "; ".join(mistakes)))
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -140,8 +140,8 @@ def save_dags(airflow_db: None) -> Callable[[Any], None]:
 def execution_api() -> None:
     """One application for all tasks that dag.test() runs, as it is from Airflow 3.3 on.
 
-    Before that each task makes one anew, with the routes of all its API versions: seconds, and threads that stay. And
-    nobody holds it, so svcs from 26.2 on takes its services away before the task is done: "no attribute svcs_registry".
+    Before 3.3 each task makes one, with the routes of all its API versions: seconds, and threads that stay. Nothing
+    holds it, so svcs from 26.2 on takes its services away before the task ends: "no attribute svcs_registry".
     """
     from airflow.sdk.execution_time import supervisor
 

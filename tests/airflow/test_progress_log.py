@@ -106,7 +106,7 @@ def test_the_core_can_report_to_it_from_many_threads(lines):
 
 
 def test_lines_from_the_cores_own_threads_belong_to_the_task_that_asked(clock):
-    task = contextvars.ContextVar("task", default="nobody")
+    task = contextvars.ContextVar("task", default="none")
     seen = []
 
     class Log:

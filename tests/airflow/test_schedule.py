@@ -94,7 +94,7 @@ def test_after_an_outage_what_was_missed_is_made_up_for_soon_and_spread(clock):
 
 
 def test_a_moment_that_has_just_passed_is_still_the_one(clock):
-    """Airflow asks anew at each parse; a parse between the moment and its run must not put it off."""
+    """Airflow asks again at each parse; a parse between the moment and its run must not put it off."""
     schedule = StaggeredTimetable.for_key(timedelta(hours=24), "shop")
     for last in (None, NOW - timedelta(hours=24)):
         moment = due(schedule, last=last)

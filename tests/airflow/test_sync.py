@@ -94,7 +94,7 @@ def test_a_replica_that_differs_fails_the_validation(shop, run_dag, validation):
 def test_a_held_replica_makes_the_run_skip_and_the_next_one_goes_on(shop, mariadb, database, run_dag):
     run_dag("duckling_sync__shop")
     mariadb.execute("UPDATE orders SET total = -1", database)
-    hold = place_hold(shop.replica, owner="restore of somebody", reason="restore", seconds=600)
+    hold = place_hold(shop.replica, owner="restore of a colleague", reason="restore", seconds=600)
     skipped = run_dag("duckling_sync__shop")
     assert skipped.tasks == {"sync": "skipped"}
     place_hold(shop.replica, owner=hold.owner, reason="restore", seconds=0)

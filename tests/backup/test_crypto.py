@@ -421,7 +421,7 @@ def test_a_wrong_key_does_not_match_whatever_the_length(length: int) -> None:
 
 
 def test_a_wrong_key_decrypts_to_garbage_without_an_error() -> None:
-    """Why nobody may use plaintext before the MAC matched."""
+    """Why no caller may use plaintext before the MAC matched."""
     assert CtrCipher(OTHER_KEY, IV).apply(STORED[IV_BYTES:], 0) != PLAIN
 
 

@@ -154,7 +154,7 @@ def test_a_bare_name_is_completed_and_a_full_key_taken():
     assert checked_key("production/", EXAMPLE_NAME) == f"production/{EXAMPLE_NAME}"
     assert checked_key("production/", f"production/{EXAMPLE_NAME}") == f"production/{EXAMPLE_NAME}"
     assert checked_key("", EXAMPLE_NAME) == EXAMPLE_NAME
-    # Somebody else's name for a backup under our prefix may be restored; only what deletes is stricter.
+    # Another program's name for a backup under our prefix may be restored; only what deletes is stricter.
     assert checked_key("production/", "production/before-migration.db") == "production/before-migration.db"
 
 

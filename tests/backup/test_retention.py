@@ -149,7 +149,7 @@ FOREIGN = (
 def filled(ages: list[timedelta], *, without_mac: Collection[int] = ()) -> MemoryStore:
     store = MemoryStore(prefix=PREFIX, mode="client-aes256")
     for key in FOREIGN:
-        store.put(key, BytesBody(b"somebody else's"))
+        store.put(key, BytesBody(b"another program's"))
     for index, age in enumerate(ages):
         store.put(key_of(age), BytesBody(b"object"))
         if index not in without_mac:

@@ -371,7 +371,7 @@ def test_the_sidecar_records_what_another_implementation_computes(installation, 
 
 @pytest.fixture
 def s3_settings():
-    """``s3_settings(mode, key=KEY, part=5)``: the s3 object of an entry, of a store that nobody asks anything."""
+    """``s3_settings(mode, key=KEY, part=5)``: the s3 object of an entry, of a store that is asked nothing."""
 
     def settings(mode, key=KEY, part=5):
         extra = {"encryptionKey": key} if mode == "client-aes256" else {}
@@ -622,7 +622,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(installation, big_rep
     installation.write(installation.entry())
     replica = big_replica(installation.replica())
     database = installation.database()
-    other = small_disk / "somebody else's"
+    other = small_disk / "another program's"
     usage = shutil.disk_usage(small_disk)
     # At the check there is room enough; then another program takes it.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 30))

@@ -73,7 +73,7 @@ class Backup:
         self._store = self._store or open_store(self.database)
         return upload_snapshot(self.database, self._store, self.snapshot, control=control)
 
-    # What somebody sees who has plain boto3 and no part of this package.
+    # What a program sees that has plain boto3 and no part of this package.
 
     @property
     def client(self):

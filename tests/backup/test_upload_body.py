@@ -1,4 +1,4 @@
-"""The object to be, part by part: the same bytes whoever reads them and in which order and steps, or none at all."""
+"""The object to be, part by part: the same bytes for each reader and in which order and steps, or none at all."""
 
 from __future__ import annotations
 

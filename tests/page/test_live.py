@@ -28,13 +28,13 @@ def framed(page):
 
 
 def ended(place, state="success"):
-    """Wait in a run's view until it shows, without being loaded anew, that the run has ended."""
+    """Wait in a run's view until it shows, without a reload, that the run has ended."""
     expect(place.locator("#now[data-active=no]")).to_be_visible(timeout=RUN)
     expect(place.locator("#now header .badge")).to_have_text(state)
 
 
 def spoil(replica):
-    """Delete most customers, as somebody's mistake would."""
+    """Delete most customers, as a colleague's mistake would."""
     program = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('DELETE FROM customers WHERE id > 10')"
     subprocess.run([sys.executable, "-c", program, str(replica)], check=True, timeout=60)
 
@@ -134,7 +134,7 @@ def test_a_backup_is_listed_from_the_store_and_verified_once_more(backed_up, liv
     page.wait_for_url("**/runs/duckling_verify__shop/*")
     ended(page)
     expect(page.get_by_role("main")).to_contain_text(f"Verification done: shop/{backed_up}")
-    # Whoever loads Airflow's window anew after a button comes back to the database.
+    # Reloading Airflow's window after a button leads back to the database.
     page.goto(f"{live.url}/duckling/databases/shop/verify")
     expect(page).to_have_url(f"{live.url}/duckling/databases/shop")
 

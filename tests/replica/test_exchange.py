@@ -330,7 +330,7 @@ def test_a_name_to_keep_it_under_that_is_taken_is_refused(tmp_path: Path):
 
 
 def test_an_exchange_that_fails_half_way_is_undone_at_once(tmp_path: Path):
-    """Nobody may have to wait for the next restore to get the log back."""
+    """No user has to wait for the next restore to get the log back."""
     name = "r" * 222  # as long as allowed: the old file's name aside just fits, that of its log does not
     keep_as = name + ".old-2025-03-01T14-32-11-482Z"
     for each in (name, f"{name}.wal", f"{name}{NEW_SUFFIX}", f"{name}.wal.recovery"):
@@ -353,7 +353,7 @@ def test_a_journal_that_can_not_be_read_stops_everything_with_a_clear_error(tmp_
     assert contents(tmp_path) == before
 
 
-# ---- somebody writes between the crash and the recovery ----------------------------------------------------
+# ---- a program writes between the crash and the recovery ----------------------------------------------------
 
 
 def interrupted(folder: Path, *, missing: bool = False) -> None:

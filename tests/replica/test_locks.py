@@ -1,4 +1,4 @@
-"""One process at a time works on a replica, everybody learns who it is, and nobody waits for the dead."""
+"""One process at a time works on a replica, the others learn which, and none waits for a dead one."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_a_hold_that_can_not_be_read_lets_nobody_in(replica: Path, text: str):
 
 
 def test_a_hold_whose_times_lack_an_offset_lets_nobody_in(replica: Path):
-    """Whoever writes the replica makes holds, also programs of other people."""
+    """Each writer of the replica makes holds, other programs too."""
     hold = json.loads(write_hold(replica, process=None).to_json())
     hold["expires"] = "2999-01-01T00:00:00"
     replica.with_name(replica.name + HOLD_SUFFIX).write_text(json.dumps(hold))

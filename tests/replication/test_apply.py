@@ -228,7 +228,7 @@ def test_what_can_not_be_followed_needs_a_new_copy_and_the_others_go_on(mirror, 
     assert state.note
     mirror.assert_equal("u")
     assert applied.marked == {"t": state.note}
-    # A table that is made anew is whole again.
+    # A table that is created again is whole again.
     mirror.run("DROP TABLE t", KEYED, "INSERT INTO t VALUES (5, 'x', 1)")
     mirror.catch_up()
     mirror.assert_equal()
@@ -281,7 +281,7 @@ def test_a_giant_transaction_is_written_in_parts_and_committed_once(mirror):
             if applier.take(event):
                 break
             if applier.in_transaction:
-                # Nobody else sees half of it, nor would a restart.
+                # No reader sees half of it, nor would a restart.
                 assert mirror.replica.cursor().execute("SELECT count(*) FROM t").fetchall() == [(0,)]
     assert applier.applied.batches == 1
     mirror.assert_equal()

@@ -502,7 +502,7 @@ def test_what_was_caught_up_before_the_interruption_stands_at_the_position_of_th
         ledger.save_position(applied)
         ledger.save_table(replace(first.tables["empty"], start=None))
     second = copy(source, target, ["empty", "int_key"])
-    # Nobody ever had that position, so what stands there is copied again; a real one is in the binlog.
+    # No server ever had that position, so what stands there is copied again; a real one is in the binlog.
     assert second.copied == ("empty",)
     with duckdb.connect(str(target)) as connection:
         ledger = Ledger.open(connection)

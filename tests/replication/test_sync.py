@@ -32,7 +32,7 @@ from duckling_provider.replication.sync import sync
 sync(config.load().database("production"), seconds=float(sys.argv[1]) if len(sys.argv) > 1 else None, wait=60)
 """
 
-#: While there are changes, only somebody who waits makes it close the file; it says when it begins to follow.
+#: While there are changes, only a waiting program makes it close the file; it says when it begins to follow.
 _LONG_STRETCH = """
 from duckling_provider.replication import sync as module
 from duckling_provider.replication.binlog import stream
@@ -49,7 +49,7 @@ module._Run._stretch = told
 
 @pytest.fixture
 def site(installation, mariadb, database):
-    """An entry whose replica mirrors `database`; called with fields it is written anew."""
+    """An entry whose replica mirrors `database`; called with fields it is written again."""
 
     def write(**fields):
         url = mariadb.url(database)
@@ -315,7 +315,7 @@ def test_a_replica_with_another_writer_is_left_alone(site, call):
 
 
 def test_new_copies_that_a_killed_run_left_are_not_used(site):
-    """Between them and the replica's position lie changes that nobody would apply."""
+    """Between them and the replica's position lie changes that would never be applied."""
     orders(site)
     entry = site(excludeTables=["log"])
     sync(entry)

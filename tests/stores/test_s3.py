@@ -453,7 +453,7 @@ def test_a_passing_failure_leaves_no_upload_where_nobody_would_remember_it(store
 
 
 class CancelledParts(Parts):
-    """Cancelled while its second part is on its way, as a task is that somebody kills; then refuses to be read, as the
+    """Cancelled while its second part is on its way, as a task that a user kills; then refuses to be read, as the
     parts of a snapshot do. Each part is read twice: to be signed, and to be sent.
     """
 

@@ -121,7 +121,7 @@ def test_a_log_of_the_old_replica_survives_a_killed_restore_with_it(
     for at in pick(40, 4):
         reset()
         site.duckling("restore", "production", action="kill", at=total - 40 + at)
-        # Whoever touches the replica next finds all of the old one, or all of the new one.
+        # The next program at the replica finds all of the old one, or all of the new one.
         next_backup = site.duckling("backup", "production", "--json")
         assert next_backup.code == 0, next_backup.said
         if site.replica.read_bytes() != contents.new:

@@ -14,7 +14,7 @@ new copy; altered in MySQL while it was being read."""
 
 @dataclass(frozen=True)
 class Difference:
-    """One row by its primary key, column -> text of the value; no other content of a row is ever told.
+    """One row by its primary key, column -> text of the value; no other content of a row is reported.
 
     ``missing`` from the replica, ``extra`` in it, ``different`` in other columns than the key.
     """

@@ -30,11 +30,11 @@ class Scale:
     """Of the vertical axis.
 
     :param units: of which an axis is labelled in, ascending: 1024 and its powers for bytes, 60 and 3600 for seconds.
-    :param told: how a value is written.
+    :param label: how a value is written.
     """
 
     units: tuple[float, ...]
-    told: Callable[[float], str]
+    label: Callable[[float], str]
 
 
 def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what: str = "backups") -> Markup:
@@ -72,14 +72,14 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
         parts.append(
             Markup(
                 '<text class="chart-label" x="{}" y="{}" text-anchor="end" dominant-baseline="middle">{}</text>'
-            ).format(_LEFT - 8, height, scale.told(tick) if tick else "0")
+            ).format(_LEFT - 8, height, scale.label(tick) if tick else "0")
         )
     middle = start + timedelta(seconds=seconds / 2)
-    told = set()
+    shown = set()
     for at, anchor in ((start, "start"), (stop, "end"), (middle, "middle")):
-        if _when(at, seconds) in told:
+        if _when(at, seconds) in shown:
             continue
-        told.add(_when(at, seconds))
+        shown.add(_when(at, seconds))
         parts.append(
             Markup('<text class="chart-label" x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 f"{x(at):.1f}", _HEIGHT - 6, anchor, _when(at, seconds)
@@ -92,7 +92,7 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
     parts.append(Markup('<polyline class="chart-line" points="{}"/>').format(line))
     radius = 3 if len(points) <= 40 else 2
     for point in points:
-        title = f"{point.at:%Y-%m-%d %H:%M} UTC: {scale.told(point.value)}"
+        title = f"{point.at:%Y-%m-%d %H:%M} UTC: {scale.label(point.value)}"
         parts.append(
             Markup('<circle class="chart-point" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
                 f"{x(point.at):.1f}", f"{y(point.value):.1f}", radius, title
@@ -106,8 +106,8 @@ def describe(points: Sequence[Point], scale: Scale, *, what: str) -> str:
     """The chart in a sentence."""
     values = [point.value for point in points]
     days = f"from {points[0].at:%Y-%m-%d} to {points[-1].at:%Y-%m-%d}"
-    ends = f"the first {scale.told(values[0])}, the last {scale.told(values[-1])}"
-    return f"{len(points)} {what} {days}: {ends}, between {scale.told(min(values))} and {scale.told(max(values))}."
+    ends = f"the first {scale.label(values[0])}, the last {scale.label(values[-1])}"
+    return f"{len(points)} {what} {days}: {ends}, between {scale.label(min(values))} and {scale.label(max(values))}."
 
 
 def axis(highest: float, units: Sequence[float]) -> list[float]:

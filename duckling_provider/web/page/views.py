@@ -85,7 +85,7 @@ def one(
 ) -> Response:
     """A database's own view; with `store` the store is asked what is really there."""
     database = database_for(caller, "read", database_id)
-    # Only what is a key of this database is told back: a link could put any words before it.
+    # Only what is a key of this database is shown again: a link could put any words before it.
     prefix = database.s3.path_prefix if database.s3 is not None else ""
     gone = deleted if deleted.startswith(prefix) and parse_name(deleted[len(prefix) :]) is not None else ""
     return _database_page(request, caller, database, ask_store=store, number=page_, deleted=gone)

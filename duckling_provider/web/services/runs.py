@@ -1,4 +1,4 @@
-"""Runs of our DAGs: begun once, waited for without holding them up, and told as the contract's results."""
+"""Runs of our DAGs: begun once, waited for without holding them up, and reported as the contract's results."""
 
 from __future__ import annotations
 
