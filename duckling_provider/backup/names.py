@@ -42,6 +42,12 @@ def parse_name(name: str) -> datetime | None:
         return None
 
 
+def find_name(text: str) -> str | None:
+    """The first backup's file name in a text: a key, a URL, a message."""
+    match = _NAME.search(text)
+    return match.group() if match else None
+
+
 @dataclass(frozen=True)
 class ListedBackup:
     """One backup of a listing.

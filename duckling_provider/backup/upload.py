@@ -53,6 +53,7 @@ def upload_snapshot(
     store = store.under(control)
     started = time.monotonic()
     key = store.prefix + snapshot.filename
+    log.info("%s%s: %s", store.url, key, _encryption(database, store))
     with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
         snapshot = sealed_for(database, snapshot, control=control)
         if not _is_there(database, store, key, snapshot):
@@ -62,6 +63,15 @@ def upload_snapshot(
     return BackupResult(
         key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _public_sha256(store, snapshot)
     )
+
+
+def _encryption(database: Database, store: Store) -> str:
+    """The mode, and what tells its key from others: a log must answer which one a backup needs."""
+    s3 = database.s3
+    if store.mode == CLIENT and s3 is not None and s3.encryption_key is not None:
+        return f"encryption {CLIENT}, key fingerprint {s3.encryption_key.fingerprint}"
+    kms = f", KMS key {s3.kms_key_id or 'of the account'}" if s3 is not None and store.mode == "sse-kms" else ""
+    return f"encryption {store.mode}{kms}"
 
 
 def _body(database: Database, store: Store, snapshot: Snapshot, control: Control) -> SnapshotBody:

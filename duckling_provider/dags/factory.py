@@ -154,7 +154,8 @@ def backup_dag(database: Database, *, pool: str | None = None, warnings: tuple[s
 def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
     """``pause >> restore >> resume``, run by hand; `resume` runs after a failure too, and the run stays failed.
 
-    :param pool: of the task that transfers.
+    :param pool: of the task that transfers, and of `pause`: where the pool is missing, no task of it ever starts, and a
+        replica that was held before would stay held.
     """
     with DAG(
         dag_id("restore", database.id),
@@ -177,6 +178,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             target_path=target,
             known_conf=list(params),
             doc_md="Keeps writers away from the replica until `resume`.",
+            **_transfer(pool),
         )
         restore = S3RestoreOperator(
             task_id=RESTORE,

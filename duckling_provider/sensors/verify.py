@@ -10,6 +10,7 @@ from airflow.configuration import conf
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
 from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
+from duckling_provider.base.errors import NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.tasks.results import BackupVerified, VerifyEvent
@@ -65,11 +66,13 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
         with self.core_call() as control:
             result = verify_stored(self.database_id, self.key, control=control)
         if result is None:
+            self.record(self._missing().as_record())  # counts only if the task ends like that
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._verified(context, result))
 
     def execute_complete(self, context: Context, event: VerifyEvent) -> BackupVerified:
         if event["status"] == "missing":
+            self.record(self._missing().as_record())
             raise AirflowSensorTimeout(f"{self.key} did not appear within {self.timeout:g} s")
         if event["status"] == "error":
             self.record(
@@ -82,6 +85,9 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
             )
             raise (AirflowException if event["retryable"] else AirflowFailException)(event["message"])
         return self._verified(context, event["result"])
+
+    def _missing(self) -> NotFoundError:
+        return NotFoundError("the backup is not in the store", subject=self.key, hint="Use another backup.")
 
     def _verified(self, context: Context, result: BackupVerified) -> BackupVerified:
         self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])

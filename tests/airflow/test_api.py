@@ -78,12 +78,13 @@ class Runs:
 
         run_id = run_id or f"made__{kind}__{time.monotonic_ns()}"
         with create_session() as session:
-            end = NOW if state in ("success", "failed") else None
+            now = datetime.now(timezone.utc)
+            end = now if state in ("success", "failed") else None
             dag_id = f"duckling_{kind}__{self.database_id}"
             by = DagRunTriggeredByType.TEST
             row = trigger_dag(dag_id=dag_id, run_id=run_id, triggered_by=by, conf=conf, session=session)
             row.state = state  # sets the dates as well
-            row.start_date, row.end_date = NOW - timedelta(seconds=seconds), end
+            row.start_date, row.end_date = now - timedelta(seconds=seconds), end
             session.flush()
             self._leave(session, row, results or {}, error)
         return run_id
@@ -125,8 +126,12 @@ def add_dags(parse_dags, save_dags):
         from airflow.models.dagrun import DagRun
         from airflow.utils.session import create_session
 
+        from duckling_provider.config.environment import Settings
+        from duckling_provider.tasks.transfer_pool import create_missing
+
         bag = parse_dags()
         save_dags(bag)
+        create_missing(Settings.from_env({}))
         with create_session() as session:
             for row in session.query(DagRun).filter(DagRun.dag_id.like(r"duckling\_%", escape="\\")):
                 session.delete(row)
@@ -320,7 +325,7 @@ def test_a_run_that_fails_while_it_is_read_has_its_reason(client, shop, moment):
             run, _, _ = read_run(session, "duckling_backup__shop", run_id)
         finally:
             event.remove(engine, "before_cursor_execute", before)
-    assert len(statements) == 4
+    assert len(statements) in (4, 5)  # what keeps a run waiting is asked only where it is active
     assert (run.state, run.error) in [("running", error), ("running", None), ("failed", error)]
 
 
@@ -568,7 +573,9 @@ def test_automation_status_has_the_contracts_fields(client, shop):
     backup = status["backup"]
     assert set(backup) == {"enabled", "intervalHours", "retentionDays", "lastBackupAt", "s3Enabled", "s3LastUploadAt"}
     assert (backup["enabled"], backup["intervalHours"], backup["retentionDays"]) == (True, 24, 7)
-    assert backup["s3LastUploadAt"].replace(":", "-").replace(".", "-") == key[len("shop/backup-") : -3]
+    assert backup["lastBackupAt"].replace(":", "-").replace(".", "-") == key[len("shop/backup-") : -3]
+    # The backup is of the moment in its name; the object appeared when its upload ended.
+    assert NOW <= datetime.fromisoformat(backup["s3LastUploadAt"]) <= datetime.now(timezone.utc)
 
 
 # ---- monitoring ------------------------------------------------------------------------------------------------

@@ -137,6 +137,8 @@ def test_transfers_share_a_pool_and_what_only_waits_or_copies_does_not(installat
         transfers = {
             ("duckling_backup__a", "upload"),
             ("duckling_backup__a", "verify"),
+            # Before the replica is held: without the pool, `restore` would never start, and it would stay held.
+            ("duckling_restore__a", "pause"),
             ("duckling_restore__a", "restore"),
             ("duckling_verify__a", "verify"),
         }

@@ -176,7 +176,8 @@ def try_s3(
 def automation(caller: CallerDep, db: Db) -> JSONResponse:
     """The schedule of a database's backups and when the last were made."""
     database = database_for(caller, "read", db)
-    backup = statuses([database])[0].record.verified
+    record = statuses([database])[0].record
+    backup = record.verified
     local = next(iter(listed_here(database)), None)
     made = [found.created for found in (backup, local) if found is not None]
     # As plain JSON, in which 24 hours are 24 and not 24.0.
@@ -187,7 +188,7 @@ def automation(caller: CallerDep, db: Db) -> JSONResponse:
             "retentionDays": plain(database.local_retention_days),
             "lastBackupAt": iso(max(made)) if made else None,
             "s3Enabled": database.s3 is not None,
-            "s3LastUploadAt": iso(backup.created) if backup is not None and database.s3 is not None else None,
+            "s3LastUploadAt": iso(record.uploaded) if record.uploaded and database.s3 is not None else None,
         }
     }
     return JSONResponse(status)

@@ -128,7 +128,7 @@ class _Statuses(Collector):
             ("backup_size_bytes", "Size of the last verified backup.", _size),
             ("backup_duration_seconds", "Duration of the run that made it.", _duration),
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
-            ("backup_failing", "1 when the newest backup or verification failed.", _failing),
+            ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
             (
                 "replica_held",
@@ -161,10 +161,6 @@ def _size(status: Status) -> int | None:
 def _duration(status: Status) -> float | None:
     duration = status.record.verified.duration_ms if status.record.verified else None
     return None if duration is None else duration / 1000
-
-
-def _failing(status: Status) -> int:
-    return int(any(run is not None and run.state == "failed" for run in (status.record.backup, status.record.verify)))
 
 
 def _lag(status: Status) -> float | None:

@@ -16,6 +16,7 @@ class Item:
 
     :param key: as restore, verify and delete take it.
     :param verified: when it was proven, by a run; None when no run did.
+    :param failure: why its newest verification failed; empty when it did not.
     :param stored: whether the store was asked and has it; None when it was not asked.
     :param complete: False for an encrypted one whose ``.mac`` is missing: an upload that was interrupted.
     :param here: this host has it as a local backup.
@@ -33,6 +34,7 @@ class Item:
     complete: bool = True
     here: bool = False
     recorded: bool = False
+    failure: str = ""
 
     @property
     def name(self) -> str:
@@ -42,7 +44,17 @@ class Item:
 def recorded_items(backups: Iterable[Backup]) -> list[Item]:
     """What runs recorded, newest first."""
     items = [
-        Item(b.key, b.created, b.size, b.mode, b.verified, b.duration_ms, run_id=b.run_id, recorded=True)
+        Item(
+            b.key,
+            b.created,
+            b.size,
+            b.mode,
+            b.verified,
+            b.duration_ms,
+            run_id=b.run_id,
+            recorded=True,
+            failure=b.failure.reason if b.failure is not None else "",
+        )
         for b in backups
     ]
     return sorted(items, key=lambda item: (item.created, item.key), reverse=True)

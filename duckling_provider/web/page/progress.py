@@ -92,6 +92,8 @@ class Progress:
             return f"{kind} failed."
         if state == "queued":
             return f"{kind} waits for Airflow to start it."
+        if self.run.wait is not None and "pool" in self.run.wait.word:
+            return f"{kind}: {self.run.wait.why}."
         task = self.current
         if task is None:
             return f"{kind} is under way."

@@ -168,6 +168,7 @@ def run(request: Request, caller: CallerDep, dag_id: str, run_id: str, part: boo
         request,
         "run_part.html" if part else "run.html",
         progress=progress,
+        database_name=_name_of(database_id),
         tasks=in_order(progress.tasks, kind),
         active=progress.run.active,
     )
@@ -254,6 +255,14 @@ def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key
     return RedirectResponse(Urls(request).run(begun.dag_id, begun.run_id), 303)
 
 
+def _name_of(database_id: str) -> str:
+    """What the entry is called; its id where there is none any more."""
+    try:
+        return installation().database(database_id).name
+    except DucklingError:
+        return database_id
+
+
 def _is_name(database: Database, typed: str) -> bool:
     return typed.strip() in (database.id, database.name.strip())
 
@@ -292,13 +301,26 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
         replica_size=_size_here(database),
         mode=known.mode if known else "",
         verified=known.verified if known else None,
+        failure=known.failure.reason if known and known.failure else "",
+        choices=_choices(database, recorded_items(recorded), full),
         complete=complete,
         needs_mac=store.mode == CLIENT,
         is_newest=newest is not None and newest.key == full,
-        others=sum(1 for backup in recorded if backup.key != full and backup.verified is not None),
+        others=sum(1 for b in recorded if b.key != full and b.verified is not None and b.failure is None),
         typed=typed,
         now=moment,
     )
+
+
+def _choices(database: Database, recorded: list[Item], shown: str) -> list[Item]:
+    """The backups that are known without asking the store, and the one that is shown, newest first."""
+    known = {item.key: item for item in recorded}
+    if database.s3 is None:
+        known = {item.key: item for item in merge(recorded, None, listed_here(database)) if item.here}
+    created = parse_name(shown.rpartition("/")[2])
+    if shown not in known and created is not None:
+        known[shown] = Item(shown, created, 0)
+    return sorted(known.values(), key=lambda item: item.created, reverse=True)
 
 
 def _size_here(database: Database) -> int | None:

@@ -6,18 +6,19 @@ databases, health and metrics cost a few queries and no request to S3. Backups m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
+from airflow.models.pool import Pool
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
-from duckling_provider.backup.names import parse_name
+from duckling_provider.backup.names import find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
 from duckling_provider.dags.ids import CLEANUP, KINDS, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
 from duckling_provider.tasks.results import RunResults, Transferred
@@ -34,11 +35,23 @@ _DELETED = "deleted"
 _ACTIVE = ("queued", "running")
 #: Databases of one round of queries; a database has four DAGs, and drivers allow some ten thousand parameters.
 _AT_ONCE = 2000
+#: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
+_DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why an active run does not get on: `word` for its badge, `why` as a sentence for people."""
+
+    word: str
+    why: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one of our DAGs. `error` is what a task recorded when it failed: ``kind``, ``what``, ``hint``."""
+    """One run of one of our DAGs. `error` is what a task recorded when it failed, ``kind``, ``what`` and ``hint``, and
+    `error_at` when it did; `wait` is set while an active run stands still.
+    """
 
     kind: Kind
     dag_id: str
@@ -49,10 +62,17 @@ class Run:
     end: datetime | None
     conf: Mapping[str, Any] = field(default_factory=dict)
     error: ErrorRecord | None = None
+    error_at: datetime | None = None
+    wait: Wait | None = None
 
     @property
     def active(self) -> bool:
         return self.state in _ACTIVE
+
+    @property
+    def failed_at(self) -> datetime | None:
+        """When it was known to have failed; None when it did not fail."""
+        return (self.error_at or self.end) if self.state == "failed" else None
 
     @property
     def duration_ms(self) -> int | None:
@@ -71,7 +91,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Backup:
-    """One backup that a run made: sizes in bytes, `duration_ms` of the whole run; `verified` is when it was proven."""
+    """One backup that a run made: sizes in bytes, `duration_ms` of the whole run.
+
+    :param verified: when it was last proven; None when it never was.
+    :param failure: its newest verification, where that one failed: it outranks every earlier proof.
+    """
 
     key: str
     created: datetime
@@ -80,6 +104,29 @@ class Backup:
     verified: datetime | None
     duration_ms: int | None = None
     run_id: str = ""
+    failure: Run | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def is_disproved(self) -> bool:
+        """Whether it is not what it should be: damaged, gone, or of another key. A store that did not answer disproves
+        nothing.
+        """
+        error = self.failure.error if self.failure is not None else None
+        return error is not None and error.get("kind") in _DISPROVING
+
+    def judged(self, failures: Mapping[str, Run]) -> Backup:
+        """With its newest failure, where no proof is newer.
+
+        :param failures: by backup name.
+        """
+        failure = failures.get(self.name)
+        return (
+            self if failure is None or _is_newer(self.verified, failure.failed_at) else replace(self, failure=failure)
+        )
 
 
 @dataclass(frozen=True)
@@ -106,16 +153,23 @@ class Results:
 
 @dataclass(frozen=True)
 class Record:
-    """All about one database; what never was is None."""
+    """All about one database; what never was is None.
+
+    :param verified: the newest backup that counts: proven, and not disproved since.
+    :param disproved: of a newer backup than any that counts, the verification that disproved it.
+    :param uploaded: when an upload last ended well.
+    """
 
     database_id: str
     verified: Backup | None = None
+    disproved: Run | None = None
+    uploaded: datetime | None = None
     backup: Run | None = None  #: the last finished run
     restore: Run | None = None
     verify: Run | None = None
     sync: Sync | None = None
     sync_run: Run | None = None
-    active: tuple[Run, ...] = ()  #: queued or running; those of the sync are left out
+    active: tuple[Run, ...] = ()  #: queued or running; of the sync only one that stands still
     next_backup: datetime | None = None
     paused: frozenset[Kind] = frozenset()
     known: frozenset[Kind] = frozenset()  #: the DAGs that Airflow has
@@ -139,9 +193,10 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
         .group_by(DagRun.dag_id, DagRun.state)
     ):
         newest.setdefault(name, {})[str(state)] = run
-    verified = _verified_runs(session, [d for d in databases if dag_id("backup", d.id) in dags])
-    wanted = {run for states in newest.values() for run in states.values()} | set(verified.values())
-    runs, results = _runs(session, wanted)
+    proofs, uploads = _result_runs(session, [d for d in databases if dag_id("backup", d.id) in dags])
+    suspects = _failed_verifications(session, [name for name, (kind, _) in ids.items() if kind == "verify"], proofs)
+    wanted = {run for states in newest.values() for run in states.values()} | set(suspects)
+    runs, results = _runs(session, wanted | set(proofs.values()) | set(uploads.values()))
 
     records = {}
     for database in databases:
@@ -149,24 +204,33 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
 
         def last(kind: Kind, *states: str, names: Mapping[Kind, str] = names) -> Run | None:
             numbers = newest.get(names[kind], {})
-            number = max((numbers[state] for state in states if state in numbers), default=None)
-            return None if number is None else runs.get(number)
+            found = [(runs[numbers[state]].end, numbers[state]) for state in states if numbers.get(state) in runs]
+            # By time: a run that was cleared and ran again is newer than its number.
+            return runs[max(found, key=_by_time)[1]] if found else None
 
-        active = (last(kind, state) for kind in KINDS if kind != "sync" for state in _ACTIVE)
+        active = [run for kind in KINDS for state in _ACTIVE if (run := last(kind, state)) is not None]
         synced = newest.get(names["sync"], {}).get("success")
+        made = [
+            backup
+            for kind in ("backup", "verify")
+            if (run := proofs.get(names[kind])) in runs and run is not None
+            if (backup := _backup_of(runs[run], results.get(run, Results()), local=database.s3 is None)) is not None
+        ]
+        own = [run for number, run in runs.items() if number in suspects and run.dag_id == names["verify"]]
+        failures = _failures((run, Results()) for run in own)
+        verified, disproved = _counting([backup.judged(failures) for backup in made])
+        upload = uploads.get(names["backup"])
         records[database.id] = Record(
             database.id,
-            verified=_newest_backup(
-                _backup_of(runs[run], results.get(run, Results()), local=database.s3 is None)
-                for kind in ("backup", "verify")
-                if (run := verified.get(names[kind])) in runs and run is not None
-            ),
+            verified=verified,
+            disproved=disproved,
+            uploaded=results[upload].at.get(UPLOAD) if upload in results and upload is not None else None,
             backup=last("backup", "success", "failed"),
             restore=last("restore", "success", "failed"),
             verify=last("verify", "success", "failed"),
             sync=_sync_of(results.get(synced, Results())) if synced is not None else None,
             sync_run=last("sync", "success", "failed"),
-            active=tuple(run for run in active if run is not None),
+            active=tuple(run for run in active if run.kind != "sync" or run.wait is not None),
             next_backup=dags[names["backup"]].next_dagrun_create_after if names["backup"] in dags else None,
             paused=frozenset(kind for kind, name in names.items() if name in dags and dags[name].is_paused),
             known=frozenset(kind for kind, name in names.items() if name in dags),
@@ -191,10 +255,11 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
         if backup is None:
             continue
         earlier = backups.get(backup.key)
-        if earlier is None or runs[number].kind == "backup":
-            backups[backup.key] = backup
-        elif backup.verified is not None:
-            backups[backup.key] = replace(earlier, verified=backup.verified)
+        proven = [at for at in (backup.verified, earlier.verified if earlier else None) if at is not None]
+        kept = backup if earlier is None or runs[number].kind == "backup" else earlier
+        backups[backup.key] = replace(kept, verified=max(proven, default=None))
+    failures = _failures((run, results.get(number, Results())) for number, run in runs.items())
+    backups = {key: backup.judged(failures) for key, backup in backups.items()}
     for result in results.values():
         deleted = result.values.get(CLEANUP)
         if deleted is not None:
@@ -251,22 +316,37 @@ def _dags(session: Session, ids: Iterable[str]) -> dict[str, Any]:
     return {row.dag_id: row for row in session.execute(query)}
 
 
-def _verified_runs(session: Session, databases: Sequence[Database]) -> dict[str, int]:
-    """By DAG, the newest run whose verification succeeded; without S3 a snapshot is its own proof."""
+def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[str, int], dict[str, int]]:
+    """By DAG, the newest run whose verification succeeded (without S3 a snapshot is its own proof), and the newest
+    whose upload did.
+    """
     remote = [dag_id(kind, d.id) for d in databases if d.s3 is not None for kind in ("backup", "verify")]
     local = [dag_id("backup", d.id) for d in databases if d.s3 is None]
     query = (
-        select(XComModel.dag_id, func.max(XComModel.dag_run_id))
+        select(XComModel.dag_id, XComModel.task_id, func.max(XComModel.dag_run_id))
         .where(
             XComModel.key == _RESULT,
             or_(
-                and_(XComModel.task_id == VERIFY, XComModel.dag_id.in_(remote)),
+                and_(XComModel.task_id.in_((VERIFY, UPLOAD)), XComModel.dag_id.in_(remote)),
                 and_(XComModel.task_id == SNAPSHOT, XComModel.dag_id.in_(local)),
             ),
         )
-        .group_by(XComModel.dag_id)
+        .group_by(XComModel.dag_id, XComModel.task_id)
     )
-    return {name: run for name, run in session.execute(query)}  # noqa: C416 - rows are no pairs for `dict`
+    proofs: dict[str, int] = {}
+    uploads: dict[str, int] = {}
+    for name, task, run in session.execute(query):
+        (uploads if task == UPLOAD else proofs)[name] = run
+    return proofs, uploads
+
+
+def _failed_verifications(session: Session, names: Sequence[str], proofs: Mapping[str, int]) -> list[int]:
+    """The failed runs of verifications that may say something about a backup that counts."""
+    oldest = min(proofs.values(), default=None)
+    if oldest is None:
+        return []
+    query = select(DagRun.id).where(DagRun.dag_id.in_(names), DagRun.state == "failed", DagRun.id > oldest)
+    return list(session.scalars(query).all())
 
 
 def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int, Results]]:
@@ -289,7 +369,7 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
     ).all()
     values: dict[int, dict[str, Any]] = {}
     times: dict[int, dict[str, datetime]] = {}
-    errors: dict[int, ErrorRecord] = {}
+    errors: dict[int, tuple[ErrorRecord, datetime]] = {}
     left = session.execute(
         select(XComModel.dag_run_id, XComModel.task_id, XComModel.key, XComModel.value, XComModel.timestamp)
         .where(XComModel.dag_run_id.in_(numbers), XComModel.key.in_((_RESULT, ERROR_KEY)))
@@ -300,14 +380,16 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
         if not isinstance(value, dict):
             continue
         if row.key == ERROR_KEY:
-            errors[row.dag_run_id] = cast("ErrorRecord", value)
+            errors[row.dag_run_id] = cast("ErrorRecord", value), row.timestamp
         else:
             values.setdefault(row.dag_run_id, {})[row.task_id] = value
             times.setdefault(row.dag_run_id, {})[row.task_id] = row.timestamp
     results = {run: Results(cast("RunResults", left), times[run]) for run, left in values.items()}
+    waits = _waits(session, [run.id for run in rows if str(run.state) in _ACTIVE], errors)
     runs = {}
     for run in rows:
         parsed = parse_dag_id(run.dag_id)
+        error, error_at = errors.get(run.id, (None, None))
         if parsed is not None:
             runs[run.id] = Run(
                 parsed[0],
@@ -318,9 +400,47 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
                 run.start_date,
                 run.end_date,
                 run.conf if isinstance(run.conf, dict) else {},
-                errors.get(run.id),
+                error,
+                error_at,
+                waits.get(run.id),
             )
     return runs, results
+
+
+def _waits(
+    session: Session, active: Sequence[int], errors: Mapping[int, tuple[ErrorRecord, datetime]]
+) -> dict[int, Wait]:
+    """Of active runs, by number, why they stand still: a task waits for its retry, or for a pool that lets none in."""
+    if not active:
+        return {}
+    query = (
+        select(DagRun.id, TaskInstance.task_id, TaskInstance.state, TaskInstance.pool, Pool.slots)
+        .join(TaskInstance, and_(TaskInstance.dag_id == DagRun.dag_id, TaskInstance.run_id == DagRun.run_id))
+        .outerjoin(Pool, Pool.pool == TaskInstance.pool)
+        .where(
+            DagRun.id.in_(active),
+            or_(TaskInstance.state.is_(None), TaskInstance.state.in_(("scheduled", "queued", "up_for_retry"))),
+        )
+        .order_by(TaskInstance.task_id)
+    )
+    waits: dict[int, Wait] = {}
+    for run, task, state, pool, slots in session.execute(query):
+        if not slots:
+            waits[run] = Wait("waits for a pool", f"{task} can't start: {no_pool(pool, exists=slots is not None)}")
+        elif str(state) == "up_for_retry" and run not in waits:
+            why = f": {sentences(errors[run][0])}" if run in errors else "; its log says why"
+            waits[run] = Wait("waits for a retry", f"{task} failed, and Airflow will try it again{why}")
+    return waits
+
+
+def no_pool(pool: str, *, exists: bool) -> str:
+    """Why tasks of this pool never start, and what to do."""
+    if exists:
+        return f'the Airflow pool "{pool}" has no slots. Give it some: airflow pools set {pool} 16 "transfers"'
+    return (
+        f'Airflow has no pool "{pool}". Restart a service of Airflow, which makes it, or make it yourself: '
+        f'airflow pools set {pool} 16 "transfers"'
+    )
 
 
 def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
@@ -349,8 +469,48 @@ def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
     )
 
 
-def _newest_backup(backups: Iterator[Backup | None]) -> Backup | None:
-    return max((b for b in backups if b is not None), key=lambda b: b.created, default=None)
+def _counting(backups: Sequence[Backup]) -> tuple[Backup | None, Run | None]:
+    """The newest backup that counts, and what disproved a newer one.
+
+    A backup counts beside a newer one that was disproved only when it was proven after that: what spoiled the one may
+    have spoiled the other.
+    """
+    counting: Backup | None = None
+    disproof: Run | None = None
+    for backup in sorted(backups, key=lambda b: b.created, reverse=True):
+        if backup.is_disproved:
+            disproof = disproof or backup.failure
+        elif disproof is None or _is_newer(backup.verified, disproof.failed_at):
+            counting = counting or backup
+    return counting, disproof
+
+
+def _failures(runs: Iterable[tuple[Run, Results]]) -> dict[str, Run]:
+    """By backup name, the newest failed verification of each: a run of the verify DAG, or a backup that was uploaded
+    and then not what it should be.
+    """
+    found: dict[str, Run] = {}
+    for run, results in runs:
+        if run.state != "failed" or run.kind not in ("backup", "verify"):
+            continue
+        left, what = results.values, run.error.get("what", "") if run.error else ""
+        if run.kind == "verify":
+            # ``latest`` was made a key by the task: its error names it.
+            name = find_name(str(run.conf.get("key") or "")) or find_name(what)
+        else:
+            name = find_name(left[UPLOAD]["key"]) if UPLOAD in left and VERIFY not in left else None
+        if name is not None and (name not in found or _is_newer(run.failed_at, found[name].failed_at)):
+            found[name] = run
+    return found
+
+
+def _is_newer(one: datetime | None, other: datetime | None) -> bool:
+    return one is not None and (other is None or one > other)
+
+
+def _by_time(item: tuple[datetime | None, int]) -> tuple[bool, float, int]:
+    at, number = item
+    return at is not None, at.timestamp() if at is not None else 0.0, number
 
 
 def _sync_of(results: Results) -> Sync | None:

@@ -13,6 +13,8 @@ from urllib.parse import quote
 from airflow.api.common.trigger_dag import trigger_dag
 from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.models.dag import DagModel
+from airflow.models.pool import Pool
+from airflow.models.serialized_dag import SerializedDagModel
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.utils.session import create_session
 from airflow.utils.types import DagRunTriggeredByType
@@ -22,9 +24,11 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.dags.ids import Kind, dag_id
 from duckling_provider.tasks.results import RunResults
 from duckling_provider.web.services.errors import ApiError, of_record
-from duckling_provider.web.services.records import Run, active_runs, read_run
+from duckling_provider.web.services.records import Run, active_runs, no_pool, read_run
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from duckling_provider.web.services.access import Caller
 
 log = logging.getLogger(__name__)
@@ -81,6 +85,7 @@ def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, st
             )
         if dag.is_paused:
             raise ApiError(409, f"the DAG {name} is paused in Airflow, so its runs would never start; unpause it first")
+        _require_pools(session, name)
         try:
             run_row = trigger_dag(
                 dag_id=name,
@@ -96,6 +101,19 @@ def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, st
         begun = Begun(name, run_row.run_id)
     log.info("%s began run %s of %s", caller.name, begun.run_id, name)
     return begun
+
+
+def _require_pools(session: Session, dag: str) -> None:
+    """:raises ApiError: 409 when a task of the DAG would wait for ever: for a restore, with the replica held."""
+    serialized = SerializedDagModel.get_dag(dag, session=session)
+    wanted = {task.pool: task.task_id for task in serialized.tasks} if serialized is not None else {}
+    rows = session.execute(select(Pool.pool, Pool.slots).where(Pool.pool.in_(list(wanted))))
+    slots = {row.pool: row.slots for row in rows}
+    for pool, task in wanted.items():
+        if not slots.get(pool):
+            raise ApiError(
+                409, f"{task} would never start, so nothing was begun: {no_pool(pool, exists=pool in slots)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from duckling_provider.backup.names import SKEW
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.locks import Hold, read_hold
-from duckling_provider.web.services.records import Record
+from duckling_provider.web.services.records import Record, Run
 
 State = Literal["no backup", "overdue", "failing", "protected"]
 
@@ -22,8 +22,6 @@ STATES: tuple[State, ...] = ("no backup", "overdue", "failing", "protected")
 # that is down for a while; alerts that come too early are switched off.
 _GRACE_SHARE = 0.25
 _LEAST_GRACE = timedelta(minutes=15)
-#: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
-_DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Status:
     moment: datetime
     hold: Hold | None = None
     hold_error: str = ""
+    failed: Run | None = None  #: the newest failed backup or verification that no newer evidence outranks
 
     @property
     def recoverable(self) -> bool:
@@ -55,15 +54,15 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
     """:param now: aware."""
     hold, hold_error = _hold(database)
     backup = record.verified
-    failed = next((run for run in (record.verify, record.backup) if run is not None and run.state == "failed"), None)
+    failed = _standing_failure(record)
     age = None if backup is None else max(0.0, (now - backup.created).total_seconds())
     due = _due(database, record)
     state: State
     if backup is not None and backup.created - now > SKEW:
         state = "no backup"
         reason = f"the newest backup, {backup.key}, is dated in the future: a clock was wrong when it was made"
-    elif backup is not None and _is_disproved(record):
-        state, reason = "no backup", record.verify.reason if record.verify else ""
+    elif backup is None and record.disproved is not None:
+        state, reason = "no backup", record.disproved.reason
     elif age is None:
         state = "no backup"
         reason = failed.reason if failed else _why_none(record)
@@ -75,7 +74,7 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
     else:
         state = "protected"
         reason = "backups are not scheduled (AUTO_BACKUP is off)" if due is None else ""
-    return Status(database, record, state, reason, age, due, now, hold, hold_error)
+    return Status(database, record, state, reason, age, due, now, hold, hold_error, failed)
 
 
 def by_trouble(statuses: Sequence[Status]) -> list[Status]:
@@ -83,14 +82,21 @@ def by_trouble(statuses: Sequence[Status]) -> list[Status]:
     return sorted(statuses, key=lambda s: (STATES.index(s.state), -(s.age or 0), s.database.id))
 
 
-def _is_disproved(record: Record) -> bool:
-    """Whether the newest verification looked at the very backup that counts, and it was not what it should be: damaged,
-    gone, or of another key. A store that did not answer disproves nothing.
+def _standing_failure(record: Record) -> Run | None:
+    """The newest failed run that no newer evidence outranks: a verification is outranked by any newer proof, a backup
+    only by a newer proof of what was made in it or after it.
     """
-    run, backup = record.verify, record.verified
-    if run is None or backup is None or run.state != "failed" or run.error is None:
-        return False
-    return run.conf.get("key") == backup.key and run.error.get("kind") in _DISPROVING
+    proof = record.verified
+    failed = []
+    for run in (record.verify, record.backup):
+        at = run.failed_at if run is not None else None
+        if run is None or run.state != "failed":
+            continue
+        proven_since = proof is not None and proof.verified is not None and at is not None and proof.verified > at
+        since_begun = proof is not None and run.start is not None and proof.created >= run.start
+        if not (proven_since and (run.kind == "verify" or since_begun)):
+            failed.append((at.timestamp() if at is not None else 0.0, run))
+    return max(failed, key=lambda item: item[0])[1] if failed else None
 
 
 def _due(database: Database, record: Record) -> float | None:
@@ -106,8 +112,9 @@ def _why_none(record: Record) -> str:
         return "Airflow has not read its DAGs yet"
     if "backup" in record.paused:
         return "its backup DAG is paused"
-    if any(run.kind == "backup" for run in record.active):
-        return "the first backup is under way"
+    for run in record.active:
+        if run.kind == "backup":
+            return run.wait.why if run.wait else "the first backup is under way"
     return "no backup has run yet"
 
 
@@ -116,8 +123,9 @@ def _why_late(record: Record) -> str:
         return "Airflow no longer has its backup DAG"
     if "backup" in record.paused:
         return "its backup DAG is paused"
-    if any(run.kind == "backup" for run in record.active):
-        return "a backup is under way"
+    for run in record.active:
+        if run.kind == "backup":
+            return run.wait.why if run.wait else "a backup is under way"
     return "no backup since then; is Airflow's scheduler running?"
 
 
