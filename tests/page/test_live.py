@@ -1,18 +1,22 @@
-"""The page in a real browser and the contract's calls by curl, with a live Airflow that really backs up and restores.
+"""The page in a real browser and the contract's calls, with a live Airflow that really backs up and restores.
 
 One file, because processes that share the tests share no fixtures, and one such Airflow is enough.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from fixtures.secret_search import leaks, replace_key, secrets_of
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.airflow, pytest.mark.server]
@@ -252,79 +256,105 @@ def test_deleting_the_newest_warns_asks_for_the_name_and_deletes(backed_up, live
     assert live.stored() == set()
 
 
-# ---- by curl ---------------------------------------------------------------------------------------------------
+# ---- the contract's calls ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def curl(live):
-    """``curl(method, path, body=None, seconds=120) -> (status, answer)``; status 28 when curl was gone before."""
+def call(live):
+    """``call(method, path, body=None, seconds=120) -> (status, answer)``; None for both when the caller gave up."""
 
-    def curl(method, path, body=None, *, seconds=120):
-        command = ["curl", "--silent", "--max-time", str(seconds), "--write-out", "\n%{http_code}"]
-        command += ["--request", method, "--header", f"Authorization: Bearer {live.api_key}"]
+    def call(method, path, body=None, *, seconds=120):
+        connection = http.client.HTTPConnection(live.url.partition("//")[2], timeout=seconds)
+        headers = {"Authorization": f"Bearer {live.api_key}"}
         if body is not None:
-            command += ["--header", "Content-Type: application/json", "--data", json.dumps(body)]
-        done = subprocess.run([*command, f"{live.url}{path}"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            return done.returncode, None
-        text, _, status = done.stdout.rpartition("\n")
-        return int(status), json.loads(text)
+            headers["Content-Type"] = "application/json"
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                answer = connection.getresponse()
+                return answer.status, json.load(answer)
+            except TimeoutError:
+                return None, None
 
-    return curl
+    return call
 
 
-def quiet(curl, database_id="shop"):
+def quiet(call, database_id="shop"):
     """Wait until no run of the database is under way."""
     deadline = time.monotonic() + 90
     while True:
-        status, answer = curl("POST", f"/api/backups/s3/verify?db={database_id}", {"key": "latest"})
+        status, answer = call("POST", f"/api/backups/s3/verify?db={database_id}", {"key": "latest"})
         if status != 409:
             return status, answer
         assert time.monotonic() < deadline
         time.sleep(1)
 
 
-def test_a_backup_comes_back_by_the_contracts_calls(live, curl, query_replica):
+def test_a_backup_comes_back_by_the_contracts_calls(live, call, query_replica):
     before = query_replica(live.replica(), COUNT)
-    status, made = curl("POST", "/api/backups/s3?db=shop")
+    status, made = call("POST", "/api/backups/s3?db=shop")
     assert status == 200, made
     assert set(made) == {"success", "key", "size", "duration"}
     assert made["size"] == live.replica().stat().st_size
     name = made["key"].removeprefix("shop/")
     assert {name, f"{name}.mac"} <= live.stored()
 
-    status, listed = curl("GET", "/api/backups?db=shop")
+    status, listed = call("GET", "/api/backups?db=shop")
     assert (listed["s3"][0]["key"], listed["local"][0]["filename"]) == (made["key"], name)
-    status, found = curl("GET", "/api/automation/status?db=shop")
-    assert found["backup"]["s3LastUploadAt"] == listed["local"][0]["createdAt"]
-    assert curl("POST", "/api/backups/s3/verify?db=shop", {"key": made["key"]})[1]["size"] == made["size"]
+    status, found = call("GET", "/api/automation/status?db=shop")
+    # The object is there later than the moment that it holds, which gives it its name.
+    assert found["backup"]["s3LastUploadAt"] >= listed["local"][0]["createdAt"]
+    assert call("POST", "/api/backups/s3/verify?db=shop", {"key": made["key"]})[1]["size"] == made["size"]
 
     spoil(live.replica())
     assert query_replica(live.replica(), COUNT) != before
-    status, restored = curl("POST", "/api/backups/s3/restore?db=shop", {"key": made["key"]})
+    status, restored = call("POST", "/api/backups/s3/restore?db=shop", {"key": made["key"]})
     assert (status, restored["success"], restored["key"], restored["size"]) == (200, True, made["key"], made["size"])
     assert query_replica(live.replica(), COUNT) == before
 
-    status, health = curl("GET", "/health?db=shop")
+    status, health = call("GET", "/health?db=shop")
     assert (status, health["details"][0]["state"]) == (200, "protected")
 
 
-def test_a_caller_that_goes_away_cancels_nothing_and_the_next_one_is_told(live, curl):
+def test_a_caller_that_goes_away_cancels_nothing_and_the_next_one_is_told(live, call):
     before = live.stored()
-    assert curl("POST", "/api/backups/s3?db=shop", seconds=1.5) == (28, None)
-    status, refused = curl("POST", "/api/backups/s3?db=shop")
+    assert call("POST", "/api/backups/s3?db=shop", seconds=1.5) == (None, None)
+    status, refused = call("POST", "/api/backups/s3?db=shop")
     assert status == 409
     assert refused["runId"] in refused["error"]
     deadline = time.monotonic() + 90
     while len(live.stored()) < len(before) + 2:
         assert time.monotonic() < deadline, "the run was lost with its caller"
         time.sleep(1)
-    assert quiet(curl)[0] == 200
+    assert quiet(call)[0] == 200
 
 
-def test_a_store_that_is_down_is_a_502_and_the_run_goes_on(curl):
-    status, answer = curl("POST", "/api/backups/s3?db=crm")
+def test_a_store_that_is_down_is_a_502_and_the_run_goes_on(call):
+    status, answer = call("POST", "/api/backups/s3?db=crm")
     assert (status, answer["success"], answer["retrying"]) == (502, False, True)
     assert "Airflow tries upload again" in answer["error"]
-    status, answer = curl("POST", "/api/backups/s3/restore?db=crm", {"key": "latest"})
+    status, answer = call("POST", "/api/backups/s3/restore?db=crm", {"key": "latest"})
     assert (status, answer["success"]) == (502, False)
+
+
+# ---- secrets ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_this_airflow_wrote_holds_a_secret(live, call):
+    """Last, when there were backups, restores, retries and the page; and a restore that is refused for its key."""
+    assert call("POST", "/api/backups/s3?db=shop")[0] == 200
+    databases = live.data / "databases.json"
+    secrets = secrets_of(databases)
+    replace_key(databases, "shop")
+    status, refused = call("POST", "/api/backups/s3/restore?db=shop", {"key": "latest"})
+    assert (status, refused["success"]) == (409, False)
+    home = live.data.parent / "home"
+    logs = [path.read_text() for path in home.rglob("*.log") if "task_id=restore" in str(path)]
+    assert any("wrong key" in log and "What to do: " in log for log in logs)
+    with sqlite3.connect(f"file:{home / 'airflow.db'}?mode=ro", uri=True) as connection:
+        dump = "\n".join(connection.iterdump())
+    assert "shop/backup-" in dump  # keys are in XCom and asset events: what was written was looked at
+    secrets = sorted({*secrets, *secrets_of(databases), live.api_key})
+    assert [secret[:4] for secret in secrets if secret in dump] == []
+    # Where secrets belong: the configuration, and the store's own account.
+    assert leaks(live.data.parent, secrets, {databases, live.data.parent / "store" / "store.json"}) == []

@@ -1,10 +1,11 @@
 """No secret leaves databases.json: a supervised Airflow (not `dag.test()`) backs up, restores and fails to restore, and
 then everything that it wrote is searched.
+
+Only in `make survival` and `make matrix`: the page's tests do the same in an Airflow that `make test` has anyway.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sqlite3
@@ -17,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.secret_search import leaks, replace_key, secrets_of
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.survival, pytest.mark.airflow, pytest.mark.server]
+pytestmark = [
+    pytest.mark.survival,
+    pytest.mark.airflow,
+    pytest.mark.server,
+    pytest.mark.skipif(os.environ.get("DUCKLING_SURVIVAL") != "full", reason="make survival and make matrix"),
+]
 
 
 def _demo(*arguments: str, folder: Path) -> str:
@@ -77,15 +84,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
     try:
         told = _demo("airflow", folder=folder)
         databases = folder / "airflow" / "data" / "databases.json"
-        secrets = _secrets_of(databases)
+        secrets = secrets_of(databases)
         api = Api(told)
         # The schedule would begin one as well, within a quarter of an hour.
         backed_up = api.trigger("duckling_backup__shop", {})
         assert api.ended("duckling_backup__shop", backed_up) == "success"
         restored = api.trigger("duckling_restore__shop", {"key": "latest"})
         assert api.ended("duckling_restore__shop", restored) == "success"
-        _replace_key(databases)
-        secrets += _secrets_of(databases)
+        replace_key(databases, "shop")
+        secrets += secrets_of(databases)
         refused = api.trigger("duckling_restore__shop", {"key": "latest"})
         assert api.ended("duckling_restore__shop", refused) == "failed"
         yield folder / "airflow", sorted(set(secrets))
@@ -93,41 +100,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
         _demo("airflow-stop", folder=folder)
 
 
-def _secrets_of(databases: Path) -> list[str]:
-    s3 = [entry["s3"] for entry in json.loads(databases.read_text()) if entry.get("s3")]
-    return [found[name] for found in s3 for name in ("secretAccessKey", "encryptionKey") if found.get(name)]
-
-
-def _replace_key(databases: Path) -> None:
-    entries = json.loads(databases.read_text())
-    shop = next(entry for entry in entries if entry["id"] == "shop")
-    shop["s3"]["encryptionKey"] = os.urandom(32).hex()
-    databases.write_text(json.dumps(entries))
-
-
-def _spellings(secret: str) -> set[bytes]:
-    raw = secret.encode()
-    spellings = {raw, raw.upper(), base64.b64encode(raw)}
-    if len(secret) == 64:
-        spellings |= {bytes.fromhex(secret), base64.b64encode(bytes.fromhex(secret))}
-    return spellings
-
-
 def test_what_a_supervised_airflow_writes_holds_no_secret(searched):
     folder, secrets = searched
     # Where secrets belong: the configuration, and the store's own account.
     own = {folder / "data" / "databases.json", folder / "store" / "store.json"}
-    looked_at = [path for path in folder.rglob("*") if path.is_file() and path not in own]
+    looked_at = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in looked_at if path.name == "airflow.db"]
     assert [path for path in looked_at if "duckling_restore__shop" in str(path) and path.suffix == ".log"]
-    found = [
-        f"{path}: {secret[:4]}…"
-        for path in looked_at
-        for secret in secrets
-        for spelling in _spellings(secret)
-        if spelling in path.read_bytes()
-    ]
-    assert found == []
+    assert leaks(folder, secrets, own) == []
 
 
 def test_the_metadata_database_holds_the_results_and_no_secret(searched):
