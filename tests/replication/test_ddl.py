@@ -1,6 +1,8 @@
 import pytest
 
-from duckling_provider.replication.apply.ddl import (
+from duckling_provider.replication.apply.ddl import drops_database, mentioned, parse
+from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
+from duckling_provider.replication.apply.steps import (
     AddColumn,
     ChangeColumn,
     CreateTable,
@@ -12,11 +14,7 @@ from duckling_provider.replication.apply.ddl import (
     SetPrimaryKey,
     TruncateTable,
     Unclear,
-    drops_database,
-    mentioned,
-    parse,
 )
-from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
 from duckling_provider.replication.model.tables import Column
 
 

@@ -169,13 +169,13 @@ def test_keys_that_were_others_then_are_no_matter(shop, statements):
 
 _FOLLOWER = """
 from duckling_provider import config
-from duckling_provider.replication import sync
-gather = sync._Run._gather
+from duckling_provider.replication import following, sync
+gather = following.Following._gather
 def told(run, events, deadline):
     if deadline is not None:
         print("follows", flush=True)
     return gather(run, events, deadline)
-sync._Run._gather = told
+following.Following._gather = told
 sync.sync(config.load().database("production"), seconds=600, wait=60)
 """
 

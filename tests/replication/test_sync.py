@@ -19,9 +19,10 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.locks import place_hold, release_hold
 from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.copy.table_copy import copy_tables
+from duckling_provider.replication.copying import TABLES_SUFFIX
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source, connect, current_position
-from duckling_provider.replication.sync import TABLES_SUFFIX, adopt_replica, sync, validate_replica
+from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
 
 pytestmark = pytest.mark.mysql
 
@@ -34,16 +35,16 @@ sync(config.load().database("production"), seconds=float(sys.argv[1]) if len(sys
 
 #: While there are changes, only a waiting program makes it close the file; it says when it begins to follow.
 _LONG_STRETCH = """
-from duckling_provider.replication import sync as module
+from duckling_provider.replication import following as module
 from duckling_provider.replication.binlog import stream
 module._STRETCH_SECONDS = 600
 stream._SKIPS_BETWEEN_PAUSES = 10**9
-stretch = module._Run._stretch
+stretch = module.Following._stretch
 def told(run, gathered, events, deadline):
     if deadline is not None:
         print("stretch", flush=True)
     return stretch(run, gathered, events, deadline)
-module._Run._stretch = told
+module.Following._stretch = told
 """
 
 

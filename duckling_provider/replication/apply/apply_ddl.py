@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication.apply import ddl
+from duckling_provider.replication.apply import steps
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.families import (
     BINARIES,
@@ -59,27 +59,27 @@ class Follower:
     ) -> None:
         self._connection, self._ledger, self._prefix, self._wanted = connection, ledger, prefix, wanted
 
-    def do(self, step: ddl.Step, states: dict[str, TableState]) -> None:
+    def do(self, step: steps.Step, states: dict[str, TableState]) -> None:
         """Do one step; `states`, the tables as the ledger has them, is kept up to date.
 
         :raises NotFollowedError: when that can't be done exactly. The transaction must be rolled back then.
         """
         state = states.get(step.name)
-        if isinstance(step, ddl.CreateTable):
+        if isinstance(step, steps.CreateTable):
             self._create(step, states)
-        elif isinstance(step, ddl.RenameTable):
+        elif isinstance(step, steps.RenameTable):
             self._rename(step, states)
-        elif isinstance(step, ddl.DropTable):
+        elif isinstance(step, steps.DropTable):
             self._drop(step.name, states)
-        elif isinstance(step, ddl.Unclear):
+        elif isinstance(step, steps.Unclear):
             if state is not None or self._wanted(step.name):
                 self.mark(step.name, step.note, states)
         elif state is None:
-            if self._wanted(step.name) and not isinstance(step, ddl.TruncateTable):
+            if self._wanted(step.name) and not isinstance(step, steps.TruncateTable):
                 self.mark(step.name, "changed before it was copied", states)
         elif state.state != "ok":
             pass  # the copy to come will see it all
-        elif isinstance(step, ddl.TruncateTable):
+        elif isinstance(step, steps.TruncateTable):
             self._run(f"DELETE FROM {self._name(step.name)}")
         else:
             self._save(replace(state, table=self._altered(step, state.table)), states)
@@ -92,7 +92,7 @@ class Follower:
 
     # ---- tables ----
 
-    def _create(self, step: ddl.CreateTable, states: dict[str, TableState]) -> None:
+    def _create(self, step: steps.CreateTable, states: dict[str, TableState]) -> None:
         if not self._wanted(step.name) or (step.if_not_exists and step.name in states):
             return
         table = step.table
@@ -114,7 +114,7 @@ class Follower:
                 self._run(f"DROP TABLE IF EXISTS {self._name(name)}")
             self._ledger.forget_table(name)
 
-    def _rename(self, step: ddl.RenameTable, states: dict[str, TableState]) -> None:
+    def _rename(self, step: steps.RenameTable, states: dict[str, TableState]) -> None:
         if not self._wanted(step.new):
             self._drop(step.name, states)
             return
@@ -141,10 +141,10 @@ class Follower:
 
     # ---- columns ----
 
-    def _altered(self, step: ddl.Step, table: Table) -> Table:
-        if isinstance(step, ddl.AddColumn):
+    def _altered(self, step: steps.Step, table: Table) -> Table:
+        if isinstance(step, steps.AddColumn):
             return self._add(step, table)
-        if isinstance(step, ddl.DropColumn):
+        if isinstance(step, steps.DropColumn):
             column = _column(table, step.column)
             if column is None:
                 if step.if_exists:
@@ -154,19 +154,19 @@ class Follower:
             columns = tuple(other for other in table.columns if other != column)
             key = tuple(name for name in table.primary_key if name != column.name)
             return replace(table, columns=columns, primary_key=key)
-        if isinstance(step, ddl.RenameColumn):
+        if isinstance(step, steps.RenameColumn):
             old = _column(table, step.old)
             return self._become(table, step.old, replace(old, name=step.new) if old else None)
-        if isinstance(step, ddl.ChangeColumn):
+        if isinstance(step, steps.ChangeColumn):
             return self._change(step, table)
-        if isinstance(step, ddl.SetPrimaryKey):
+        if isinstance(step, steps.SetPrimaryKey):
             found = [_column(table, name) for name in step.columns]
             if None in found:
                 raise NotFollowedError(table.name, "its new primary key has columns that are not known here")
             return replace(table, primary_key=tuple(column.name for column in found if column is not None))
         raise NotFollowedError(table.name, f"no way to follow {type(step).__name__}")
 
-    def _add(self, step: ddl.AddColumn, table: Table) -> Table:
+    def _add(self, step: steps.AddColumn, table: Table) -> Table:
         column = step.column
         if _column(table, column.name) is not None:
             if step.if_not_exists:
@@ -183,7 +183,7 @@ class Follower:
             self._run(f"ALTER TABLE {self._name(table.name)} ALTER COLUMN {quote(column.name)} DROP DEFAULT")
         return replace(table, columns=(*table.columns, column))
 
-    def _change(self, step: ddl.ChangeColumn, table: Table) -> Table:
+    def _change(self, step: steps.ChangeColumn, table: Table) -> Table:
         old = _column(table, step.old)
         if old is None:
             if step.if_exists:
@@ -225,7 +225,7 @@ class Follower:
             primary_key=tuple(new.name if name == before.name else name for name in table.primary_key),
         )
 
-    def _default(self, step: ddl.AddColumn, table: str) -> str | None:
+    def _default(self, step: steps.AddColumn, table: str) -> str | None:
         """What existing rows get, as SQL; None for NULL."""
         column, default = step.column, step.default
         cannot = NotFollowedError(table, f"the value that existing rows got in the new column {column.name}")

@@ -8,115 +8,24 @@ and half of ALTER TABLE unparsed, and lose what stands in ``/*! */``; a mirror c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import replace
 
+from duckling_provider.replication.apply.ddl_columns import charset_of, read_column
 from duckling_provider.replication.apply.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
-from duckling_provider.replication.model.families import CHOICES, INTEGERS, TEXTS, TIMES
-from duckling_provider.replication.model.tables import Column, Table
-
-
-@dataclass(frozen=True)
-class Default:
-    """What existing rows get in a new column: text, bytes or None; an "expression" is the server's business."""
-
-    kind: Literal["none", "literal", "expression"] = "none"
-    value: str | bytes | None = None
-
-
-@dataclass(frozen=True)
-class CreateTable:
-    """:param like: the table whose shape it takes; `table` has no columns then."""
-
-    table: Table
-    if_not_exists: bool = False
-    like: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.table.name
-
-
-@dataclass(frozen=True)
-class DropTable:
-    name: str
-
-
-@dataclass(frozen=True)
-class TruncateTable:
-    name: str
-
-
-@dataclass(frozen=True)
-class RenameTable:
-    name: str
-    new: str
-
-
-@dataclass(frozen=True)
-class AddColumn:
-    """:param if_not_exists: nothing happens when there is one of that name."""
-
-    name: str
-    column: Column
-    default: Default = Default()
-    if_not_exists: bool = False
-
-
-@dataclass(frozen=True)
-class DropColumn:
-    name: str
-    column: str
-    if_exists: bool = False
-
-
-@dataclass(frozen=True)
-class ChangeColumn:
-    """The column `old` becomes `column`, which may have the same name."""
-
-    name: str
-    old: str
-    column: Column
-    if_exists: bool = False
-    #: The column's own text said which character set it has, rather than the table's or database's default.
-    explicit_charset: bool = False
-
-
-@dataclass(frozen=True)
-class RenameColumn:
-    name: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class SetPrimaryKey:
-    """`columns` in key order; empty for none."""
-
-    name: str
-    columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Unclear:
-    """What becomes of the table can't be told from the statement: `note` says why."""
-
-    name: str
-    note: str
-
-
-Step: TypeAlias = (
-    CreateTable
-    | DropTable
-    | TruncateTable
-    | RenameTable
-    | AddColumn
-    | DropColumn
-    | ChangeColumn
-    | RenameColumn
-    | SetPrimaryKey
-    | Unclear
+from duckling_provider.replication.apply.steps import (
+    AddColumn,
+    ChangeColumn,
+    CreateTable,
+    DropColumn,
+    DropTable,
+    RenameColumn,
+    RenameTable,
+    SetPrimaryKey,
+    Step,
+    TruncateTable,
+    Unclear,
 )
+from duckling_provider.replication.model.tables import Column, Table
 
 
 def drops_database(statement: str, database: str) -> bool:
@@ -244,7 +153,7 @@ class _Statement:
                 charset = tokens.name().lower()
             elif tokens.skip("COLLATE"):
                 tokens.skip_sign("=")
-                charset = _charset_of(tokens.name())
+                charset = charset_of(tokens.name())
             else:
                 _skip_option(tokens)
         return charset
@@ -318,7 +227,7 @@ def _action(table: str, action: Tokens) -> list[Step]:
         action.skip("COLUMN")
         if_exists = action.skip("IF", "EXISTS")
         old = action.name() if change else action.peek()[1]
-        column = _column(action, charset=None)
+        column = read_column(action, charset=None)
         if column.is_key:
             raise NotUnderstoodError("PRIMARY KEY")
         return [ChangeColumn(table, old, column.column, if_exists, column.explicit_charset)]
@@ -369,7 +278,7 @@ def _added(table: str, action: Tokens) -> list[Step]:
     parts = list(split(action.group())) if action.peek() == ("sign", "(") else [action]
     steps: list[Step] = []
     for part in parts:
-        column = _column(part, charset=None)
+        column = read_column(part, charset=None)
         if column.auto_increment:
             raise NotUnderstoodError("AUTO_INCREMENT")
         steps.append(AddColumn(table, column.column, column.default, if_not_exists))
@@ -412,7 +321,7 @@ def _shape(name: str, elements: list[Token], charset: str) -> Table:
         elif element.is_word("PERIOD"):
             raise element.unknown()
         else:
-            column = _column(element, charset=charset)
+            column = read_column(element, charset=charset)
             columns.append(column.column)
             if column.is_key:
                 key = (column.column.name,)
@@ -422,215 +331,3 @@ def _shape(name: str, elements: list[Token], charset: str) -> Table:
     written = {column.name.lower(): column.name for column in columns}
     key = tuple(written.get(part.lower(), part) for part in key)
     return Table(name, tuple(replace(c, nullable=c.nullable and c.name not in key) for c in columns), key)
-
-
-# ---- columns ----
-
-_SYNONYMS = {
-    "INTEGER": "int", "INT1": "tinyint", "INT2": "smallint", "INT3": "mediumint", "INT4": "int", "INT8": "bigint",
-    "MIDDLEINT": "mediumint", "DEC": "decimal", "NUMERIC": "decimal", "FIXED": "decimal", "REAL": "double",
-    "FLOAT4": "float", "FLOAT8": "double", "CHARACTER": "char", "NCHAR": "char", "NVARCHAR": "varchar",
-    "VARCHARACTER": "varchar",
-}  # fmt: skip
-_TEXTS = TEXTS | CHOICES
-_SPATIAL = frozenset(
-    {
-        "geometry",
-        "point",
-        "linestring",
-        "polygon",
-        "multipoint",
-        "multilinestring",
-        "multipolygon",
-        "geometrycollection",
-    }
-)
-_OTHERS = frozenset(
-    {"decimal", "float", "double", "bit", "date", "year", "json", "binary", "varbinary", "tinyblob", "blob",
-     "mediumblob", "longblob"}
-)  # fmt: skip
-_AS_BYTES = {
-    "char": "binary", "varchar": "varbinary", "tinytext": "tinyblob", "text": "blob", "mediumtext": "mediumblob",
-    "longtext": "longblob",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Definition:
-    column: Column
-    default: Default
-    is_key: bool
-    auto_increment: bool
-    explicit_charset: bool
-
-
-def _column(tokens: Tokens, *, charset: str | None) -> _Definition:
-    """``name type attributes``, to the end of `tokens`.
-
-    :param charset: the table's default; utf8mb4 when that isn't known either, which matters to bytes alone.
-    """
-    name = tokens.name()
-    kind, arguments = _type(tokens)
-    nullable = True
-    unsigned = zerofill = is_key = auto_increment = generated = explicit = False
-    collation = None
-    default = Default()
-    while not tokens.done:
-        if tokens.skip("UNSIGNED"):
-            unsigned = True
-        elif tokens.skip("ZEROFILL"):
-            unsigned = zerofill = True
-        elif tokens.skip("SIGNED") or tokens.skip("UNIQUE", "KEY") or tokens.skip("UNIQUE") or tokens.skip("BINARY"):
-            pass
-        elif tokens.skip("CHARSET") or tokens.skip("CHARACTER", "SET"):
-            charset, explicit = tokens.name().lower(), True
-        elif tokens.skip("COLLATE"):
-            tokens.skip_sign("=")
-            collation = tokens.name().lower()
-            charset, explicit = (charset if explicit else _charset_of(collation)), True
-        elif tokens.skip("NOT", "NULL"):
-            nullable = False
-        elif tokens.skip("NULL") or tokens.skip_any("INVISIBLE", "VISIBLE", "VIRTUAL", "STORED", "PERSISTENT"):
-            pass
-        elif tokens.skip("DEFAULT"):
-            default = _default(tokens)
-        elif tokens.skip("ON", "UPDATE"):
-            _skip_call(tokens)
-        elif tokens.skip("AUTO_INCREMENT"):
-            auto_increment = True
-        elif tokens.skip("PRIMARY", "KEY") or tokens.skip("PRIMARY") or tokens.skip("KEY"):
-            is_key, nullable = True, False
-        elif tokens.skip("COMMENT"):
-            tokens.next()
-        elif tokens.skip("GENERATED", "ALWAYS", "AS") or tokens.skip("AS"):
-            tokens.group()
-            generated, default = True, Default("expression")
-        elif tokens.skip("CONSTRAINT"):
-            if not tokens.is_word("CHECK"):
-                tokens.name()
-        elif tokens.skip("CHECK"):
-            tokens.group()
-        elif tokens.skip("SRID") or tokens.skip("REF_SYSTEM_ID"):
-            tokens.skip_sign("=")
-            tokens.next()
-        elif tokens.skip("REFERENCES"):
-            _skip_reference(tokens)
-        elif tokens.skip("COLUMN_FORMAT") or tokens.skip("STORAGE") or tokens.skip("AFTER"):
-            tokens.name()
-        elif tokens.skip("FIRST"):
-            pass
-        else:
-            raise tokens.unknown()
-    charset = charset or "utf8mb4"
-    if charset == "binary" and kind in _AS_BYTES:
-        kind = _AS_BYTES[kind]
-    column = Column(
-        name=name,
-        data_type=kind,
-        column_type=_written(kind, arguments, unsigned=unsigned, zerofill=zerofill),
-        nullable=nullable,
-        charset=charset if kind in _TEXTS else None,
-        collation=collation if kind in _TEXTS else None,
-        precision=_precision(kind, arguments),
-        scale=int(arguments[1]) if kind == "decimal" and len(arguments) > 1 else 0 if kind == "decimal" else None,
-        generated=generated,
-        json=kind == "json",
-    )
-    return _Definition(column, default, is_key, auto_increment, explicit)
-
-
-def _type(tokens: Tokens) -> tuple[str, list[str]]:
-    kind, text = tokens.next()
-    word = text.upper()
-    if kind != "word" or word == "SERIAL":
-        raise NotUnderstoodError(text)
-    if word in {"BOOL", "BOOLEAN"}:
-        return "tinyint", ["1"]
-    if word == "NATIONAL":
-        word = tokens.next()[1].upper()
-    if word == "LONG":
-        tokens.skip("VARCHAR")
-        return "mediumtext", []
-    if word == "DOUBLE":
-        tokens.skip("PRECISION")
-    name = _SYNONYMS.get(word, word.lower())
-    if name == "char" and tokens.skip("VARYING"):
-        name = "varchar"
-    if name == "geomcollection":
-        name = "geometrycollection"
-    if name not in INTEGERS | _TEXTS | TIMES | _SPATIAL | _OTHERS:
-        raise NotUnderstoodError(text)
-    arguments = []
-    if tokens.peek() == ("sign", "("):
-        arguments = [part.next()[1] for part in split(tokens.group())]
-    if name == "float" and len(arguments) == 1:
-        name, arguments = ("double" if int(arguments[0]) > 24 else "float"), []
-    return name, arguments
-
-
-def _written(kind: str, arguments: list[str], *, unsigned: bool, zerofill: bool) -> str:
-    """The type as ``information_schema.COLUMNS.COLUMN_TYPE`` writes it."""
-    if kind in {"enum", "set"}:
-        arguments = ["'" + value.replace("'", "''") + "'" for value in arguments]
-    elif kind == "decimal":
-        arguments = (arguments + ["10", "0"][len(arguments) :])[:2]
-    elif kind in {"char", "binary", "bit"} and not arguments:
-        arguments = ["1"]
-    text = f"{kind}({','.join(arguments)})" if arguments else kind
-    return text + " unsigned" * unsigned + " zerofill" * zerofill
-
-
-def _precision(kind: str, arguments: list[str]) -> int | None:
-    usual = {"decimal": 10, "bit": 1} | dict.fromkeys(TIMES, 0)
-    if kind not in usual:
-        return None
-    return int(arguments[0]) if arguments else usual[kind]
-
-
-def _default(tokens: Tokens) -> Default:
-    sign = ""
-    while tokens.peek() in {("sign", "-"), ("sign", "+")}:
-        sign = tokens.next()[1].replace("+", "")
-    kind, text = tokens.peek()
-    if kind in {"string", "number"}:
-        tokens.next()
-        return Default("literal", sign + text)
-    if kind == "hex":
-        tokens.next()
-        return Default("literal", bytes.fromhex(text if len(text) % 2 == 0 else "0" + text))
-    if kind == "bits":
-        tokens.next()
-        return Default("literal", int(text or "0", 2).to_bytes((len(text) + 7) // 8, "big"))
-    if tokens.skip("NULL"):
-        return Default("literal", None)
-    word = tokens.skip_any("TRUE", "FALSE")
-    if word:
-        return Default("literal", "1" if word == "TRUE" else "0")
-    if tokens.peek() == ("sign", "("):
-        tokens.group()
-    else:
-        _skip_call(tokens)
-    return Default("expression")
-
-
-def _skip_call(tokens: Tokens) -> None:
-    """``CURRENT_TIMESTAMP``, ``now(6)``, ``uuid()``."""
-    if tokens.next()[0] != "word":
-        raise tokens.unknown()
-    if tokens.peek() == ("sign", "("):
-        tokens.group()
-
-
-def _skip_reference(tokens: Tokens) -> None:
-    tokens.name()
-    if tokens.skip_sign("."):
-        tokens.name()
-    if tokens.peek() == ("sign", "("):
-        tokens.group()
-    while tokens.skip("MATCH") or tokens.skip("ON", "DELETE") or tokens.skip("ON", "UPDATE"):
-        if not (tokens.skip("SET", "NULL") or tokens.skip("SET", "DEFAULT") or tokens.skip("NO", "ACTION")):
-            tokens.next()
-
-
-def _charset_of(collation: str) -> str:
-    return collation.lower().partition("_")[0]

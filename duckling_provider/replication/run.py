@@ -1,0 +1,217 @@
+"""What one run of a sync knows and holds: the entry, its server, the replica's file and position, what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import BusyError, ConfigError, ReplicaError
+from duckling_provider.replica.access import replica_access
+from duckling_provider.replication.apply.foreign_keys import Reference
+from duckling_provider.replication.binlog.stream import PositionLostError
+from duckling_provider.replication.model.ledger import Ledger, owner_of
+from duckling_provider.replication.model.tables import Position, Table
+from duckling_provider.replication.model.types import report
+from duckling_provider.replication.mysql.source import Source, connect, is_available, query
+from duckling_provider.replication.replica_file import gone, opened
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from duckling_provider.config.databases import Database
+
+#: Seconds between two tries to open a file that another process reads.
+_POLL = 0.2
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["caught up", "out of time", "made way"]
+
+
+@dataclass
+class Synced:
+    """What a run has done.
+
+    :param outcome: "made way" when it ended before its time, for the `reason`.
+    :param copied: tables that were copied, by name; all of them in a full copy.
+    :param changes: row changes that were applied.
+    :param timestamp: of the last applied transaction on the server, seconds since 1970.
+    :param lag: seconds between that and the end of the run; 0.0 when nothing was left to apply.
+    :param recopy: tables that can't be followed and wait for a new copy, with the reason.
+    :param notes: what could not be mirrored exactly, told by the runs that copy.
+    """
+
+    outcome: Outcome = "caught up"
+    reason: str = ""
+    copied: tuple[str, ...] = ()
+    changes: int = 0
+    batches: int = 0
+    position: Position | None = None
+    timestamp: float = 0.0
+    lag: float = 0.0
+    recopy: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class MakeWayError(Exception):
+    """It is another process's turn."""
+
+
+def source_of(database: Database) -> Source:
+    """The server that the entry names.
+
+    :raises ConfigError: there is none, or another program writes the replica.
+    """
+    database.require_host()
+    if database.writer != "duckling":
+        raise ConfigError(
+            f"is {database.writer!r}: that server writes the replica",
+            entry=database.id,
+            field="writer",
+            hint='Stop that server for good and leave "writer" out; then duckling adopt takes its replica over.',
+        )
+    return Source.parse(database.mysql_connection_string, subject=database.id)
+
+
+def mirrored(database: Database, tables: dict[str, Table]) -> dict[str, Table]:
+    """Those of `tables` that the entry wants."""
+    return {name: table for name, table in tables.items() if database.mirrors(name)}
+
+
+class Run:
+    """What the parts of one run share: the entry and its server, the replica's file, and what was done so far."""
+
+    def __init__(self, database: Database, control: Control, owner: str, wait: float) -> None:
+        self.database, self.control, self.owner, self.wait = database, control, owner, wait
+        self.source = source_of(database)
+        self.done = Synced()
+        #: Where the replica stands, as far as this run has seen it.
+        self.position: Position | None = None
+        #: Foreign keys of the server by which rows change without a word in the binlog.
+        self.references: list[Reference] = []
+        #: Binlog files that the server had when it lacked what follows the position.
+        self._kept: list[str] = []
+
+    def look_at_binlog(self) -> bool:
+        """Take down which logs the server keeps; whether they reach back to the replica's position."""
+        with contextlib.closing(connect(self.source)) as connection:
+            if self.position is not None and is_available(connection, self.position):
+                return True
+            self._kept = [str(row[0]) for row in query(connection, "SHOW BINARY LOGS")]
+            return False
+
+    def lost(self) -> PositionLostError:
+        return PositionLostError(
+            "purged, or restarted by RESET MASTER",
+            position=self.position or Position("", 0),
+            kept=self._kept,
+            subject=self.source.subject,
+        )
+
+    def leave_out(self) -> None:
+        """Tables that the configuration no longer wants are not followed from here on: should it want them again, they
+        need a new copy.
+        """
+        with self.access("sync"), self.opened(read_only=True) as connection:
+            states = Ledger.open(connection).tables().values()
+        names = [state.name for state in states if state.state == "ok" and not self.database.mirrors(state.name)]
+        if names:
+            with self.access("sync"), self.opened() as connection:
+                connection.begin()
+                for name in names:
+                    Ledger.open(connection).mark_recopy(name, "left out by the configuration")
+                connection.commit()
+
+    def note_losses(self) -> None:
+        with self.access("sync"), self.opened(read_only=True) as connection:
+            ledger = Ledger.open(connection)
+            tables, counters = ledger.tables(), ledger.counters()
+        notes = [
+            f"{name}.{told}"
+            for name in self.done.copied
+            if name in tables
+            for column in tables[name].table.columns
+            if (told := report(column))
+        ]
+        notes += [f"{table}: {count} {what} became NULL" for (table, what), count in sorted(counters.items()) if count]
+        self.done.notes = tuple(notes)
+        for note in notes:
+            log.info("%s", note)
+
+    def require_ours(self) -> None:
+        if not self.look_at_replica():
+            raise ReplicaError(
+                "there is no such file",
+                subject=str(self.database.replica),
+                hint=f"A sync makes it: duckling sync {self.database.id}",
+            )
+        if not self.look_at_binlog():
+            raise self.lost()
+
+    def look_at_replica(self) -> bool:
+        """Take down the replica's position; whether there is a replica of ours."""
+        replica = self.database.replica
+        with self.access("sync"):
+            if not self.require_consent():
+                return False
+            with self.opened(read_only=True) as connection:
+                ledger = Ledger.open(connection)
+                self.position, mirrored = ledger.position(), ledger.source()
+        if mirrored not in {"", self.source.database}:
+            raise ReplicaError(
+                f"it mirrors the MySQL database {mirrored!r}, and mysqlConnectionString names {self.source.database!r}",
+                subject=str(replica),
+                operation="sync",
+                hint="Correct mysqlConnectionString; or move the replica away, and the next sync makes a new one.",
+            )
+        return True
+
+    def require_consent(self) -> bool:
+        """Whether there is a file, which is ours then.
+
+        :raises ReplicaError: it is not ours.
+        """
+        owner = owner_of(self.database.replica)
+        if owner in {"absent", "ours"}:
+            return owner == "ours"
+        whose = "by the Node server" if owner == "duckling-server" else "by another program"
+        raise ReplicaError(
+            f"the file was made {whose}; nothing is written to it without consent",
+            subject=str(self.database.replica),
+            operation="sync",
+            hint=f"duckling adopt {self.database.id} takes it over."
+            if owner == "duckling-server"
+            else "Move it away, or name another file in duckdbPath: a full copy then makes a new one.",
+        )
+
+    def access(self, operation: str) -> contextlib.AbstractContextManager[None]:
+        return replica_access(
+            self.database.replica, operation=operation, owner=self.owner, wait=self.wait, control=self.control
+        )
+
+    @contextlib.contextmanager
+    def opened(self, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+        """The replica, as soon as no other process has it open in DuckDB; there must be one: DuckDB would make it."""
+        replica = self.database.replica
+        deadline = time.monotonic() + self.wait
+        with contextlib.ExitStack() as stack:
+            while True:
+                if not replica.exists():
+                    raise gone(replica)
+                try:
+                    connection = stack.enter_context(opened(replica, read_only=read_only))
+                    break
+                except ReplicaError:
+                    if not replica.exists():
+                        raise gone(replica) from None
+                    raise
+                except BusyError as error:
+                    if time.monotonic() >= deadline:
+                        raise
+                    self.control.wait_for(f"{replica} {error.cause}", _POLL)
+            yield connection
