@@ -10,7 +10,7 @@ SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit survival cluster bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql survival cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,10 @@ unit: ## only the tests; make unit ARGS="-k restore"
 	@.ci/setup test
 	@$(PYTEST) $(SHARED) --durations 20 $(ARGS)
 
+mysql: ## all tests of replication on MySQL 9.7 and MariaDB 11.8: minutes (make test has a short form on MySQL)
+	@.ci/setup mysql
+	@DUCKLING_SERVERS=all $(PYTEST) $(SHARED) tests/replication $(ARGS)
+
 survival: ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@.ci/setup test
 	@DUCKLING_SURVIVAL=full $(PYTEST) tests/survival $(ARGS)
@@ -89,5 +93,5 @@ constraints: ## pin the newest versions
 
 clean: ## remove the virtual environment, caches and builds (not the demo's data)
 	@.ci/setup remove
-	rm -rf .artifacts .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .artifacts .servers .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find duckling_provider benchmarks demo dags tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -87,13 +87,14 @@ MIXES = (
 
 def _server() -> Any:
     """The tests' private server; tests are no package, so by path."""
-    spec = importlib.util.spec_from_file_location("replication_fixtures", ROOT / "tests/replication/conftest.py")
+    path = ROOT / "tests" / "fixtures" / "mysql_servers.py"
+    spec = importlib.util.spec_from_file_location("mysql_servers", path)
     if spec is None or spec.loader is None:
-        raise FileNotFoundError("tests/replication/conftest.py")
+        raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module._private_server()  # noqa: SLF001 - the fixture is made of it
+    return module.private_server()
 
 
 def apply_all(url: str, start: Any, path: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.mariadb import private_server
+from fixtures.mysql_servers import private_server
 
 from demo.service import stop_all
 

@@ -204,7 +204,7 @@ CASES = {
     **{f"TIME({n})": (f"TIME({n})", exact(*TIMES), {"shown": "CAST(CAST(v AS TIME(6)) AS CHAR)"}) for n in range(7)},
     "YEAR": ("YEAR", exact(1901, 2155, 0, 2000), {"shown": "CAST(v + 0 AS CHAR)"}),
     "GEOMETRY": ("GEOMETRY", exact(*(f"ST_GeomFromText('{shape}', 4326)" for shape in SHAPES)),
-                 {"shown": "HEX(ST_AsWKB(v))"}),
+                 {"shown": "SUBSTR(HEX(v), 9)"}),
     "POINT": ("POINT", exact("POINT(1.5, -2.5)"), {"shown": "HEX(ST_AsWKB(v))"}),
     "STORED": ("VARCHAR(20) AS (CONCAT('n', id)) STORED", ["DEFAULT", "DEFAULT"], {"shown": "v"}),
     "VIRTUAL": ("VARCHAR(20) AS (CONCAT('n', id)) VIRTUAL", ["DEFAULT", "DEFAULT"], {"shown": "v"}),

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from duckling_provider.base.errors import DucklingError, ReplicationError
+from duckling_provider.replication.binlog.pymysql_wire import hang_up, next_packet, send_command
 from duckling_provider.replication.model.tables import Position
 from duckling_provider.replication.mysql.source import Source, connect, query, server_of, translated
 
@@ -93,9 +94,7 @@ class BinlogDump:
             raise
 
     def close(self) -> None:
-        # No farewell: the server is in the middle of a command that never ends.
-        with contextlib.suppress(Exception):
-            self._connection._force_close()  # noqa: SLF001
+        hang_up(self._connection)
 
     def events(self) -> Iterator[RawEvent]:
         """Until the end of the binlog, or for ever.
@@ -110,11 +109,10 @@ class BinlogDump:
             with translated(self._source, "read the binlog"):
                 self._request()
                 while True:
-                    packet = connection._read_packet()  # noqa: SLF001
                     # An event may begin like an end-of-file packet only behind the byte 0.
-                    if packet.is_eof_packet():
+                    data = next_packet(connection)
+                    if data is None:
                         return
-                    data = packet.get_all_data()
                     timestamp, kind, server_id, _, end, _ = _HEADER.unpack_from(data, 1)
                     if kind == FORMAT_DESCRIPTION:
                         # Its last but four bytes say how the rest of the file is checked; it always has a checksum.
@@ -194,9 +192,7 @@ class BinlogDump:
             if self.by_gtid:
                 file, offset = b"", 4
             command = struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, flags, replica) + file
-        connection = self._connection
-        connection._write_bytes(struct.pack("<I", len(command)) + command)  # noqa: SLF001
-        connection._next_seq_id = 1  # noqa: SLF001
+        send_command(self._connection, command)
 
 
 def uncompress(data: bytes, at: int) -> bytes:
