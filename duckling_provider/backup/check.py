@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
+from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.names import date_faults
 from duckling_provider.base.disk_space import require_space
 from duckling_provider.base.errors import DucklingError, FileSystemError, ReplicaError, WrongHostError
 from duckling_provider.base.units import human_bytes
@@ -16,7 +21,7 @@ from duckling_provider.config.databases import Database
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
-from duckling_provider.stores.store import Store
+from duckling_provider.stores.store import BackupSource, Store
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,27 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         yield _step("replica", lambda: _replica(database.replica))
         yield _step("hold", lambda: _hold(database.replica))
         yield _step("local backups", lambda: _folder(database))
+    yield from _dates(database, store)
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
         return
     for probe in store.probe(store.prefix):
         yield CheckStep(f"store: {probe.name}", "" if probe.error else f"{probe.action} works", probe.error)
+    if store.clock_fault:
+        yield CheckStep("clock", error=store.clock_fault)
+
+
+def _dates(database: Database, store: Store | None) -> Iterator[CheckStep]:
+    """A step about each place with backups whose date can't be true; where all is well, or it can't be listed, none."""
+    here: list[BackupSource] = [LocalBackups(database)] if database.is_here else []
+    now = datetime.now(timezone.utc)
+    for source in (*here, *([store] if store is not None else [])):
+        # What makes a listing fail is told by the steps about the folder and the store.
+        with contextlib.suppress(DucklingError, OSError):
+            faults = date_faults(list_backups(source), now=now, url=source.url)
+            if faults:
+                hint = "They are never latest. Delete them once they are of no use: duckling delete."
+                yield CheckStep("dates", error=f"{'; '.join(faults)}. {hint}")
 
 
 def _step(name: str, look: Callable[[], str]) -> CheckStep:

@@ -14,10 +14,13 @@ from datetime import datetime, timedelta, timezone
 
 from duckling_provider.base.errors import NotFoundError, RequestError
 from duckling_provider.base.moments import iso
+from duckling_provider.base.units import span
 
 MAC_SUFFIX = ".mac"
 #: How far clocks may be apart: a name that is later than the store's own time by more than that is not believed.
 SKEW = timedelta(minutes=10)
+#: A backup that was stored that much later than it was made is remarked on.
+LATE = timedelta(days=1)
 LATEST = "latest"
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,21 @@ class ListedBackup:
         if self.modified is not None and self.created - self.modified > SKEW:
             return f"its name says {iso(self.created)}, and it was stored at {iso(self.modified)} already"
         return ""
+
+    def remark(self, now: datetime) -> str:
+        """What is odd about its dates, for a list: it is `misdated`, or was stored long after it was made, which an
+        upload that went on the next day does, and a copy.
+        """
+        late = timedelta(0) if self.modified is None else self.modified - self.created
+        return self.misdated(now) or (f"stored {span(late.total_seconds())} later" if late > LATE else "")
+
+
+def date_faults(backups: Iterable[ListedBackup], *, now: datetime, url: str = "") -> list[str]:
+    """A sentence about each backup that is `misdated`.
+
+    :param url: where they are, in front of their keys.
+    """
+    return [f"{url}{backup.key}: {backup.misdated(now)}" for backup in backups if backup.misdated(now)]
 
 
 def assemble(prefix: str, listing: Iterable[tuple[str, int, datetime | None]]) -> list[ListedBackup]:

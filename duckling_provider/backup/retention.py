@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 
 from duckling_provider.backup.backup_object import CLIENT, list_backups
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, parse_name
+from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
@@ -63,7 +63,7 @@ def plan_retention(
 @dataclass(frozen=True)
 class CleanupResult:
     """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left
-    for the next time.
+    for the next time. `notes` is what a person should know: backups whose date can't be true, a clock that is wrong.
     """
 
     local_deleted: tuple[str, ...]
@@ -73,6 +73,7 @@ class CleanupResult:
     busy: tuple[str, ...]
     uploads_aborted: int
     dry_run: bool
+    notes: tuple[str, ...] = ()
 
 
 def clean_up(
@@ -92,7 +93,9 @@ def clean_up(
     now = now or datetime.now(timezone.utc)
     control = control or Control()
     local = LocalBackups(database)
-    local_plan = plan_retention(list_backups(local), now=now, keep_days=database.local_retention_days)
+    found_here = list_backups(local)
+    notes = date_faults(found_here, now=now, url=local.url)
+    local_plan = plan_retention(found_here, now=now, keep_days=database.local_retention_days)
     deleted, busy = [], []
     for backup in local_plan.delete:
         control.check()
@@ -115,6 +118,7 @@ def clean_up(
         rows = [(found.key, found.size, found.modified) for found in store.list(store.prefix)]
         backups = assemble(store.prefix, rows)
         s3_kept = len(backups)
+        notes += date_faults(backups, now=now, url=store.url)
         if days > 0:
             plan = plan_retention(backups, now=now, keep_days=days, needs_mac=store.mode == CLIENT)
             s3_kept = len(plan.keep)
@@ -126,6 +130,8 @@ def clean_up(
         if not dry_run:
             aborted = _abort_abandoned(database, store, backups, now=now)
             _delete_lone_macs(database, store, rows, now=now)
+        if store.clock_fault:
+            notes.append(store.clock_fault)
     return CleanupResult(
         local_deleted=tuple(deleted),
         s3_deleted=tuple(s3_deleted),
@@ -134,6 +140,7 @@ def clean_up(
         busy=tuple(busy),
         uploads_aborted=aborted,
         dry_run=dry_run,
+        notes=tuple(notes),
     )
 
 

@@ -176,6 +176,14 @@ class FlowResult:
     cleanup: CleanupResult | None
     cleanup_error: DucklingError | None
     duration_ms: int
+    clock_fault: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know: backups whose date can't be true, a clock that is wrong."""
+        if self.cleanup is not None:
+            return self.cleanup.notes
+        return (self.clock_fault,) if self.clock_fault else ()
 
 
 def back_up(
@@ -202,4 +210,6 @@ def back_up(
         raise
     except DucklingError as error:
         cleanup_error = error
-    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, int((time.monotonic() - started) * 1000))
+    took = int((time.monotonic() - started) * 1000)
+    clock = store.clock_fault if store is not None else ""
+    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, took, clock)

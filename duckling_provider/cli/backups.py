@@ -34,7 +34,8 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
         failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
-        session.terminal.document({"success": True, **key, **facts, **failed})
+        notes = {"warnings": list(done.notes)} if done.notes else {}
+        session.terminal.document({"success": True, **key, **facts, **failed, **notes})
         return
     took = f"{human_bytes(snapshot.size)} in {human_seconds(done.duration_ms / 1000)}"
     if store is None or upload is None or done.verified is None:
@@ -44,6 +45,8 @@ def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = Fa
         session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
     if done.cleanup_error is not None:
         session.terminal.warn(f"the backup is good, but deleting old ones failed: {done.cleanup_error}")
+    for note in done.notes:
+        session.terminal.warn(note)
     deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted) if done.cleanup else ()
     if deleted:
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
@@ -187,9 +190,9 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
         else:
             terminal.fail_with(error, **shown)
         return error
-    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), b.misdated(now)] for b in local]
+    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), b.remark(now)] for b in local]
     for b in remote:
-        state = "incomplete: no .mac" if needs_mac and not b.has_mac else b.misdated(now)
+        state = "incomplete: no .mac" if needs_mac and not b.has_mac else b.remark(now)
         rows.append(["s3", b.key, human_bytes(b.size), short_ago(b.created, now), state])
     if rows:
         terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)

@@ -98,7 +98,8 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param dry_run: only log what would go.
-    :return: ``local`` and ``s3``, the names and keys that went (or would go).
+    :return: ``local`` and ``s3``, the names and keys that went (or would go); ``notes``, what a person should know of
+        the backups' dates and this host's clock.
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -123,4 +124,6 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
                 self.log.info("left for the next time, it is in use: %s", name)
             if not (done.local_deleted or done.s3_deleted or done.busy):
                 self.log.info("nothing is older than its retention")
-            return {"local": list(done.local_deleted), "s3": list(done.s3_deleted)}
+            for note in done.notes:
+                self.log.warning("%s", note)
+            return {"local": list(done.local_deleted), "s3": list(done.s3_deleted), "notes": list(done.notes)}

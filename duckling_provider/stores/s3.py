@@ -31,6 +31,7 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.base.interruptible import interruptible
 from duckling_provider.config.databases import Database, S3Settings
+from duckling_provider.stores.clock import StoreClock
 from duckling_provider.stores.s3_errors import Translator
 from duckling_provider.stores.s3_multipart import (
     MultipartUpload,
@@ -122,6 +123,8 @@ class S3Store:
                 tcp_keepalive=True,
             ),
         )
+        self._clock = StoreClock()
+        self._client.meta.events.register("after-call.s3", self._clock.observe)
         sign_known_payloads(self._client)
         send_whole_blocks(self._client)
 
@@ -136,6 +139,10 @@ class S3Store:
     @property
     def mode(self) -> str:
         return self._settings.encryption
+
+    @property
+    def clock_fault(self) -> str:
+        return self._clock.fault
 
     def under(self, control: Control) -> S3Store:
         bound = copy.copy(self)

@@ -122,6 +122,10 @@ class BackupSource(Protocol):
 class Store(BackupSource, Protocol):
     """An object store: what can be read there can be written, too."""
 
+    @property
+    def clock_fault(self) -> str:
+        """How far this host's clock is from the store's, as a sentence; empty where it is right or not known yet."""
+
     def under(self, control: Control) -> Store: ...
 
     def put(

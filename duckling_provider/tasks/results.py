@@ -41,7 +41,13 @@ class BackupRestored(Transferred):
     kept: str | None
 
 
-class CleanedUp(TypedDict):
+class Noted(TypedDict, total=False):
+    """`notes` are sentences that a person should read: of backups whose date can't be true, and of a wrong clock."""
+
+    notes: list[str]
+
+
+class CleanedUp(Noted):
     """Names and keys that were deleted, or would be."""
 
     local: list[str]

@@ -566,6 +566,19 @@ def test_the_list_shows_how_each_database_stands(client, shop):
     assert 7200 <= entry["status"]["age"] < 10_000
 
 
+def test_dates_that_cannot_be_true_are_named_everywhere(client, shop, installation, s3_server):
+    done = {"key": "shop/backup-2025-03-01T14-32-11-482Z.db", "size": 7, "duration": 9, "mode": "client-aes256"}
+    note = "shop/backup-2099-01-01T00-00-00-000Z.db: its name says 2099, which is in the future"
+    cleaned = {"local": [], "s3": [], "notes": [note]}
+    shop.add("backup", results={"snapshot": done, "upload": done, "verify": done, "cleanup": cleaned})
+    assert client.get("/health?db=shop").json()["details"][0]["warnings"] == [note]
+    assert client.get("/api/databases").json()["databases"][0]["status"]["warnings"] == [note]
+    database = installation.database("shop")
+    s3_server.client().put_object(Bucket=database.s3.bucket, Key=note.partition(":")[0], Body=b"x")
+    (listed,) = client.get("/api/backups?db=shop").json()["s3"]
+    assert "in the future" in listed["misdated"]
+
+
 def test_automation_status_has_the_contracts_fields(client, shop):
     key = shop.backed_up(hours_ago=3)
     status = client.get("/api/automation/status?db=shop").json()

@@ -93,7 +93,11 @@ def test_the_stores_list_keeps_what_runs_recorded_and_drops_what_is_gone():
     kept, gone, foreign, torn = backup(1), backup(2), backup(3), backup(4, verified=False)
     local = ListedBackup(foreign.key.partition("/")[2], foreign.created, 1003)
     found = merge(
-        recorded_items([gone, kept]), [listed(foreign), listed(torn, mac=False), listed(kept)], [local], needs_mac=True
+        recorded_items([gone, kept]),
+        [listed(foreign), listed(torn, mac=False), listed(kept)],
+        [local],
+        now=NOW,
+        needs_mac=True,
     )
     assert [item.key for item in found] == [kept.key, foreign.key, torn.key]
     assert [(item.recorded, item.verified is not None, item.complete, item.here) for item in found] == [
@@ -102,6 +106,11 @@ def test_the_stores_list_keeps_what_runs_recorded_and_drops_what_is_gone():
         (False, False, False, False),
     ]
     assert found[0].size == kept.size  # of the file, not of the object
+
+
+def test_a_list_says_which_date_cannot_be_true():
+    (future, good) = merge([], [listed(backup(-48)), listed(backup(1))], [], now=NOW)
+    assert ("in the future" in future.misdated, good.misdated) == (True, "")
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from duckling_provider.backup.check import check_database
+from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.replica.locks import place_hold, release_hold
-from duckling_provider.stores import s3
+from duckling_provider.stores import clock, s3
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -81,6 +83,26 @@ def test_a_store_that_can_do_all_passes_every_step_and_stays_empty(request, chec
     assert list(steps) == ["replica", "hold", "local backups", *STORE_STEPS]
     assert failed(steps) == {}
     assert objects_in(server, bucket) == []
+
+
+def test_a_backup_whose_date_cannot_be_true_is_named(installation, small_replica, check, s3_server, monkeypatch):
+    bucket = s3_server.new_bucket()
+    check(s3_server, bucket)
+    s3_server.client().put_object(Bucket=bucket, Key="production/backup-2099-01-01T00-00-00-000Z.db", Body=b"x")
+    snapshot = take_snapshot(installation.database(), now=datetime(2098, 1, 1, tzinfo=timezone.utc))
+    steps = list(check_database(installation.database(), open_store(installation.database())))
+    told = [step.error for step in steps if step.name == "dates"]
+    assert [str(snapshot.path) in told[0], "production/backup-2099" in told[1]] == [True, True]
+    assert not [step for step in steps if step.error and step.name != "dates"]
+
+
+@pytest.mark.parametrize("ahead,word", [(3, "ahead of"), (-3, "behind")])
+def test_a_clock_that_differs_from_the_stores_is_told(s3_server, check, monkeypatch, ahead, word):
+    bucket = s3_server.new_bucket()
+    assert "clock" not in check(s3_server, bucket)
+    there = datetime.now(timezone.utc) + timedelta(minutes=ahead)
+    monkeypatch.setattr(clock, "_now", lambda: there)
+    assert f"{word} the store's" in failed(check(s3_server, bucket))["clock"]
 
 
 def test_the_probe_stays_under_the_prefix(moto_server, check, make_proxy):

@@ -231,6 +231,13 @@ def test_a_name_later_than_now_or_than_the_store_is_not_believed(created, modifi
     assert (listed(created, modified).misdated(TODAY) == "") is believed
 
 
+def test_an_object_that_was_stored_much_later_is_remarked_on_and_still_believed():
+    made, stored = TODAY - timedelta(days=9), TODAY - timedelta(days=2)
+    assert listed(made, stored).misdated(TODAY) == ""
+    assert listed(made, stored).remark(TODAY) == "stored 7 d later"
+    assert listed(made, made + timedelta(hours=8)).remark(TODAY) == ""
+
+
 def test_a_backup_of_the_future_hides_no_other():
     good = [listed(TODAY - timedelta(days=days)) for days in (1, 2)]
     future = listed(TODAY + timedelta(days=365))

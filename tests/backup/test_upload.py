@@ -28,7 +28,7 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.config.keys import EncryptionKey
-from duckling_provider.stores import s3
+from duckling_provider.stores import clock, s3
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -597,6 +597,18 @@ def test_the_whole_flow_makes_a_verified_backup(moto_server, installation, make_
     assert done.upload.key == done.verified.key == f"production/{done.snapshot.filename}"
     assert done.verified.evidence == ("HMAC-SHA256" if mode == "client-aes256" else "SHA-256")
     assert done.snapshot.path.read_bytes() == installation.replica().read_bytes()
+
+
+def test_a_backup_reports_wrong_dates_and_a_wrong_clock(moto_server, installation, make_replica, monkeypatch):
+    installation.write(installation.entry(s3=moto_server.s3(bucket := moto_server.new_bucket())))
+    make_replica(installation.replica())
+    odd = "production/backup-2099-01-01T00-00-00-000Z.db"
+    moto_server.client().put_object(Bucket=bucket, Key=odd, Body=b"x")
+    late = datetime.now(timezone.utc) + timedelta(minutes=5)
+    monkeypatch.setattr(clock, "_now", lambda: late)
+    database = installation.database()
+    done = back_up(database, open_store(database))
+    assert [odd in done.notes[0], "clock is" in done.notes[1]] == [True, True]
 
 
 def test_the_whole_flow_without_a_store_makes_a_local_backup(installation, make_replica):

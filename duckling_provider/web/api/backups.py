@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -11,13 +12,14 @@ from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.names import ListedBackup
 from duckling_provider.base.moments import iso
 from duckling_provider.dags.ids import RESTORE, UPLOAD, VERIFY
 from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.actions import delete_backup_now, existing_key
-from duckling_provider.web.services.dependencies import CallerDep, database_for, remote_store
+from duckling_provider.web.services.dependencies import CallerDep, database_for, now, remote_store
 from duckling_provider.web.services.errors import ApiError
 
 _KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
@@ -54,16 +56,21 @@ class Accepted(Shape):
     url: str = Field(description="Its page in Airflow.")
 
 
+_Misdated = Field("", description="Why its date can't be true, where it can't: such a backup is never latest.")
+
+
 class LocalBackup(Shape):
     filename: str
     size: int
     created_at: str
+    misdated: str = _Misdated
 
 
 class S3Backup(Shape):
     key: str
     size: int
     last_modified: str
+    misdated: str = _Misdated
 
 
 class Listing(Shape):
@@ -107,15 +114,25 @@ async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:
 def backups(caller: CallerDep, db: Db) -> JSONResponse:
     """All backups of a database: local ones on this host, and those in S3, every page of the listing read."""
     database = database_for(caller, "read", db)
-    local = listed_here(database)
+    local, moment = listed_here(database), now()
     remote = list_backups(remote_store(database)) if database.s3 is not None else []
     # As plain JSON: the models of ten thousand rows would cost more than the listing.
     return JSONResponse(
         {
-            "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
-            "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],
+            "local": [
+                {"filename": b.name, "size": b.size, "createdAt": iso(b.created), **_misdated(b, moment)} for b in local
+            ],
+            "s3": [
+                {"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created), **_misdated(b, moment)}
+                for b in remote
+            ],
         }
     )
+
+
+def _misdated(backup: ListedBackup, moment: datetime) -> dict[str, str]:
+    reason = backup.misdated(moment)
+    return {"misdated": reason} if reason else {}
 
 
 @router.post("/api/backups/s3/restore", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})

@@ -48,6 +48,7 @@ class DatabaseStatus(Shape):
     last_verified_size: int | None
     next_backup_at: str | None
     sync_lag: float | None = Field(description="At most so far behind MySQL.")
+    warnings: list[str] = Field(description="Backups whose date can't be true, by name, and a clock that is wrong.")
     hold: str | None = Field(description="Who keeps writers away just now, where this host has the replica.")
 
 
@@ -64,6 +65,7 @@ def status_json(status: Status) -> DatabaseStatus:
         last_verified_size=verified.size if verified else None,
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
         sync_lag=sync.lag_now(status.moment) if sync else None,
+        warnings=list(record.notes),
         hold=str(status.hold) if status.hold else None,
     )
 

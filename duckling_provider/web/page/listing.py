@@ -21,6 +21,7 @@ class Item:
     :param complete: False for an encrypted one whose ``.mac`` is missing: an upload that was interrupted.
     :param here: this host has it as a local backup.
     :param recorded: a run made it or looked at it.
+    :param misdated: why the moment in its name can't be true; empty when it can be.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Item:
     here: bool = False
     recorded: bool = False
     failure: str = ""
+    misdated: str = ""
 
     @property
     def name(self) -> str:
@@ -65,6 +67,7 @@ def merge(
     remote: Iterable[ListedBackup] | None,
     local: Iterable[ListedBackup],
     *,
+    now: datetime,
     needs_mac: bool = False,
 ) -> list[Item]:
     """What is really there, newest first, with what runs recorded about it. What is nowhere any more is left out.
@@ -77,9 +80,16 @@ def merge(
     for backup in remote or ():
         item = known.get(backup.name) or Item(backup.key, backup.created, backup.size)
         found[backup.name] = replace(
-            item, key=backup.key, size=item.size or backup.size, stored=True, complete=backup.has_mac or not needs_mac
+            item,
+            key=backup.key,
+            size=item.size or backup.size,
+            stored=True,
+            complete=backup.has_mac or not needs_mac,
+            misdated=backup.misdated(now),
         )
     for backup in local:
         item = found.get(backup.name) or known.get(backup.name) or Item(backup.key, backup.created, backup.size)
-        found[backup.name] = replace(item, size=item.size or backup.size, here=True)
+        found[backup.name] = replace(
+            item, size=item.size or backup.size, here=True, misdated=item.misdated or backup.misdated(now)
+        )
     return sorted(found.values(), key=lambda item: (item.created, item.key), reverse=True)

@@ -225,10 +225,10 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
     """What is really there, and why the store could not tell."""
     local = listed_here(database)
     if database.s3 is None:
-        return merge(recorded, None, local), ""
+        return merge(recorded, None, local, now=now()), ""
     try:
         store = DucklingHook(database.id).store()
-        return merge(recorded, list_backups(store), local, needs_mac=store.mode == CLIENT), ""
+        return merge(recorded, list_backups(store), local, now=now(), needs_mac=store.mode == CLIENT), ""
     except DucklingError as error:
         return recorded, str(error)
 
@@ -316,7 +316,7 @@ def _choices(database: Database, recorded: list[Item], shown: str) -> list[Item]
     """The backups that are known without asking the store, and the one that is shown, newest first."""
     known = {item.key: item for item in recorded}
     if database.s3 is None:
-        known = {item.key: item for item in merge(recorded, None, listed_here(database)) if item.here}
+        known = {item.key: item for item in merge(recorded, None, listed_here(database), now=now()) if item.here}
     created = parse_name(shown.rpartition("/")[2])
     if shown not in known and created is not None:
         known[shown] = Item(shown, created, 0)

@@ -171,6 +171,7 @@ class Record:
     sync_run: Run | None = None
     active: tuple[Run, ...] = ()  #: queued or running; of the sync only one that stands still
     next_backup: datetime | None = None
+    notes: tuple[str, ...] = ()  #: what the clean-up of the last good backup run found odd about dates and clock
     paused: frozenset[Kind] = frozenset()
     known: frozenset[Kind] = frozenset()  #: the DAGs that Airflow has
 
@@ -232,6 +233,7 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
             sync_run=last("sync", "success", "failed"),
             active=tuple(run for run in active if run.kind != "sync" or run.wait is not None),
             next_backup=dags[names["backup"]].next_dagrun_create_after if names["backup"] in dags else None,
+            notes=_notes_of(results.get(newest.get(names["backup"], {}).get("success", -1), Results())),
             paused=frozenset(kind for kind, name in names.items() if name in dags and dags[name].is_paused),
             known=frozenset(kind for kind, name in names.items() if name in dags),
         )
@@ -511,6 +513,11 @@ def _is_newer(one: datetime | None, other: datetime | None) -> bool:
 def _by_time(item: tuple[datetime | None, int]) -> tuple[bool, float, int]:
     at, number = item
     return at is not None, at.timestamp() if at is not None else 0.0, number
+
+
+def _notes_of(results: Results) -> tuple[str, ...]:
+    cleaned = results.values.get(CLEANUP)
+    return () if cleaned is None else tuple(cleaned.get("notes", ()))
 
 
 def _sync_of(results: Results) -> Sync | None:
