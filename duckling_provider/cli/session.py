@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from duckling_provider.backup.names import LATEST, checked_key
-from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     import typer
 
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database, Installation
+    from duckling_provider.config.keys import EncryptionKey
     from duckling_provider.stores.s3 import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
@@ -146,6 +148,44 @@ class Session:
             self.terminal.know([s for s in (credentials.secret_access_key, credentials.session_token) if s])
         return open_store(database, credentials=credentials)
 
+    def read_as(
+        self, database: Database, key: str, *, local: bool, encryption: str | None, key_file: Path | None
+    ) -> Database:
+        """The entry as the command wants one backup to be read.
+
+        :raises UsageError: the options contradict each other or the entry, or there is no key in the file.
+        """
+        if encryption is None and key_file is None:
+            return database
+        from duckling_provider.backup.key_choice import read_as
+
+        if local:
+            raise UsageError("local backups are not encrypted", hint="Leave --encryption and the key out.")
+        key_of_file = None if key_file is None else self.key_in(key_file)
+        try:
+            return read_as(database, key, encryption=encryption, encryption_key=key_of_file)
+        except RequestError as error:
+            raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
+
+    def key_in(self, path: Path) -> EncryptionKey:
+        """The key of client-aes256 that a file holds; it is never printed.
+
+        :raises UsageError: it holds none.
+        """
+        from duckling_provider.config.keys import EncryptionKey
+        from duckling_provider.config.references import read_secret_file
+
+        answer = read_secret_file(path)
+        if answer.value is None:
+            raise UsageError(answer.fault or "", hint=answer.hint)
+        self.terminal.know([answer.value, answer.value.lower(), answer.value.upper()])
+        if answer.warning:
+            self.terminal.warn(answer.warning)
+        try:
+            return EncryptionKey.parse(answer.value)
+        except ValueError as error:
+            raise UsageError(str(error), subject=str(path), hint="The file holds a key and nothing else.") from None
+
     def source(self, database: Database, *, local: bool) -> BackupSource:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
         from duckling_provider.backup.local_backups import backups_of
@@ -187,3 +227,8 @@ def full_key(source: BackupSource, key: str) -> str:
         return checked_key(source.prefix, key)
     except DucklingError as error:
         raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
+
+
+def with_key(fingerprint: str | None) -> str:
+    """How a line of a result ends that tells which key read a backup."""
+    return f", key {fingerprint}" if fingerprint else ""

@@ -22,6 +22,7 @@ from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable,
 from duckling_provider.config.databases import Database, Installation, interpret
 from duckling_provider.config.environment import Settings
 from duckling_provider.config.masking import MASK
+from duckling_provider.config.references import REFERABLE
 
 _LOCK_SECONDS = 10.0
 
@@ -99,6 +100,13 @@ def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -
         if current in (None, ""):
             raise ConfigError(f"{MASK} stands for the value that is there, and there is none", entry=entry, field=path)
         return current
+    if path.rpartition(".")[2] in REFERABLE and value != current and _points_elsewhere(value):
+        raise ConfigError(
+            "a reference to a file or a variable is set in databases.json itself, not through an edit",
+            entry=entry,
+            field=path,
+            hint=f"Send {MASK} to keep the one that is there, or the secret itself.",
+        )
     if isinstance(value, dict) and depth <= MAX_DEPTH:
         known = current if isinstance(current, dict) else {}
         return {
@@ -106,6 +114,11 @@ def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -
             for name, item in value.items()
         }
     return value
+
+
+def _points_elsewhere(value: Any) -> bool:
+    """Whoever may edit by the API could otherwise have any file or variable of the server used as a credential."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def _harms_nobody(after: Installation, before: Installation) -> None:
