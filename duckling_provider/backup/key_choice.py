@@ -4,6 +4,7 @@ key for one run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from duckling_provider.backup.crypto import IV_BYTES, CtrCipher
@@ -12,8 +13,12 @@ from duckling_provider.base.errors import IntegrityError, RequestError, WrongKey
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
-from duckling_provider.config.s3 import CLIENT, MODES
+from duckling_provider.config.s3 import CLIENT, MODES, Encryption, is_weaker
 from duckling_provider.replica.blocks import has_magic
+from duckling_provider.stores.store import BackupSource
+
+#: The IV and the beginning of DuckDB's header.
+_HEAD_BYTES = IV_BYTES + 64
 
 _HINT = (
     "Put the key it was made with into s3.previousEncryptionKeys (s3.encryptionKey is the one for new backups), or "
@@ -55,12 +60,35 @@ def choose_key(keys: Sequence[EncryptionKey], head: bytes, *, fingerprint: str |
     )
 
 
+def key_of(store: BackupSource, key: str, keys: Sequence[EncryptionKey]) -> str | None:
+    """The fingerprint of the key that an object was encrypted with, as far as its metadata or `keys` tell it.
+
+    :returns: ``""`` for an object that is not encrypted here, None for one whose key is not known.
+    """
+    stored = store.head(key)
+    told = stored.metadata.get("duckling-key-fingerprint")
+    if told is not None:
+        return told
+    if stored.size < _HEAD_BYTES:
+        return None
+    with contextlib.closing(store.open_range(key, 0, _HEAD_BYTES, etag=stored.etag)) as stream:
+        head = stream.read()
+    if has_magic(head):
+        return ""
+    return next((key.fingerprint for key in keys if _opens(key, head)), None)
+
+
 def _opens(key: EncryptionKey, head: bytes) -> bool:
     return has_magic(CtrCipher(key, head[:IV_BYTES]).apply(head[IV_BYTES:], 0))
 
 
 def read_as(
-    database: Database, key: str, *, encryption: str | None = None, encryption_key: EncryptionKey | None = None
+    database: Database,
+    key: str,
+    *,
+    encryption: str | None = None,
+    encryption_key: EncryptionKey | None = None,
+    least: Encryption = "none",
 ) -> Database:
     """The entry with another mode or key, to read one backup: the configuration that backups are made by stays.
 
@@ -68,6 +96,7 @@ def read_as(
         who can write to the bucket could bring in a file of theirs.
     :param encryption: a mode in place of the entry's; client-aes256 when only a key is given.
     :param encryption_key: the only key to try.
+    :param least: the weakest mode that the caller may ask for.
     :raises RequestError: the two contradict each other or the entry.
     """
     if encryption is None and encryption_key is None:
@@ -79,14 +108,22 @@ def read_as(
             subject=database.id,
             hint="Leave encryption and key out.",
         )
-    mode = encryption or CLIENT
-    if mode not in MODES:
+    mode = next((mode for mode in MODES if mode == (encryption or CLIENT)), None)
+    if mode is None:
         raise RequestError(
-            f"encryption: expected {', '.join(MODES[:-1])} or {MODES[-1]}", subject=printable(mode), hint="Correct it."
+            f"encryption: expected {', '.join(MODES[:-1])} or {MODES[-1]}",
+            subject=printable(encryption or ""),
+            hint="Correct it.",
         )
     if encryption_key is not None and mode != CLIENT:
         raise RequestError(
             f"a key is given, and encryption is {mode!r}", subject=database.id, hint=f"Only {CLIENT} has a key."
+        )
+    if is_weaker(mode, least):
+        raise RequestError(
+            f"{mode!r} is weaker than DUCKLING_MIN_ENCRYPTION ({least})",
+            subject=database.id,
+            hint="Only the command line may read a weaker backup: duckling restore … --encryption.",
         )
     if key == LATEST and s3.encryption == CLIENT and mode != CLIENT:
         raise RequestError(

@@ -184,7 +184,7 @@ def _database(
         return None
     s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are reported at once
     if isinstance(s3_raw, dict):
-        s3 = read_s3(s3_raw, f"{raw.get('id')}/", s3_report, elsewhere=_ENTRY)
+        s3 = read_s3(s3_raw, f"{raw.get('id')}/", s3_report, elsewhere=_ENTRY, least=settings.min_encryption)
     given = fields.validate(Entry, filled, "", report, elsewhere=_S3)
     if given is not None:
         check_entry(given, filled, report)

@@ -31,6 +31,14 @@ class Reference(NamedTuple):
     source: str
     name: str
 
+    @property
+    def kind(self) -> str:
+        return "file" if self.source == "file" else "environment variable"
+
+    @property
+    def place(self) -> str:
+        return f"the {self.kind} {printable(self.name, limit=200)}"
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -107,10 +107,16 @@ class S3Settings(Shape):
 
 
 def read_s3(
-    raw: Mapping[str, Any], default_prefix: str, report: FieldProblems, *, elsewhere: Elsewhere
+    raw: Mapping[str, Any],
+    default_prefix: str,
+    report: FieldProblems,
+    *,
+    elsewhere: Elsewhere,
+    least: Encryption = "none",
 ) -> S3Settings | None:
     """The ``s3`` object, or None when it is switched off or `report` got errors.
 
+    :param least: the weakest mode that this installation allows.
     :param elsewhere: the entry's own fields, for those that stand here by mistake.
     """
     if raw.get("enabled") is False:
@@ -123,6 +129,9 @@ def read_s3(
     prefix = given.path_prefix or default_prefix
     _check_place(given, prefix, report)
     check_choices(given, "s3.", report)
+    if given.encryption in MODES and is_weaker(given.encryption, least):
+        weak = f"{given.encryption!r} is weaker than DUCKLING_MIN_ENCRYPTION ({least})"
+        report.error("s3.encryption", weak, hint=f"Set it to {' or '.join(MODES[MODES.index(least) :])}.")
     _check_keys(given, raw, report)
     _check_objects(given, report)
     if report.errors:
@@ -178,6 +187,10 @@ def _check_keys(given: S3Settings, raw: Mapping[str, Any], report: FieldProblems
         report.warn("s3.encryptionKey", f'not used: encryption is "{given.encryption}", not "client-aes256"')
     for number, earlier in enumerate(raw.get("previousEncryptionKeys") or ()):
         report.fault(f"s3.previousEncryptionKeys.{number}", key_fault(earlier))
+
+
+def is_weaker(mode: Encryption, least: Encryption) -> bool:
+    return MODES.index(mode) < MODES.index(least)
 
 
 def key_fault(text: str) -> str | None:

@@ -149,3 +149,10 @@ def test_an_entry_without_s3_has_nothing_to_decrypt(installation):
     installation.write(installation.entry())
     with pytest.raises(RequestError, match="local ones are not encrypted"):
         read_as(installation.database(), KEY, encryption="none")
+
+
+def test_a_run_can_ask_for_nothing_below_the_floor_of_the_installation(site):
+    database, _ = site()
+    with pytest.raises(RequestError, match="weaker than DUCKLING_MIN_ENCRYPTION"):
+        read_as(database, KEY, encryption="none", least="sse-s3")
+    assert read_as(database, KEY, encryption="sse-kms", least="sse-s3").s3.encryption == "sse-kms"
