@@ -9,7 +9,7 @@ import typer
 
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.cli.options import Id, Json
-from duckling_provider.cli.session import FAILED, Session, UsageError, session_of
+from duckling_provider.cli.session import FAILED, Session, session_of
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
@@ -47,7 +47,7 @@ def show(
     """Show the fingerprints of an entry's keys, where each stands, and which backups in S3 it reads."""
     session = session_of(context, as_json)
     database = session.database(id)
-    store = _store(session, database)
+    store = session.remote(database)
     keys = _keys_of(database)
     if encryption_key_file is not None:
         keys.append((str(encryption_key_file), str(encryption_key_file), session.key_in(encryption_key_file)))
@@ -130,7 +130,7 @@ def check(
 
     session = session_of(context, as_json)
     database = session.database(id)
-    store = _store(session, database)
+    store = session.remote(database)
     listed = [backup for backup in list_backups(store) if backup.has_mac or store.mode != CLIENT][:last]
     tried: list[dict[str, Any]] = []
     for backup in listed:
@@ -155,13 +155,6 @@ def check(
 
 def _by(fingerprint: str | None) -> str:
     return "not encrypted here" if fingerprint is None else f"key {fingerprint}"
-
-
-def _store(session: Session, database: Database) -> Store:
-    store = session.store(database)
-    if store is None:
-        raise UsageError("S3 is not configured, so there is nothing to encrypt", subject=database.id)
-    return store
 
 
 def _keys_of(database: Database) -> list[tuple[str, str, EncryptionKey]]:

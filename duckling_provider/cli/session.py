@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database, Installation
     from duckling_provider.config.keys import EncryptionKey
+    from duckling_provider.config.s3 import S3Settings
     from duckling_provider.stores.s3 import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
@@ -120,6 +121,26 @@ class Session:
         about = (f"{database_id}: ", f"{installation.settings.databases_file.name}: ")
         return tuple(warning for warning in installation.warnings if warning.startswith(about))
 
+    @staticmethod
+    def s3_of(database: Database) -> S3Settings:
+        """The entry's ``s3``, for commands that make no sense without.
+
+        :raises UsageError: it has none.
+        """
+        if database.s3 is None:
+            raise _no_s3(database)
+        return database.s3
+
+    def remote(self, database: Database) -> Store:
+        """The entry's S3 store, for commands that make no sense without.
+
+        :raises UsageError: it has none.
+        """
+        store = self.store(database)
+        if store is None:
+            raise _no_s3(database)
+        return store
+
     def store(self, database: Database) -> Store | None:
         """The entry's S3 store, None when it has none."""
         if database.s3 is None:
@@ -203,6 +224,11 @@ def session_of(context: typer.Context, as_json: bool) -> Session:
 def code_of(error: Exception) -> int:
     """The exit code for what made a command fail."""
     return BAD_USAGE if isinstance(error, (ConfigError, UsageError)) else FAILED
+
+
+def _no_s3(database: Database) -> UsageError:
+    hint = "Add an s3 section with enabled: true to the entry."
+    return UsageError("S3 is not configured", subject=database.id, hint=hint)
 
 
 def _connection_credentials(database_id: str) -> Credentials | None:
