@@ -43,6 +43,7 @@ _OTHER_SETTINGS = frozenset(
         "CDC_ENABLED",
         "DUCKLING_API_KEY",
         "DUCKLING_HOST",
+        "DUCKLING_MIN_ENCRYPTION",
         "DUCKLING_POOL",
         "DUCKLING_POOL_SLOTS",
         "DUCKLING_RESTORE_PATH",

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from typing import BinaryIO, cast
 
 from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
+from duckling_provider.backup.key_choice import choose_key
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
 from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.base.cancellation import Control
@@ -28,15 +29,13 @@ from duckling_provider.base.errors import (
     NotFoundError,
     ReplicaError,
     RequestError,
-    WrongKeyError,
 )
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource, StoredObject
-
-CLIENT = "client-aes256"
 
 _FORMAT = "1"
 _HEAD_BYTES = 64
@@ -83,6 +82,11 @@ class StoredBackup:
     encryption_key: EncryptionKey | None
     mac: str | None
     sha256: str | None
+
+    @property
+    def key_fingerprint(self) -> str | None:
+        """Of the key that reads it; None for an object that is not encrypted here."""
+        return None if self.encryption_key is None else self.encryption_key.fingerprint
 
     def read(
         self,
@@ -170,7 +174,7 @@ class StoredBackup:
                 "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
                 "another one",
                 subject=subject,
-                hint="Use another backup. If every backup fails, s3.encryptionKey is not the key they were made with.",
+                hint="Use another backup. If every backup fails, the key may be another one than they were made with.",
             )
 
 
@@ -268,7 +272,7 @@ def identify_backup(database: Database, store: BackupSource, key: str, *, chosen
         renamed).
     :raises NotFoundError: when there is no such object.
     :raises ModeError: when object and configuration contradict each other.
-    :raises WrongKeyError: when the configured key is provably another one.
+    :raises WrongKeyError: when none of the entry's keys is the one it was encrypted with.
     :raises IntegrityError: when the object can't be whole.
     """
     expected = store.mode
@@ -300,7 +304,8 @@ def identify_backup(database: Database, store: BackupSource, key: str, *, chosen
         raise ModeError(
             f"the object is encrypted (client-aes256), but s3.encryption is {expected!r}",
             subject=subject,
-            hint="Set s3.encryption to client-aes256 and s3.encryptionKey to the key it was made with.",
+            hint="To read this one, add --encryption client-aes256, and --encryption-key-file FILE where its key is in "
+            "neither s3.encryptionKey nor s3.previousEncryptionKeys.",
         )
     if mac is not None:
         raise ModeError(
@@ -328,14 +333,14 @@ def _encrypted(
     plain: bool,
     subject: str,
 ) -> StoredBackup:
-    key = database.s3.encryption_key if database.s3 else None
-    if key is None:
+    keys = database.s3.reading_keys if database.s3 else ()
+    if not keys:
         raise ModeError("there is no s3.encryptionKey to read it with", subject=subject)
     if (claimed is not None and claimed != CLIENT) or (plain and mac is None):
         raise ModeError(
             "the object is not encrypted, but s3.encryption is 'client-aes256'",
             subject=subject,
-            hint="If you trust it (it may date from before encryption), set s3.encryption to none to restore it.",
+            hint="If you trust it (it may date from before encryption), restore it by its key with --encryption none.",
         )
     if mac is None:
         raise IntegrityError(
@@ -349,26 +354,11 @@ def _encrypted(
         error.subject = subject + MAC_SUFFIX
         raise
     fingerprint = stored.metadata.get("duckling-key-fingerprint")
-    if fingerprint is not None and fingerprint != key.fingerprint:
-        raise WrongKeyError(
-            f"wrong key: it was encrypted with the key of fingerprint {fingerprint}, "
-            f"s3.encryptionKey has {key.fingerprint}",
-            subject=subject,
-            hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
-        )
     if stored.size < IV_BYTES + _HEAD_BYTES:
         raise IntegrityError(f"it has {stored.size} bytes only: truncated", subject=subject, hint="Use another backup.")
     size = _claimed_size(stored, lead=IV_BYTES, subject=subject)
-    if not has_magic(CtrCipher(key, head[:IV_BYTES]).apply(head[IV_BYTES:], 0)):
-        if fingerprint is not None:
-            raise IntegrityError("its first bytes are damaged", subject=subject, hint="Use another backup.")
-        raise WrongKeyError(
-            "HMAC verification would fail: decrypted with s3.encryptionKey, it is no DuckDB file, so the key is wrong "
-            "(or its first bytes are damaged)",
-            subject=subject,
-            hint="Put the key that was in force when the backup was made into s3.encryptionKey.",
-        )
-    return StoredBackup(stored.key, CLIENT, size, stored.size, stored.etag, key, code, None)
+    encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
+    return StoredBackup(stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None)
 
 
 def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:

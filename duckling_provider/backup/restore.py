@@ -70,7 +70,7 @@ _STOP_SERVER = (
 @dataclass(frozen=True)
 class RestoreResult:
     """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays, if
-    asked for.
+    asked for; `key_fingerprint` tells which key read the backup, None where it was not encrypted here.
     """
 
     key: str
@@ -78,6 +78,7 @@ class RestoreResult:
     duration_ms: int
     replaced: Path
     kept: Path | None
+    key_fingerprint: str | None = None
 
 
 def restore_backup(
@@ -108,8 +109,8 @@ def restore_backup(
     store = store.under(control)
     started = time.monotonic()
     if to is not None:
-        size, key = _restore_elsewhere(database, store, key, before, to, control)
-        return RestoreResult(key, size, int((time.monotonic() - started) * 1000), to, None)
+        backup = _restore_elsewhere(database, store, key, before, to, control)
+        return _result(backup, started, to, None)
     replica = Path(os.path.realpath(database.replica))
     with disk_errors(replica.parent, subject=database.id, needed=0):
         # On a new machine there may be nothing yet.
@@ -132,12 +133,17 @@ def restore_backup(
                 _inherit_permissions(replica, new)
                 keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
                 kept = replace_replica(new, database.replica, keep_as=keep_as)
-    return RestoreResult(backup.key, backup.size, int((time.monotonic() - started) * 1000), replica, kept)
+    return _result(backup, started, replica, kept)
+
+
+def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None) -> RestoreResult:
+    took = int((time.monotonic() - started) * 1000)
+    return RestoreResult(backup.key, backup.size, took, replaced, kept, backup.key_fingerprint)
 
 
 def _restore_elsewhere(
     database: Database, store: BackupSource, key: str, before: datetime | None, to: Path, control: Control
-) -> tuple[int, str]:
+) -> StoredBackup:
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
@@ -157,7 +163,7 @@ def _restore_elsewhere(
     ):
         _give_name(new, to)
         sync_folder(to.parent)
-    return backup.size, backup.key
+    return backup
 
 
 @contextlib.contextmanager

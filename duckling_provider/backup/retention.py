@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from duckling_provider.backup.backup_object import CLIENT, list_backups
+from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
@@ -22,6 +22,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.stores.store import BackupSource, Store, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.

@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from duckling_provider.backup.backup_object import CLIENT, describe, identify_backup
+from duckling_provider.backup.backup_object import describe, identify_backup
 from duckling_provider.backup.names import MAC_SUFFIX
 from duckling_provider.backup.retention import CleanupResult, clean_up
 from duckling_provider.backup.snapshot import Snapshot, sealed_for, take_snapshot
@@ -19,6 +19,7 @@ from duckling_provider.base.errors import CancelledError, DamagedError, Duckling
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 
 log = logging.getLogger(__name__)

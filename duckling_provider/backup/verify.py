@@ -16,7 +16,8 @@ from duckling_provider.stores.store import BackupSource
 @dataclass(frozen=True)
 class VerifyResult:
     """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes:
-    ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``.
+    ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``. `key_fingerprint` tells which key read it, None
+    for an object that is not encrypted here.
     """
 
     key: str
@@ -25,6 +26,7 @@ class VerifyResult:
     object_size: int
     evidence: str
     duration_ms: int
+    key_fingerprint: str | None = None
 
 
 def verify_backup(
@@ -60,4 +62,5 @@ def verify_backup(
         object_size=backup.object_size,
         evidence=evidence if full else "head",
         duration_ms=int((time.monotonic() - started) * 1000),
+        key_fingerprint=backup.key_fingerprint,
     )

@@ -17,7 +17,7 @@ import typer
 
 from duckling_provider import __version__
 from duckling_provider.base.errors import CancelledError
-from duckling_provider.cli import adopt, backups, databases, keys, replication, restores
+from duckling_provider.cli import adopt, backups, databases, keys, recovery_kit, replication, restores
 from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, Stopped, code_of
 from duckling_provider.cli.terminal import LogLines, Terminal
 
@@ -42,12 +42,14 @@ _COMMANDS: Mapping[str, Callable[..., None]] = {
     "cleanup": backups.cleanup,
     "release": restores.release,
     "keygen": keys.keygen,
+    "recovery-kit": recovery_kit.recovery_kit,
     "sync": replication.sync,
     "adopt": adopt.adopt,
     "validate": replication.validate,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(keys.app, name="keys")
 
 
 @runtime_checkable

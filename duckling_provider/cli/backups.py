@@ -12,8 +12,8 @@ from duckling_provider.backup.names import LATEST, parse_name
 from duckling_provider.base.errors import DucklingError, WrongHostError
 from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_bytes, human_seconds, short_ago
-from duckling_provider.cli.options import Id, Json, Key, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, code_of, full_key, session_of
+from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
+from duckling_provider.cli.session import FAILED, Session, UsageError, code_of, full_key, session_of, with_key
 
 if TYPE_CHECKING:
     from duckling_provider.backup.names import ListedBackup
@@ -60,12 +60,22 @@ def list_(context: typer.Context, id: Id, as_json: Json = False) -> None:
         raise typer.Exit(code_of(error))
 
 
-def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = False, as_json: Json = False) -> None:
+def verify(
+    context: typer.Context,
+    id: Id,
+    key: Key = LATEST,
+    encryption: EncryptionMode = None,
+    encryption_key_file: KeyFile = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
     """Prove that a backup can be restored: read it whole and check HMAC or SHA-256, length and DuckDB's checksums."""
     from duckling_provider.backup.verify import verify_backup
 
     session = session_of(context, as_json)
-    database = session.database(id)
+    database = session.read_as(
+        session.database(id), key, local=local, encryption=encryption, key_file=encryption_key_file
+    )
     source = session.source(database, local=local)
     full_key(source, key)
     with session.control() as control:
@@ -79,12 +89,14 @@ def verify(context: typer.Context, id: Id, key: Key = LATEST, local: Local = Fal
                 "duration": done.duration_ms,
                 "encryption": done.mode,
                 "evidence": done.evidence,
+                "keyFingerprint": done.key_fingerprint,
             }
         )
         return
     took = human_seconds(done.duration_ms / 1000)
     session.terminal.say(
         f"{source.url}{done.key}: sound, {human_bytes(done.size)} read in {took}, verified by {done.evidence}"
+        f"{with_key(done.key_fingerprint)}"
     )
 
 
@@ -161,8 +173,9 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
 
     :returns: why one of the two could not be listed; the other is shown, and so is the error.
     """
-    from duckling_provider.backup.backup_object import CLIENT, list_backups
+    from duckling_provider.backup.backup_object import list_backups
     from duckling_provider.backup.local_backups import LocalBackups
+    from duckling_provider.config.s3 import CLIENT
 
     terminal, now = session.terminal, datetime.now(timezone.utc)
     local: list[ListedBackup] = []

@@ -13,8 +13,8 @@ from duckling_provider.backup.names import LATEST
 from duckling_provider.base.errors import DucklingError, RequestError
 from duckling_provider.base.moments import parse_moment
 from duckling_provider.base.units import human_bytes, human_seconds
-from duckling_provider.cli.options import Id, Json, Key, Local, Wait
-from duckling_provider.cli.session import UsageError, full_key, session_of
+from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
+from duckling_provider.cli.session import UsageError, full_key, session_of, with_key
 
 
 def restore(
@@ -28,6 +28,8 @@ def restore(
         Path | None, typer.Option(metavar="PATH", help="Write to this new file and leave the replica alone.")
     ] = None,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old replica beside the new one.")] = False,
+    encryption: EncryptionMode = None,
+    encryption_key_file: KeyFile = None,
     local: Local = False,
     wait: Wait = 60.0,
     as_json: Json = False,
@@ -45,7 +47,9 @@ def restore(
         raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
     if to is not None and keep_old:
         raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
-    database = session.database(id)
+    database = session.read_as(
+        session.database(id), key, local=local, encryption=encryption, key_file=encryption_key_file
+    )
     if to is not None:
         require_free_name(Path(os.path.abspath(to)), session.installation())
     source = session.source(database, local=local)
@@ -65,10 +69,14 @@ def restore(
     if session.terminal.json:
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
-        session.terminal.document({"success": True, **facts, "path": str(done.replaced), "kept": kept})
+        where = {"path": str(done.replaced), "kept": kept, "keyFingerprint": done.key_fingerprint}
+        session.terminal.document({"success": True, **facts, **where})
         return
     took = human_seconds(done.duration_ms / 1000)
-    session.terminal.say(f"{done.replaced}: restored from {source.url}{done.key}, {human_bytes(done.size)} in {took}")
+    session.terminal.say(
+        f"{done.replaced}: restored from {source.url}{done.key}, {human_bytes(done.size)} in {took}"
+        f"{with_key(done.key_fingerprint)}"
+    )
     if done.kept:
         session.terminal.say(f"the old file is {done.kept}")
 

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from duckling_provider.backup.names import LATEST, checked_key
-from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
+from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     import typer
 
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database, Installation
+    from duckling_provider.config.keys import EncryptionKey
+    from duckling_provider.config.s3 import S3Settings
     from duckling_provider.stores.s3 import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
@@ -118,6 +121,26 @@ class Session:
         about = (f"{database_id}: ", f"{installation.settings.databases_file.name}: ")
         return tuple(warning for warning in installation.warnings if warning.startswith(about))
 
+    @staticmethod
+    def s3_of(database: Database) -> S3Settings:
+        """The entry's ``s3``, for commands that make no sense without.
+
+        :raises UsageError: it has none.
+        """
+        if database.s3 is None:
+            raise _no_s3(database)
+        return database.s3
+
+    def remote(self, database: Database) -> Store:
+        """The entry's S3 store, for commands that make no sense without.
+
+        :raises UsageError: it has none.
+        """
+        store = self.store(database)
+        if store is None:
+            raise _no_s3(database)
+        return store
+
     def store(self, database: Database) -> Store | None:
         """The entry's S3 store, None when it has none."""
         if database.s3 is None:
@@ -146,6 +169,44 @@ class Session:
             self.terminal.know([s for s in (credentials.secret_access_key, credentials.session_token) if s])
         return open_store(database, credentials=credentials)
 
+    def read_as(
+        self, database: Database, key: str, *, local: bool, encryption: str | None, key_file: Path | None
+    ) -> Database:
+        """The entry as the command wants one backup to be read.
+
+        :raises UsageError: the options contradict each other or the entry, or there is no key in the file.
+        """
+        if encryption is None and key_file is None:
+            return database
+        from duckling_provider.backup.key_choice import read_as
+
+        if local:
+            raise UsageError("local backups are not encrypted", hint="Leave --encryption and the key out.")
+        key_of_file = None if key_file is None else self.key_in(key_file)
+        try:
+            return read_as(database, key, encryption=encryption, encryption_key=key_of_file)
+        except RequestError as error:
+            raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
+
+    def key_in(self, path: Path) -> EncryptionKey:
+        """The key of client-aes256 that a file holds; it is never printed.
+
+        :raises UsageError: it holds none.
+        """
+        from duckling_provider.config.keys import EncryptionKey
+        from duckling_provider.config.references import read_secret_file
+
+        answer = read_secret_file(path)
+        if answer.value is None:
+            raise UsageError(answer.fault or "", hint=answer.hint)
+        self.terminal.know([answer.value, answer.value.lower(), answer.value.upper()])
+        if answer.warning:
+            self.terminal.warn(answer.warning)
+        try:
+            return EncryptionKey.parse(answer.value)
+        except ValueError as error:
+            raise UsageError(str(error), subject=str(path), hint="The file holds a key and nothing else.") from None
+
     def source(self, database: Database, *, local: bool) -> BackupSource:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
         from duckling_provider.backup.local_backups import backups_of
@@ -163,6 +224,11 @@ def session_of(context: typer.Context, as_json: bool) -> Session:
 def code_of(error: Exception) -> int:
     """The exit code for what made a command fail."""
     return BAD_USAGE if isinstance(error, (ConfigError, UsageError)) else FAILED
+
+
+def _no_s3(database: Database) -> UsageError:
+    hint = "Add an s3 section with enabled: true to the entry."
+    return UsageError("S3 is not configured", subject=database.id, hint=hint)
 
 
 def _connection_credentials(database_id: str) -> Credentials | None:
@@ -187,3 +253,8 @@ def full_key(source: BackupSource, key: str) -> str:
         return checked_key(source.prefix, key)
     except DucklingError as error:
         raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
+
+
+def with_key(fingerprint: str | None) -> str:
+    """How a line of a result ends that tells which key read a backup."""
+    return f", key {fingerprint}" if fingerprint else ""

@@ -20,6 +20,7 @@ from duckling_provider.config import fields
 from duckling_provider.config.entry import Database, Entry, check_entry, id_fault
 from duckling_provider.config.environment import DATABASES_FILE, Settings
 from duckling_provider.config.fields import FieldProblems
+from duckling_provider.config.references import Answer, Reference, filled_in, look_up, references_in
 from duckling_provider.config.s3 import MIB, Encryption, S3Settings, read_s3, target
 
 __all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "load"]
@@ -65,23 +66,36 @@ def load(environ: Mapping[str, str] | None = None) -> Installation:
     :param environ: ``os.environ`` when omitted.
     :raises ConfigError: when the environment is wrong, or the file is missing, unreadable, no JSON or no list.
     """
-    settings = Settings.from_env(os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    settings = Settings.from_env(environ)
     path = settings.databases_file
     hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
     content, mode = read_file(path, hint=hint)
-    return _installation(settings, content, mode)
+    # What a secret elsewhere holds may change while this file stays.
+    answers = tuple((wanted, look_up(wanted, environ)) for wanted in _references(content, path))
+    return _installation(settings, content, mode, answers)
 
 
 @lru_cache(maxsize=1)
-def _installation(settings: Settings, content: bytes, mode: int) -> Installation:
-    return interpret(parse_json(content, settings.databases_file), settings, mode=mode)
+def _references(content: bytes, path: Path) -> tuple[Reference, ...]:
+    return tuple(sorted(set(references_in(parse_json(content, path)))))
 
 
-def interpret(entries: Any, settings: Settings, *, mode: int = 0o600) -> Installation:
+@lru_cache(maxsize=1)
+def _installation(
+    settings: Settings, content: bytes, mode: int, answers: tuple[tuple[Reference, Answer], ...]
+) -> Installation:
+    return interpret(parse_json(content, settings.databases_file), settings, mode=mode, answers=dict(answers))
+
+
+def interpret(
+    entries: Any, settings: Settings, *, mode: int = 0o600, answers: Mapping[Reference, Answer] | None = None
+) -> Installation:
     """What the content of a databases.json means.
 
     :param entries: the parsed JSON.
     :param mode: the file's permission bits.
+    :param answers: what its references lead to; what is not among them is looked up.
     :raises ConfigError: when it is no list.
     """
     if not isinstance(entries, list):
@@ -96,7 +110,7 @@ def interpret(entries: Any, settings: Settings, *, mode: int = 0o600) -> Install
     positions: dict[str, int] = {}
     for position, raw in enumerate(entries, start=1):
         report = FieldProblems(f"{DATABASES_FILE} entry {position}")
-        database = _database(raw, position, positions, settings, report)
+        database = _database(raw, position, positions, settings, answers or {}, report)
         if database is not None:
             databases.append(database)
         problems += report.errors
@@ -141,7 +155,12 @@ def _may_share_host(one: Database, other: Database) -> bool:
 
 
 def _database(
-    raw: Any, position: int, positions: dict[str, int], settings: Settings, report: FieldProblems
+    raw: Any,
+    position: int,
+    positions: dict[str, int],
+    settings: Settings,
+    answers: Mapping[Reference, Answer],
+    report: FieldProblems,
 ) -> Database | None:
     """One entry as a `Database`, or None when `report` got errors.
 
@@ -156,12 +175,19 @@ def _database(
         report.error(path, cause)
     if report.errors:
         return None
+    filled, secrets = filled_in(raw, "", answers, report)
+    s3_raw = raw.get("s3")
+    if isinstance(s3_raw, dict) and s3_raw.get("enabled") is not False:
+        s3_raw, more = filled_in(s3_raw, "s3.", answers, report)
+        secrets += more
+    if report.errors:
+        return None
     s3, s3_report = None, FieldProblems(report.subject)  # its own, so that mistakes on both levels are reported at once
-    if isinstance(raw.get("s3"), dict):
-        s3 = read_s3(raw["s3"], f"{raw.get('id')}/", s3_report, elsewhere=_ENTRY)
-    given = fields.validate(Entry, raw, "", report, elsewhere=_S3)
+    if isinstance(s3_raw, dict):
+        s3 = read_s3(s3_raw, f"{raw.get('id')}/", s3_report, elsewhere=_ENTRY, least=settings.min_encryption)
+    given = fields.validate(Entry, filled, "", report, elsewhere=_S3)
     if given is not None:
-        check_entry(given, raw, report)
+        check_entry(given, filled, report)
     report.errors += s3_report.errors
     report.warnings += s3_report.warnings
     if given is None or not given.id or not given.duckdb_path:
@@ -180,6 +206,7 @@ def _database(
         local_retention_days=settings.backup_retention_days,
         auto_backup=settings.auto_backup,
         entry=raw,
+        looked_up=tuple(secrets),
     )
 
 

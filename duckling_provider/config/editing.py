@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
 from duckling_provider.config.databases import Database, Installation, interpret
 from duckling_provider.config.environment import Settings
+from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.masking import MASK
+from duckling_provider.config.references import REFERABLE, reference
+from duckling_provider.config.s3 import CLIENT
 
 _LOCK_SECONDS = 10.0
 
@@ -38,6 +41,54 @@ def change_s3(
     :raises ConfigError: the entry would be wrong; the file stays as it is.
     :raises BusyError: another process is changing the file.
     """
+
+    def edit(entry: dict[str, Any]) -> None:
+        if s3 is None:
+            entry.pop("s3", None)
+        else:
+            entry["s3"] = _unmasked(dict(s3), entry.get("s3"), database_id, "s3")
+
+    return _changed(settings, database_id, edit, now)
+
+
+def rotate_key(
+    settings: Settings, database_id: str, key: EncryptionKey, *, now: datetime | None = None
+) -> tuple[Database, tuple[str, ...]]:
+    """Make `key` the one for new backups; the one before it goes to the front of ``previousEncryptionKeys``.
+
+    Parameters, result and errors are otherwise those of `change_s3`.
+
+    :raises ConfigError: the entry does not encrypt here, or its key stands elsewhere; the file stays as it is.
+    """
+
+    def edit(entry: dict[str, Any]) -> None:
+        s3 = entry.get("s3")
+        if not isinstance(s3, dict) or s3.get("enabled") is False or s3.get("encryption") != CLIENT:
+            raise ConfigError(f"only {CLIENT} has a key", entry=database_id, field="s3.encryption")
+        old, earlier = s3.get("encryptionKey"), s3.get("previousEncryptionKeys") or []
+        if wanted := reference(old):
+            raise ConfigError(
+                f"the key stands in {wanted.place}, which is changed by those who keep it",
+                entry=database_id,
+                field="s3.encryptionKey",
+                hint=f"Put a new key (duckling keygen) into another {wanted.kind}, name that here, and move the "
+                'present reference to the front of "previousEncryptionKeys".',
+            )
+        if _is_key(old, key):
+            raise ConfigError("this is the present key already", entry=database_id, field="s3.encryptionKey")
+        s3["encryptionKey"] = key.hex()
+        s3["previousEncryptionKeys"] = [old, *(text for text in earlier if not _is_key(text, key))]
+
+    return _changed(settings, database_id, edit, now)
+
+
+def _is_key(text: Any, key: EncryptionKey) -> bool:
+    return isinstance(text, str) and text.lower() == key.hex()
+
+
+def _changed(
+    settings: Settings, database_id: str, edit: Callable[[dict[str, Any]], None], now: datetime | None
+) -> tuple[Database, tuple[str, ...]]:
     # Where the name is a symbolic link, the file behind it is replaced and the link stays.
     path = Path(os.path.realpath(settings.databases_file))
     with _lock(path):
@@ -49,10 +100,7 @@ def change_s3(
             raise NotFoundError(f'no database "{printable(database_id)}" in {settings.databases_file}')
         changed = copy.deepcopy(entries)
         entry = changed[position]
-        if s3 is None:
-            entry.pop("s3", None)
-        else:
-            entry["s3"] = _unmasked(dict(s3), entry.get("s3"), database_id, "s3")
+        edit(entry)
         if "updatedAt" in entry:
             entry["updatedAt"] = iso(now or datetime.now(timezone.utc))
         installation = interpret(changed, settings)
@@ -99,6 +147,13 @@ def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -
         if current in (None, ""):
             raise ConfigError(f"{MASK} stands for the value that is there, and there is none", entry=entry, field=path)
         return current
+    if path.rpartition(".")[2] in REFERABLE and value != current and _points_elsewhere(value):
+        raise ConfigError(
+            "a reference to a file or a variable is set in databases.json itself, not through an edit",
+            entry=entry,
+            field=path,
+            hint=f"Send {MASK} to keep the one that is there, or the secret itself.",
+        )
     if isinstance(value, dict) and depth <= MAX_DEPTH:
         known = current if isinstance(current, dict) else {}
         return {
@@ -106,6 +161,11 @@ def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -
             for name, item in value.items()
         }
     return value
+
+
+def _points_elsewhere(value: Any) -> bool:
+    """Whoever may edit by the API could otherwise have any file or variable of the server used as a credential."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def _harms_nobody(after: Installation, before: Installation) -> None:

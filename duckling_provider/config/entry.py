@@ -27,7 +27,7 @@ from duckling_provider.config.fields import (
     is_same_host,
     secret_names,
 )
-from duckling_provider.config.masking import mask, spellings
+from duckling_provider.config.masking import mask, mask_urls, spellings
 from duckling_provider.config.s3 import S3Settings
 
 _MAX_ID = 200  # Airflow allows 250 characters of DAG id, a folder's name 255 bytes
@@ -76,6 +76,7 @@ class Database(Entry):
     local_retention_days: float = 7.0
     auto_backup: bool = True
     entry: Mapping[str, Any] = Field(default_factory=dict, repr=False)  #: as found, WITH its secrets
+    looked_up: tuple[str, ...] = Field(default=(), repr=False)  #: the SECRETS that the entry only points to
 
     def __hash__(self) -> int:
         return hash((self.id, self.replica_path))  # the entry is a dict
@@ -140,6 +141,9 @@ class Database(Entry):
         s3 = self.entry.get("s3")
         tags = s3.get("tags") if self.s3 is not None and isinstance(s3, dict) else None
         secret = secret_names(S3Settings)
+        for value in self.looked_up:
+            found.append(value)
+            mask_urls(value, found)
         return {name: mask(value, name, found, secret=secret, plain=tags) for name, value in self.entry.items()}, found
 
 

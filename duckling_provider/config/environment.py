@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
+from duckling_provider.config.s3 import MODES, Encryption
 
 DATABASES_FILE = "databases.json"
 DEFAULT_POOL = "duckling_transfers"
@@ -38,6 +39,7 @@ class Settings:
     excluded_tables: tuple[str, ...] = ()
     host: str = ""  #: this machine's name, for those entries that name theirs
     pool: str | None = DEFAULT_POOL  #: the Airflow pool of the tasks that transfer; None = Airflow's own default
+    min_encryption: Encryption = "none"  #: what each entry's mode must be at least
     pool_slots: int = 16  #: of that pool, when we have to make it
 
     @property
@@ -70,6 +72,7 @@ class Settings:
             # Empty is a choice here, of no pool.
             pool=environ.get("DUCKLING_POOL", DEFAULT_POOL).strip() or None,
             pool_slots=_env_slots(environ),
+            min_encryption=_env_mode(environ, "DUCKLING_MIN_ENCRYPTION"),
         )
 
 
@@ -106,6 +109,15 @@ def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:
         cause = f'expected true or false (or 1/0, yes/no, on/off), got "{printable(text)}"'
         raise ConfigError(cause, entry="environment", field=name)
     return words[text.strip().lower()]
+
+
+def _env_mode(environ: Mapping[str, str], name: str) -> Encryption:
+    text = (environ.get(name) or MODES[0]).strip()
+    for mode in MODES:
+        if mode == text:
+            return mode
+    cause = f'expected {", ".join(MODES[:-1])} or {MODES[-1]}, got "{printable(text)}"'
+    raise ConfigError(cause, entry="environment", field=name)
 
 
 def _env_rate(environ: Mapping[str, str], name: str, default: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
+from duckling_provider.config.references import REFERABLE, reference
+
 MASK = "***"
 #: Shorter secrets are not searched for in logs: masking them would blot out ordinary text.
 SHORTEST_SECRET = 5
@@ -22,7 +24,8 @@ def mask(value: Any, name: str, found: list[str], *, secret: Collection[str] = (
     """A copy of a JSON value of at most some dozen levels, with its secrets as ``***``.
 
     Secret is everything under a name that says so (secretAccessKey, encryptionKey, any password, token or the like) and
-    the password inside a URL. Null, empty strings, true and false stay: they give nothing away.
+    the password inside a URL; so is where a secret stands that is only pointed to. Null, empty strings, true and false
+    stay: they give nothing away.
 
     :param found: receives the secret strings.
     :param secret: more names of what is secret.
@@ -30,6 +33,8 @@ def mask(value: Any, name: str, found: list[str], *, secret: Collection[str] = (
     """
     if value is None or value == "" or isinstance(value, bool):
         return value
+    if name in REFERABLE and reference(value):
+        return MASK  # a path or a name, which messages may show
     if name in secret or _SECRET_NAME.search(name):
         found += _strings(value)
         return MASK
@@ -71,7 +76,7 @@ def spellings(found: Iterable[str]) -> tuple[str, ...]:
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for item in value.values():
+        for item in () if reference(value) else value.values():
             yield from _strings(item)
     elif isinstance(value, list):
         for item in value:

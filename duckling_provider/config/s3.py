@@ -36,7 +36,9 @@ MIB = 1024 * 1024
 Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
 Verify = Literal["full", "head"]
 
-_MODES: tuple[Encryption, ...] = get_args(Encryption)
+#: From the weakest to the strongest.
+MODES: tuple[Encryption, ...] = get_args(Encryption)
+CLIENT: Encryption = "client-aes256"
 
 _MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
 _MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
@@ -49,9 +51,10 @@ def _key(value: Any) -> EncryptionKey | None:
     except ValueError as error:
         if isinstance(error, PydanticCustomError):
             raise
-        return None  # `_check_key` says what is wrong, where the mode needs a key
+        return None  # `_check_keys` says what is wrong, where the mode needs a key
 
 
+_Key = Annotated[EncryptionKey | None, PlainValidator(_key)]
 _Secret = Annotated[
     SecretStr | None, AfterValidator(lambda secret: secret if secret and secret.get_secret_value() else None)
 ]
@@ -75,7 +78,9 @@ class S3Settings(Shape):
     path_prefix: str = ""  #: in front of ``backup-<stamp>.db``
     encryption: Annotated[Encryption, ANY_STRING] = "none"
     kms_key_id: Text = None
-    encryption_key: Annotated[EncryptionKey | None, PlainValidator(_key)] = None
+    encryption_key: _Key = None
+    #: Those that older backups were made with; only for reading.
+    previous_encryption_keys: Annotated[tuple[_Key, ...], Field(strict=False)] = ()
     backup_interval_hours: _Hours = Field(default=0.0, alias="s3BackupIntervalHours")  #: 0 = inherit
     backup_retention_days: _Days = Field(default=0.0, alias="s3BackupRetentionDays")  #: 0 = for ever
     aws_conn_id: Text = None
@@ -91,16 +96,27 @@ class S3Settings(Shape):
         """In bytes."""
         return self.part_size_mib * MIB
 
+    @property
+    def reading_keys(self) -> tuple[EncryptionKey, ...]:
+        """Every key that a backup here may have been encrypted with, the present one first."""
+        return tuple(dict.fromkeys(key for key in (self.encryption_key, *self.previous_encryption_keys) if key))
+
     def __hash__(self) -> int:
         # Tags are a dict; what is equal has an equal place.
         return hash((self.endpoint, self.bucket, self.path_prefix))
 
 
 def read_s3(
-    raw: Mapping[str, Any], default_prefix: str, report: FieldProblems, *, elsewhere: Elsewhere
+    raw: Mapping[str, Any],
+    default_prefix: str,
+    report: FieldProblems,
+    *,
+    elsewhere: Elsewhere,
+    least: Encryption = "none",
 ) -> S3Settings | None:
     """The ``s3`` object, or None when it is switched off or `report` got errors.
 
+    :param least: the weakest mode that this installation allows.
     :param elsewhere: the entry's own fields, for those that stand here by mistake.
     """
     if raw.get("enabled") is False:
@@ -113,7 +129,10 @@ def read_s3(
     prefix = given.path_prefix or default_prefix
     _check_place(given, prefix, report)
     check_choices(given, "s3.", report)
-    _check_key(given, raw.get("encryptionKey"), report)
+    if given.encryption in MODES and is_weaker(given.encryption, least):
+        weak = f"{given.encryption!r} is weaker than DUCKLING_MIN_ENCRYPTION ({least})"
+        report.error("s3.encryption", weak, hint=f"Set it to {' or '.join(MODES[MODES.index(least) :])}.")
+    _check_keys(given, raw, report)
     _check_objects(given, report)
     if report.errors:
         return None
@@ -144,7 +163,7 @@ def _check_place(given: S3Settings, prefix: str, report: FieldProblems) -> None:
 
 def _check_objects(given: S3Settings, report: FieldProblems) -> None:
     """How often objects are stored, and as what."""
-    if given.kms_key_id and given.encryption in _MODES and given.encryption != "sse-kms":
+    if given.kms_key_id and given.encryption in MODES and given.encryption != "sse-kms":
         report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
     if 0 < given.backup_interval_hours < MIN_HOURS:
         report.error("s3.s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
@@ -155,19 +174,31 @@ def _check_objects(given: S3Settings, report: FieldProblems) -> None:
         report.error(f"s3.{name}", fault)
 
 
-def _check_key(given: S3Settings, text: str | None, report: FieldProblems) -> None:
-    """Only client-aes256 demands a key, and a good one."""
-    if given.encryption == "client-aes256":
+def _check_keys(given: S3Settings, raw: Mapping[str, Any], report: FieldProblems) -> None:
+    """Only client-aes256 demands a key, and a good one; earlier keys must be good wherever there are any."""
+    text = raw.get("encryptionKey")
+    if given.encryption == CLIENT:
         if not text:
             report.error("s3.encryptionKey", "required for client-aes256", hint="`duckling keygen` makes one.")
         elif given.encryption_key is None:
-            try:
-                EncryptionKey.parse(text)
-            except ValueError as error:
-                report.error("s3.encryptionKey", str(error))
-    elif text and given.encryption in _MODES:
+            report.fault("s3.encryptionKey", key_fault(text))
+    elif text and given.encryption in MODES:
         # Kept when it is a key, but no reason to stop: files like that exist and work.
         report.warn("s3.encryptionKey", f'not used: encryption is "{given.encryption}", not "client-aes256"')
+    for number, earlier in enumerate(raw.get("previousEncryptionKeys") or ()):
+        report.fault(f"s3.previousEncryptionKeys.{number}", key_fault(earlier))
+
+
+def is_weaker(mode: Encryption, least: Encryption) -> bool:
+    return MODES.index(mode) < MODES.index(least)
+
+
+def key_fault(text: str) -> str | None:
+    try:
+        EncryptionKey.parse(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def bucket_fault(text: str) -> str | None:

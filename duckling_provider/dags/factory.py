@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
 from duckling_provider.base.errors import ConfigError
+from duckling_provider.config.s3 import MODES
 from duckling_provider.dags.docs import backup_doc, restore_doc, sync_doc, verify_doc
 from duckling_provider.dags.ids import (
     CLEANUP,
@@ -187,6 +188,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             before="{{ params.before or '' }}",
             target_path=target,
             keep_old="{{ params.keep_old }}",
+            encryption="{{ params.encryption or '' }}",
             outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
@@ -326,5 +328,13 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type="boolean",
             title="Keep the old file",
             description="Keep the file that is replaced, under another name beside it.",
+        ),
+        "encryption": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *MODES],
+            title="Encryption",
+            description="How this backup is encrypted, where it is otherwise than the entry says. A weaker mode needs "
+            "the backup's key.",
         ),
     }

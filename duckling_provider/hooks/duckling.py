@@ -54,24 +54,41 @@ class DucklingHook(BaseHook):
 
         return run_target(path, self._installation)
 
-    def store(self) -> Store:
+    def read_as(self, key: str, encryption: str | None) -> Database:
+        """The entry as a run's conf wants it to be read.
+
+        :param encryption: in place of the entry's; empty means the entry's.
+        :raises RequestError: see `backup.key_choice.read_as`; or it is weaker than ``DUCKLING_MIN_ENCRYPTION``, since
+            those who may trigger a run may be others than those who configure.
+        """
+        from duckling_provider.backup.key_choice import read_as
+
+        least = self._installation.settings.min_encryption
+        return read_as(self.database, key, encryption=(encryption or "").strip() or None, least=least)
+
+    def store(self, database: Database | None = None) -> Store:
         """The S3 store of the entry.
+
+        :param database: the entry as `read_as` made it.
 
         :raises ConfigError: when S3 is not configured, or ``s3.awsConnId`` names no usable connection.
         """
         from duckling_provider.stores.s3 import open_store
 
-        return open_store(self.database, credentials=self.credentials())
+        return open_store(database or self.database, credentials=self.credentials())
 
     def store_or_none(self) -> Store | None:
         """The S3 store of the entry; None when S3 is not configured."""
         return self.store() if self.database.s3 is not None else None
 
-    def backups(self) -> BackupSource:
-        """Where restores come from: S3 where it is configured, else the local backups."""
+    def backups(self, database: Database | None = None) -> BackupSource:
+        """Where restores come from: S3 where it is configured, else the local backups.
+
+        :param database: the entry as `read_as` made it.
+        """
         from duckling_provider.backup.local_backups import backups_of
 
-        return backups_of(self.database, self.store_or_none())
+        return backups_of(self.database, self.store(database) if self.database.s3 is not None else None)
 
     def credentials(self) -> Credentials | None:
         """The credentials of the Airflow connection ``s3.awsConnId``; None when the entry has its own.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from duckling_provider import config
-from duckling_provider.backup.backup_object import CLIENT, identify_backup, list_backups
+from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.names import ListedBackup
 from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
@@ -30,6 +30,7 @@ from duckling_provider.base.strict_json import parse_json, read_file
 from duckling_provider.config.databases import Database, Installation
 from duckling_provider.config.editing import add_entries
 from duckling_provider.config.environment import DATABASES_FILE
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.node_server.import_backup import import_backup, imported_path
 from duckling_provider.replication.model.ledger import Owner, owner_of, server_position
 from duckling_provider.replication.sync import adopt_replica

@@ -28,11 +28,14 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param target_path: absolute path of a new ``.db`` file below ``DUCKLING_RESTORE_PATH``, to write to in place of the
         replica. (templated; empty means the replica)
     :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
+    :param encryption: the mode of this one backup, in place of the entry's; a weaker one needs a `key`. (templated;
+        empty means the entry's)
     :param wait_seconds: how long to wait for a process that has the replica open.
-    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, and ``kept``, the path of the old file or None.
+    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None, and
+        for an encrypted backup ``key_fingerprint``.
     """
 
-    template_fields: Sequence[str] = ("database_id", "key", "before", "target_path", "keep_old")
+    template_fields: Sequence[str] = ("database_id", "key", "before", "target_path", "keep_old", "encryption")
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#d9ecff"
 
@@ -44,6 +47,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         before: str | None = None,
         target_path: str | None = None,
         keep_old: bool | str = False,
+        encryption: str | None = None,
         wait_seconds: float = 300.0,
         **kwargs: Any,
     ) -> None:
@@ -53,6 +57,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.before = before
         self.target_path = target_path
         self.keep_old = keep_old
+        self.encryption = encryption
         self.wait_seconds = wait_seconds
 
     def execute(self, context: Context) -> BackupRestored:
@@ -65,10 +70,12 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             target = hook.target(self.target_path) if self.target_path else None
             if target is not None:
                 make_folder(target.parent)
+            key = self.key.strip()
+            database = hook.read_as(key, self.encryption)
             done = restore_backup(
-                hook.database,
-                hook.backups(),
-                self.key.strip(),
+                database,
+                hook.backups(database),
+                key,
                 before=parse_moment(self.before) if self.before else None,
                 to=target,
                 keep_old=_flag(self.keep_old),
@@ -76,7 +83,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 owner=run_owner(context),
                 wait=self.wait_seconds,
             )
-            self.object_url = object_url(hook.database, done.key)
+            self.object_url = object_url(database, done.key)
             kept = str(done.kept) if done.kept else None
             self.log.info("%s now holds %s", done.replaced, done.key)
             if kept:
@@ -88,6 +95,9 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 "path": str(done.replaced),
                 "kept": kept,
             }
+            if done.key_fingerprint:
+                result["key_fingerprint"] = done.key_fingerprint
+                self.log.info("it was read with the key %s", done.key_fingerprint)
             return self.publish(context, result)
 
 

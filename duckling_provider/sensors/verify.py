@@ -91,5 +91,6 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
 
     def _verified(self, context: Context, result: BackupVerified) -> BackupVerified:
         self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])
-        self.log.info("%s is whole", result["key"])
+        fingerprint = result.get("key_fingerprint")
+        self.log.info("%s is whole%s", result["key"], f", read with the key {fingerprint}" if fingerprint else "")
         return self.publish(context, result)

@@ -24,7 +24,13 @@ class SnapshotTaken(Transferred):
     sha256: str
 
 
-class BackupVerified(Transferred):
+class ReadWith(TypedDict, total=False):
+    """`key_fingerprint` tells which key read the backup; absent where it was not encrypted here."""
+
+    key_fingerprint: str
+
+
+class BackupVerified(Transferred, ReadWith):
     mode: str
 
 
@@ -34,7 +40,7 @@ class BackupUploaded(BackupVerified, total=False):
     sha256: str
 
 
-class BackupRestored(Transferred):
+class BackupRestored(Transferred, ReadWith):
     """`path` is the file that now holds the backup, `kept` the file that was there before, or None."""
 
     path: str

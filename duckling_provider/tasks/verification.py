@@ -28,4 +28,7 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> BackupVeri
     except NotFoundError as error:
         log.info("not there yet: %s", error)
         return None
-    return {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
+    result: BackupVerified = {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
+    if done.key_fingerprint is not None:
+        result["key_fingerprint"] = done.key_fingerprint
+    return result

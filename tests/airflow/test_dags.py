@@ -158,7 +158,7 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
     """Each task's copy would be checked against its schema when the DAG is serialized: half of all the time."""
     installation.write(installation.entry("a", s3=S3))
     dags = good_dags(parse_dags)
-    assert set(dags["duckling_restore__a"].params) == {"key", "before", "target_path", "keep_old"}
+    assert set(dags["duckling_restore__a"].params) == {"key", "before", "target_path", "keep_old", "encryption"}
     assert set(dags["duckling_verify__a"].params) == {"key"}
     assert [task.task_id for dag in dags.values() for task in dag.tasks if task.params] == []
 
@@ -194,11 +194,25 @@ def test_a_restore_is_manual_never_paused_and_resumes_as_teardown(installation, 
 def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(installation, parse_dags):
     installation.write(installation.entry("a", s3=S3))
     params = good_dags(parse_dags)["duckling_restore__a"].params
-    assert params.validate() == {"key": "latest", "before": None, "target_path": None, "keep_old": False}
+    assert params.validate() == {
+        "key": "latest",
+        "before": None,
+        "target_path": None,
+        "keep_old": False,
+        "encryption": None,
+    }
 
 
 @pytest.mark.parametrize(
-    "conf", [{"key": ""}, {"key": None}, {"before": "yesterday"}, {"target_path": 7}, {"keep_old": "perhaps"}]
+    "conf",
+    [
+        {"key": ""},
+        {"key": None},
+        {"before": "yesterday"},
+        {"target_path": 7},
+        {"keep_old": "perhaps"},
+        {"encryption": "rot13"},
+    ],
 )
 def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_dags, conf):
     try:
@@ -236,12 +250,16 @@ def test_no_secret_is_in_a_serialized_dag(installation, parse_dags):
         from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
 
     url = "mysql://user:p%40ss-word@db.internal/shop?password=query-secret"
-    installation.write(installation.entry("a", s3=S3, mysqlConnectionString=url))
+    key_file = installation.data_path / "key"
+    key_file.write_text("e7" * 32)
+    key_file.chmod(0o600)
+    s3 = S3 | {"previousEncryptionKeys": ["d6" * 32, {"file": str(key_file)}]}
+    installation.write(installation.entry("a", s3=s3, mysqlConnectionString=url))
     dags = good_dags(parse_dags)
     text = json.dumps([DagSerialization.to_dict(dag) for dag in dags.values()]).lower()
     assert "duckling_restore__a" in text
-    found = [s for s in (S3["secretAccessKey"], ENCRYPTION_KEY, "p%40ss", "p@ss", "query-secret") if s.lower() in text]
-    assert found == []
+    keys = (S3["secretAccessKey"], ENCRYPTION_KEY, "d6" * 32, "e7" * 32)
+    assert [s for s in (*keys, "p%40ss", "p@ss", "query-secret", str(key_file)) if s.lower() in text] == []
     assert S3["accessKeyId"].lower() not in text
 
 

@@ -116,9 +116,10 @@ def test_the_commands_in_the_documents_exist() -> None:
     from duckling_provider.cli.app import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     used: dict[str, str] = {}
     for name, code in examples("console"):
-        for command in re.findall(r"^\$ duckling ([a-z]+)", code, re.MULTILINE):
+        for command in re.findall(r"^\$ duckling ([a-z][a-z-]*)", code, re.MULTILINE):
             used.setdefault(command, name)
     assert len(used) > 8
     assert {command: name for command, name in used.items() if command not in known} == {}

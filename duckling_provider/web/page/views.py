@@ -9,12 +9,13 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.backup.backup_object import CLIENT, list_backups
+from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import listed_here
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.stores.store import BackupSource
