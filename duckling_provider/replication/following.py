@@ -14,6 +14,7 @@ from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position, SchemaChange
@@ -163,6 +164,7 @@ class Following:
             wanted=self._run.database.mirrors,
             references=self._run.references,
             read_references=self._read_references,
+            reach=self._read_reach,
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
@@ -191,6 +193,10 @@ class Following:
                 )
         self._run.references = references
         return references
+
+    def _read_reach(self) -> Reach:
+        with contextlib.closing(connect(self._run.source)) as connection:
+            return read_reach(connection, self._run.source.database)
 
     def _count(self, applier: Applier) -> None:
         applied, done = applier.applied, self._run.done
