@@ -18,7 +18,7 @@ from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position, SchemaChange
-from duckling_provider.replication.mysql.source import connect, current_position
+from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
 
@@ -33,6 +33,10 @@ _STRETCH_SECONDS = 10.0
 _LOOK_EVERY = 2000
 #: Seconds between two notes of the position while only other databases change.
 _IDLE_SAVE_SECONDS = 60.0
+
+_VERSIONED = """
+    SELECT TABLE_NAME FROM information_schema.TABLES
+    WHERE TABLE_SCHEMA = %s AND TABLE_TYPE = 'SYSTEM VERSIONED'"""
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +165,7 @@ class Following:
             connection,
             ledger,
             database=self._run.source.database,
-            wanted=self._run.database.mirrors,
+            wanted=self._run.mirrors,
             references=self._run.references,
             read_references=self._read_references,
             reach=self._read_reach,
@@ -173,11 +177,13 @@ class Following:
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
-        return self._run.database.mirrors(name) or any(name == reference.parent for reference in self._run.references)
+        return self._run.mirrors(name) or any(name == reference.parent for reference in self._run.references)
 
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
             references = read_references(connection, self._run.source.database)
+            versioned = query(connection, _VERSIONED, self._run.source.database)
+        self._run.unmirrored = frozenset(str(row[0]) for row in versioned)
         for reference in references:
             if (
                 reference.schema

@@ -74,3 +74,18 @@ def mirror(mariadb, database, source, tmp_path):
     yield mirror
     mirror.replica.close()
     mirror.server.close()
+
+
+@pytest.fixture
+def site(installation, mariadb, database):
+    """An entry whose replica mirrors `database`; called with fields it is written again."""
+
+    def write(**fields):
+        url = mariadb.url(database)
+        installation.write(installation.entry(mysqlConnectionString=url, **fields))
+        return installation.database()
+
+    write.installation = installation
+    write.run = lambda *statements: mariadb.execute(list(statements), database)
+    write()
+    return write
