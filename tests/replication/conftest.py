@@ -89,3 +89,25 @@ def site(installation, mariadb, database):
     write.run = lambda *statements: mariadb.execute(list(statements), database)
     write()
     return write
+
+
+@pytest.fixture
+def new_mirror(mariadb, tmp_path):
+    """``with new_mirror() as mirror:`` one more, with a database of its own."""
+
+    @contextlib.contextmanager
+    def make():
+        from duckling_provider.replication.mysql.source import Source
+
+        name = mariadb.create_database()
+        path = tmp_path / f"{name}.db"
+        mirror = Mirror(mariadb, name, Source.parse(mariadb.url(name), subject="production"), path)
+        try:
+            yield mirror
+        finally:
+            mirror.replica.close()
+            mirror.server.close()
+            mariadb.execute(f"DROP DATABASE `{name}`")
+            path.unlink()
+
+    return make

@@ -255,6 +255,8 @@ def _type(tokens: Tokens) -> tuple[str, list[str]]:
     arguments = []
     if tokens.peek() == ("sign", "("):
         arguments = [part.next()[1] for part in split(tokens.group())]
+    if name in CHOICES:
+        arguments = [value.rstrip(" ") for value in arguments]  # as the server keeps them
     if name == "float" and len(arguments) == 1:
         name, arguments = ("double" if int(arguments[0]) > 24 else "float"), []
     return name, arguments
