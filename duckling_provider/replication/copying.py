@@ -12,6 +12,7 @@ from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.replica.exchange import replace_replica
 from duckling_provider.replica.locks import state_path
+from duckling_provider.replication.again import known_tables, mark_misshapen, read_present, within_bounds
 from duckling_provider.replication.copy.table_copy import Copy, copy_tables
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -59,16 +60,14 @@ def copy_all(run: Run) -> None:
     run.look_at_replica()
 
 
-def renew_tables(run: Run) -> bool:
+def renew_tables(run: Run, following: Following) -> bool:
     """Copy the tables again that could not be followed, and those that came into sight by the configuration.
 
     :returns: whether there were any.
     """
     replica = run.database.replica
-    with contextlib.closing(connect(run.source)) as connection:
-        present = read_tables(connection, run.source.database)
-    with run.access("sync"), run.opened(read_only=True) as connection:
-        known = Ledger.open(connection).tables()
+    present = mark_misshapen(run, following, read_present(run))
+    known = known_tables(run)
     _warn_of_unknown(run, present.keys() | known.keys())
     stale = {name for name, state in known.items() if state.state != "ok"}
     names = sorted(name for name in mirrored(run.database, present) if name in stale or name not in known)
@@ -81,6 +80,9 @@ def renew_tables(run: Run) -> bool:
         # What a killed run left is older than the replica is by now: changes in between would be missing.
         remove(target)
         if names:
+            names = within_bounds(
+                run, names, target.parent, {name: known[name].note for name in names if name in known}
+            )
             log.info("copying again: %s", ", ".join(names))
             names = list(_copy(run, target, names).tables)
         with run.access("sync"), run.opened() as connection:

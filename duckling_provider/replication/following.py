@@ -14,10 +14,11 @@ from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position, SchemaChange
-from duckling_provider.replication.mysql.source import connect, current_position
+from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
 
@@ -32,6 +33,10 @@ _STRETCH_SECONDS = 10.0
 _LOOK_EVERY = 2000
 #: Seconds between two notes of the position while only other databases change.
 _IDLE_SAVE_SECONDS = 60.0
+
+_VERSIONED = """
+    SELECT TABLE_NAME FROM information_schema.TABLES
+    WHERE TABLE_SCHEMA = %s AND TABLE_TYPE = 'SYSTEM VERSIONED'"""
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +165,10 @@ class Following:
             connection,
             ledger,
             database=self._run.source.database,
-            wanted=self._run.database.mirrors,
+            wanted=self._run.mirrors,
             references=self._run.references,
             read_references=self._read_references,
+            reach=self._read_reach,
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
@@ -171,11 +177,13 @@ class Following:
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
-        return self._run.database.mirrors(name) or any(name == reference.parent for reference in self._run.references)
+        return self._run.mirrors(name) or any(name == reference.parent for reference in self._run.references)
 
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
             references = read_references(connection, self._run.source.database)
+            versioned = query(connection, _VERSIONED, self._run.source.database)
+        self._run.unmirrored = frozenset(str(row[0]) for row in versioned)
         for reference in references:
             if (
                 reference.schema
@@ -191,6 +199,10 @@ class Following:
                 )
         self._run.references = references
         return references
+
+    def _read_reach(self) -> Reach:
+        with contextlib.closing(connect(self._run.source)) as connection:
+            return read_reach(connection, self._run.source.database)
 
     def _count(self, applier: Applier) -> None:
         applied, done = applier.applied, self._run.done

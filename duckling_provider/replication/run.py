@@ -94,8 +94,14 @@ class Run:
         self.position: Position | None = None
         #: Foreign keys of the server by which rows change without a word in the binlog.
         self.references: list[Reference] = []
+        #: Tables of kinds that are not mirrored: their rows would be taken for those of tables.
+        self.unmirrored: frozenset[str] = frozenset()
         #: Binlog files that the server had when it lacked what follows the position.
         self._kept: list[str] = []
+
+    def mirrors(self, name: str) -> bool:
+        """Whether a table of that name is mirrored."""
+        return name not in self.unmirrored and self.database.mirrors(name)
 
     def look_at_binlog(self) -> bool:
         """Take down which logs the server keeps; whether they reach back to the replica's position."""

@@ -62,7 +62,7 @@ def sync(
         _prepare(run)
         # First what the binlog has: it may hold the very tables that would seem to be missing.
         following.follow(None)
-        if renew_tables(run) and deadline is None:
+        if renew_tables(run, following) and deadline is None:
             following.follow(None)
         if run.done.copied:
             run.note_losses()

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from fixtures.command_line import Outcome, run_here
 
 pytestmark = pytest.mark.server
 
@@ -30,19 +31,6 @@ KEY = secrets.token_hex(32)
 NAME = re.compile(r"backup-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z\.db")
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 PATIENCE = 60.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Stdout as the one JSON document it must be; nothing else may have been said then."""
-        assert self.err == ""
-        return json.loads(self.out)
 
 
 @dataclass
@@ -74,6 +62,10 @@ class CommandLine:
         return outcome
 
     def __call__(self, *arguments: object) -> Outcome:
+        """In this process, which has imported what a command needs; as one of its own where that is the claim."""
+        return self.judged(run_here(*arguments, environ={"COLUMNS": "160", "TERM": "xterm", **self.environ}))
+
+    def apart(self, *arguments: object) -> Outcome:
         return self.finish(self.start(*arguments))
 
     def on_terminal(self, *arguments: object, answer: str = "") -> Outcome:
@@ -150,7 +142,7 @@ def site(duckling, installation, s3_server, content) -> Site:
 def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     before = query_replica(site.replica, "SELECT count(*), bit_xor(hash(note)) FROM orders")
 
-    backup = duckling("backup", "production", "--json").json
+    backup = duckling.apart("backup", "production", "--json").json
     assert set(backup) == {"success", "key", "filename", "size", "duration"}
     assert backup["success"] is True
     assert backup["key"] == f"production/{backup['filename']}"
@@ -158,7 +150,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert backup["size"] == site.replica.stat().st_size
     assert site.objects() == [backup["key"], backup["key"] + ".mac"]
 
-    listed = duckling("list", "production", "--json").json
+    listed = duckling.apart("list", "production", "--json").json
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
     assert set(listed["local"][0]) == {"filename", "size", "createdAt"}
@@ -167,11 +159,11 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert ISO.fullmatch(listed["local"][0]["createdAt"])
     assert ISO.fullmatch(listed["s3"][0]["lastModified"])
 
-    verified = duckling("verify", "production", "--json").json
+    verified = duckling.apart("verify", "production", "--json").json
     assert (verified["success"], verified["key"], verified["evidence"]) == (True, backup["key"], "HMAC-SHA256")
 
     site.replica.write_bytes(b"damaged")
-    restored = duckling("restore", "production", backup["key"], "--json").json
+    restored = duckling.apart("restore", "production", backup["key"], "--json").json
     assert {name: restored[name] for name in ("success", "key", "size")} == {
         "success": True,
         "key": backup["key"],

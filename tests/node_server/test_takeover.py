@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from fixtures.command_line import run_here
 
 from duckling_provider.replication.model.ledger import owner_of
 
@@ -23,18 +23,9 @@ KEY = json.loads((VECTORS / "key.json").read_text())["encryptionKey"]
 
 
 def run(*arguments, **environment):
-    """``duckling …`` in a process of its own; it never shows a secret."""
-    environ = {name: value for name, value in os.environ.items() if name not in {"DATA_PATH", "BACKUP_PATH"}}
-    done = subprocess.run(
-        [sys.executable, "-m", "duckling_provider.cli.app", *map(str, arguments)],
-        env=environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    for text in (done.stdout, done.stderr):
+    """``duckling …``, with the folders that `environment` names only; it never shows a secret."""
+    done = run_here(*arguments, environ={"COLUMNS": "200", "DATA_PATH": None, "BACKUP_PATH": None} | environment)
+    for text in (done.out, done.err):
         assert "Traceback" not in text
         assert KEY not in text
     return done
@@ -42,7 +33,7 @@ def run(*arguments, **environment):
 
 def document(*arguments, **environment):
     done = run(*arguments, "--json", **environment)
-    return done.returncode, json.loads(done.stdout)
+    return done.code, json.loads(done.out)
 
 
 def contents(folder):
@@ -111,7 +102,7 @@ def test_without_yes_everything_is_shown_and_nothing_changed(node, tmp_path):
     node.backup("2025-03-02T00-00-00Z", "gone", content=b"x")
     before = contents(tmp_path)
     shown = run("adopt", node.home, DATA_PATH=str(tmp_path / "ours" / "data"))
-    assert shown.returncode == 0, shown.stderr
+    assert shown.code == 0, shown.err
     for expected in (
         "2 entries",
         "the server's",
@@ -122,7 +113,7 @@ def test_without_yes_everything_is_shown_and_nothing_changed(node, tmp_path):
         "shop: check 2 local backups",
         "Nothing was done. To do it, add --yes.",
     ):
-        assert expected in shown.stdout
+        assert expected in shown.out
     assert contents(tmp_path) == before
     assert not (tmp_path / "ours").exists()
 
@@ -151,9 +142,9 @@ def test_entries_backups_and_replicas_come_over_once_and_stay_where_they_are(nod
     originals = {path: path.read_bytes() for path in (*old, node.data / "databases.json")}
     ours = {"DATA_PATH": str(tmp_path / "ours" / "data"), "BACKUP_RETENTION_DAYS": "36500"}
     done = run("adopt", node.data, "--yes", **ours)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED" not in done.stdout
-    assert "shop: replica: ours now, 1 tables" in done.stdout
+    assert done.code == 0, done.out + done.err
+    assert "FAILED" not in done.out
+    assert "shop: replica: ours now, 1 tables" in done.out
 
     assert {path: path.read_bytes() for path in originals} == originals
     written = tmp_path / "ours" / "data" / "databases.json"
@@ -171,19 +162,19 @@ def test_entries_backups_and_replicas_come_over_once_and_stay_where_they_are(nod
         0,
         ["2025-03-02T14:32:11.482Z", "2025-03-01T14:32:11.482Z"],
     )
-    assert run("verify", "shop", "backup-2025-03-01T14-32-11-482Z.db", **ours).returncode == 0
+    assert run("verify", "shop", "backup-2025-03-01T14-32-11-482Z.db", **ours).code == 0
     copy = tmp_path / "copy.db"
-    assert run("restore", "shop", "backup-2025-03-01T14-32-11-482Z.db", "--to", copy, **ours).returncode == 0
+    assert run("restore", "shop", "backup-2025-03-01T14-32-11-482Z.db", "--to", copy, **ours).code == 0
     assert rows(copy) == [(2, 3)]
     mariadb.execute("INSERT INTO items VALUES (3, 'three')", database)
-    assert run("sync", "shop", **ours).returncode == 0
+    assert run("sync", "shop", **ours).code == 0
     assert rows(replica) == [(3, 6)]
 
     before = contents(tmp_path / "ours")
     again = run("adopt", node.data, "--yes", **ours)
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
     assert contents(tmp_path / "ours") == before
-    assert "Nothing is left to take over." in run("adopt", node.data, **ours).stdout
+    assert "Nothing is left to take over." in run("adopt", node.data, **ours).out
 
 
 def test_without_a_data_path_it_is_taken_over_where_it_is(node, tmp_path):
@@ -192,8 +183,8 @@ def test_without_a_data_path_it_is_taken_over_where_it_is(node, tmp_path):
     node.backup("2025-03-01T14-32-11-482Z")
     before = contents(tmp_path)
     done = run("adopt", node.home, "--yes")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"export DATA_PATH={node.data}" in done.stdout
+    assert done.code == 0, done.out + done.err
+    assert f"export DATA_PATH={node.data}" in done.out
     after = contents(tmp_path)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {
@@ -261,7 +252,7 @@ def test_a_write_ahead_log_of_a_backup_is_folded_into_a_copy(node):
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)
     assert path.with_name("duckling-shop.db.wal").stat().st_size > 0
     before = contents(folder)
-    assert run("adopt", node.home, "--yes").returncode == 0
+    assert run("adopt", node.home, "--yes").code == 0
     assert contents(folder) == before
     imported = node.data / "backups" / "shop" / "backup-2025-03-01T00-00-00-000Z.db"
     assert rows(imported) == [(1001, 499500 + 5000)]
@@ -280,18 +271,18 @@ def test_a_server_that_still_runs_stops_everything_and_is_named(node, tmp_path):
         assert server.stdout.readline() == "open\n"
         before = contents(tmp_path)
         shown = run("adopt", node.home)
-        assert shown.returncode == 0
-        assert "shop: the server is still running: the replica is open in" in shown.stdout
+        assert shown.code == 0
+        assert "shop: the server is still running: the replica is open in" in shown.out
         refused = run("adopt", node.home, "--yes")
-        assert refused.returncode == 1
-        assert f"(PID {server.pid})" in refused.stderr or f"PID {server.pid}" in refused.stderr
-        assert "nothing was done" in refused.stderr
+        assert refused.code == 1
+        assert f"(PID {server.pid})" in refused.err or f"PID {server.pid}" in refused.err
+        assert "nothing was done" in refused.err
         assert contents(tmp_path) == before
         # One whose replica stays with that server does not mind.
         node.entries[0]["writer"] = "duckling-server"
         node.entries.append({"id": "x", "name": "X", "duckdbPath": "data/x.db"})
         (node.data / "databases.json").write_text(json.dumps(node.entries))
-        assert run("adopt", node.home, "--yes").returncode == 0
+        assert run("adopt", node.home, "--yes").code == 0
     finally:
         server.kill()
         server.wait()
@@ -309,11 +300,11 @@ def test_its_objects_in_the_store_list_verify_and_restore_as_they_are(node, s3_s
     assert code == 0
     (found,) = told["databases"]
     assert [(row["key"], row["restorable"]) for row in found["s3"]] == [(f"shop/{VECTOR}", True), (lone, False)]
-    assert "client-aes256" in run("adopt", node.home).stdout
-    assert run("adopt", node.home, "--yes").returncode == 0
+    assert "client-aes256" in run("adopt", node.home).out
+    assert run("adopt", node.home, "--yes").code == 0
     ours = {"DATA_PATH": str(node.data)}
-    assert run("verify", "shop", "latest", **ours).returncode == 0
-    assert run("restore", "shop", "latest", **ours).returncode == 0
+    assert run("verify", "shop", "latest", **ours).code == 0
+    assert run("restore", "shop", "latest", **ours).code == 0
     assert (node.data / "shop.db").read_bytes() == (VECTORS / "replica.db").read_bytes()
 
 
@@ -321,16 +312,16 @@ def test_a_store_that_is_away_is_a_problem_and_no_failure(node):
     s3 = {"enabled": True, "bucket": "b", "region": "auto", "accessKeyId": "a", "secretAccessKey": "very-secret-key"}
     node.entry(s3=s3 | {"endpoint": "http://127.0.0.1:9", "forcePathStyle": True})
     shown = run("adopt", node.home)
-    assert shown.returncode == 0
-    assert "PROBLEM  shop: " in shown.stdout
-    assert "very-secret-key" not in shown.stdout
+    assert shown.code == 0
+    assert "PROBLEM  shop: " in shown.out
+    assert "very-secret-key" not in shown.out
 
 
 def test_a_folder_without_an_installation_says_what_is_wanted(tmp_path):
     refused = run("adopt", tmp_path)
-    assert refused.returncode == 1
-    assert "no databases.json there" in refused.stderr
-    assert "data folder of the Node server" in refused.stderr
+    assert refused.code == 1
+    assert "no databases.json there" in refused.err
+    assert "data folder of the Node server" in refused.err
 
 
 def test_an_id_means_the_entry_even_where_a_folder_has_that_name(installation, monkeypatch, tmp_path):
@@ -338,23 +329,23 @@ def test_an_id_means_the_entry_even_where_a_folder_has_that_name(installation, m
     (tmp_path / "production").mkdir()
     monkeypatch.chdir(tmp_path)
     refused = run("adopt", "production", DATA_PATH=str(installation.data_path))
-    assert 'on host "elsewhere"' in refused.stderr
-    assert "go with a path" in run("adopt", "production", "--yes", DATA_PATH=str(installation.data_path)).stderr
+    assert 'on host "elsewhere"' in refused.err
+    assert "go with a path" in run("adopt", "production", "--yes", DATA_PATH=str(installation.data_path)).err
 
 
 def test_files_are_linked_not_copied_where_that_is_possible(node):
     node.entry()
     node.replica()
     path = node.backup("2025-03-01T14-32-11-482Z")
-    assert run("adopt", node.home, "--yes").returncode == 0
+    assert run("adopt", node.home, "--yes").code == 0
     imported = node.data / "backups" / "shop" / "backup-2025-03-01T14-32-11-482Z.db"
     assert imported.stat().st_ino == path.stat().st_ino or _has_reflinks(path)
     # The clean-up deletes our name of it; the server's stays.
-    assert run("delete", "shop", imported.name, "--yes", "--local", DATA_PATH=str(node.data)).returncode == 0
+    assert run("delete", "shop", imported.name, "--yes", "--local", DATA_PATH=str(node.data)).code == 0
     assert path.exists()
 
 
 def _has_reflinks(path):
     copy = path.with_name("reflink")
     done = subprocess.run(["cp", "--reflink=always", path, copy], capture_output=True, check=False)
-    return done.returncode == 0
+    return done.code == 0

@@ -15,7 +15,7 @@ from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.tables import Column, Commit, Position, RowChange, Table
 from duckling_provider.replication.mysql.schema import read_tables
-from duckling_provider.replication.mysql.source import connect, current_position
+from duckling_provider.replication.mysql.source import current_position
 
 pytestmark = pytest.mark.mysql
 
@@ -24,62 +24,6 @@ def on_mariadb(statements):
     """A case that only MariaDB knows, for `parametrize`."""
     first = statements if isinstance(statements, str) else statements[0]
     return pytest.param(statements, marks=pytest.mark.mariadb_only, id=first[:60])
-
-
-class Mirror:
-    """A database of the server and a replica that follows it from its first table on."""
-
-    def __init__(self, mariadb, database, source, path):
-        self.mariadb, self.database, self.source, self.path = mariadb, database, source, path
-        self.server = connect(source)
-        self.replica = duckdb.connect(str(path))
-        Ledger.create(self.replica).save_position(current_position(self.server))
-
-    def run(self, *statements):
-        self.mariadb.execute(list(statements), self.database)
-
-    def catch_up(self, *, by_gtid=True, **options):
-        ledger = Ledger.open(self.replica)
-        start = ledger.position()
-        start = start if by_gtid else Position(start.file, start.offset, "", start.server)
-        applier = Applier(self.replica, ledger, database=self.database, **options)
-        with BinlogStream(self.source, start) as stream:
-            for event in stream.read():
-                applier.take(event)
-        applier.flush()
-        assert ledger.position().order == current_position(self.server).order
-        return applier.applied
-
-    @property
-    def states(self):
-        return Ledger.open(self.replica).tables()
-
-    def rows(self, table):
-        columns = [column.name for column in self.states[table].table.columns]
-        names = ", ".join('"' + name + '"' for name in columns)
-        ours = self.replica.execute(f'SELECT {names} FROM "{table}"').fetchall()
-        theirs = self.mariadb.execute(f"SELECT {', '.join(f'`{n}`' for n in columns)} FROM `{table}`", self.database)
-        return sorted(ours, key=repr), sorted(theirs, key=repr)
-
-    def assert_equal(self, *tables):
-        """Columns, keys and rows are those of the server."""
-        present = read_tables(self.server, self.database)
-        states = self.states
-        for table in tables or present:
-            assert (states[table].state, states[table].note) == ("ok", "")
-            assert {c.name for c in states[table].table.columns} == {c.name for c in present[table].columns}
-            assert states[table].table.primary_key == present[table].primary_key
-            ours, theirs = self.rows(table)
-            assert ours == theirs
-        assert not tables or set(tables) <= set(states)
-
-
-@pytest.fixture
-def mirror(mariadb, database, source, tmp_path):
-    mirror = Mirror(mariadb, database, source, tmp_path / "replica.db")
-    yield mirror
-    mirror.replica.close()
-    mirror.server.close()
 
 
 KEYED = "CREATE TABLE t (id INT PRIMARY KEY, a VARCHAR(20), b DECIMAL(10,2))"
@@ -157,7 +101,7 @@ def test_a_rolled_back_transaction_leaves_nothing(mirror):
     "statements",
     [
         ["ALTER TABLE t ADD COLUMN c INT"],
-        ["ALTER TABLE t ADD COLUMN c INT UNSIGNED NOT NULL DEFAULT 5 AFTER id, ADD d VARCHAR(9) DEFAULT 'é''x' FIRST"],
+        ["ALTER TABLE t ADD COLUMN c INT UNSIGNED NOT NULL DEFAULT 5 AFTER id, ADD d VARCHAR(9) DEFAULT 'e''x' FIRST"],
         ["ALTER TABLE t ADD COLUMN (c BIGINT NOT NULL, d TEXT NOT NULL, e DECIMAL(5,2) DEFAULT -1.5)"],
         ["ALTER TABLE t ADD c ENUM('a','b') DEFAULT 'b', ADD KEY (c), ADD d DATE DEFAULT '2020-02-02', ENGINE=InnoDB"],
         on_mariadb(
@@ -219,7 +163,6 @@ def test_ddl_is_followed(mirror, statements):
         "ALTER TABLE t MODIFY a INT",
         "ALTER TABLE t MODIFY b DECIMAL(10,1)",
         "ALTER TABLE t MODIFY b DOUBLE",
-        "ALTER TABLE t MODIFY a VARCHAR(20) CHARACTER SET latin1",
         "ALTER TABLE t CHANGE a b2 INT, CHANGE b a2 INT",
         "ALTER TABLE t CONVERT TO CHARACTER SET latin1",
         on_mariadb("ALTER TABLE t ADD SYSTEM VERSIONING"),

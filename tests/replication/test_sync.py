@@ -48,21 +48,6 @@ module.Following._stretch = told
 """
 
 
-@pytest.fixture
-def site(installation, mariadb, database):
-    """An entry whose replica mirrors `database`; called with fields it is written again."""
-
-    def write(**fields):
-        url = mariadb.url(database)
-        installation.write(installation.entry(mysqlConnectionString=url, **fields))
-        return installation.database()
-
-    write.installation = installation
-    write.run = lambda *statements: mariadb.execute(list(statements), database)
-    write()
-    return write
-
-
 def orders(site, count=1000):
     site.run(
         "CREATE TABLE orders (id INT PRIMARY KEY, customer VARCHAR(50), total DECIMAL(10,2), at DATETIME(6))",

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.errors import ReplicationError
-from duckling_provider.replication.apply import ddl
 from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending
-from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
+from duckling_provider.replication.apply.reach import Reach
+from duckling_provider.replication.apply.sql_tokens import Tokens, tokenize
+from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
 from duckling_provider.replication.apply.steps import DropTable, RenameTable, Step, Unclear
 from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -70,6 +71,7 @@ class Applier:
     :param limits: when a batch is committed.
     :param references: the foreign keys that MySQL has.
     :param read_references: asked for those that it has now when they have changed.
+    :param reach: asked for what statements write besides the tables that they name; when omitted, that is everything.
     :param catalog: the name under which the replica is attached; the connection's own database when omitted.
     """
 
@@ -84,12 +86,14 @@ class Applier:
         catalog: str | None = None,
         references: Iterable[Reference] = (),
         read_references: Callable[[], Iterable[Reference]] | None = None,
+        reach: Callable[[], Reach] = Reach,
     ) -> None:
         self._connection, self._ledger, self._database = connection, ledger, database
         self._prefix = (f"{quote(catalog)}." if catalog else "") + "main."
         self._wanted = wanted or (lambda _: True)
         self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=self._wanted)
         self._read_references = read_references or (lambda: references)
+        self._reach = reach
         self._children = Children(connection, self._prefix, references)
         #: Keys of parents' rows that are gone, by foreign key, until that is done to the children's rows.
         self._gone: dict[Reference, list[tuple[Any, ...]]] = {}
@@ -98,6 +102,10 @@ class Applier:
         self._starts = _starts(self._states)
         self._pending: dict[str, Pending | None] = {}
         self._to_mark: dict[str, str] = {}
+        #: Lines for the history, of statements that are not known.
+        self._to_record: list[str] = []
+        #: What wrote rows as a statement, and may be redefined before it is asked for.
+        self._has_reached = False
         self._changes = self._uncommitted = self._size = 0
         self._begun = self._open = False
         #: The table whose changes are being written.
@@ -118,8 +126,7 @@ class Applier:
         if isinstance(event, Commit):
             return self._commit(event)
         if isinstance(event, SchemaChange):
-            self._schema_change(event)
-            return True
+            return self._statement(event)
         if isinstance(event, Begin):
             self._begin = event.position
         elif isinstance(event, Unfollowed):
@@ -143,6 +150,8 @@ class Applier:
             self._ensure_begun()
             for name, note in self._to_mark.items():
                 self._follower.mark(name, note, self._states)
+            for line in self._to_record:
+                self._ledger.record("statement", line)
             self._forget_starts(self._last.position)
             self._ledger.save_position(self._last.position)
             self._connection.commit()
@@ -287,13 +296,15 @@ class Applier:
         return time.monotonic() - self._since >= self._limits.seconds
 
     def _unfollowed(self, event: Unfollowed) -> None:
-        names = event.tables
-        if names is None:
-            said = {fold(name) for name in ddl.mentioned(event.statement)}
-            names = tuple(name for name in self._states if fold(name) in said)
+        # Its transaction has not ended: until then nothing can be committed.
+        self._open = True
+        self._mark_new(event.tables, event.note)
+
+    def _mark_new(self, names: Iterable[str], note: str) -> None:
+        """Mark those that were not copied later than this."""
         for name in names:
             if name not in self._starts or not self._is_before(self._starts[name]):
-                self._mark(name, event.note)
+                self._mark(name, note)
 
     def _mark(self, name: str, note: str) -> None:
         """From here on its changes are skipped; the ledger learns of it with the batch."""
@@ -302,26 +313,60 @@ class Applier:
             self._to_mark[name] = note
         self._pending[name] = None
 
+    # ---- statements ----
+
+    def _statement(self, change: SchemaChange) -> bool:
+        schema = change.schema if isinstance(change, ForeignSchemaChange) else self._database
+        meaning = read_statement(change.statement, self._database, schema)
+        if isinstance(meaning, Wrote):
+            self._wrote(meaning)
+        else:
+            self._redefined(redefines=meaning.redefines)
+            steps = self._spread(meaning, change)
+            if steps or not change.inside:
+                self._schema_change(change, steps)
+                return True
+        if change.inside:
+            # Its transaction has not ended: until then nothing can be committed.
+            self._open = True
+            return False
+        return self._commit(Commit(change.position, change.timestamp))
+
+    def _wrote(self, wrote: Wrote) -> None:
+        children = {parent: self._children.descendants(parent) for parent in self._children.by_parent}
+        tables = self._reach().written_by(wrote, self._states, children)
+        self._has_reached = self._has_reached or bool(tables)
+        self._mark_new(sorted(tables), wrote.note)
+        if not wrote.known:
+            self._to_record.append(wrote.note)
+
+    def _redefined(self, *, redefines: bool) -> None:
+        if redefines and self._has_reached:
+            self._has_reached = False
+            note = "a statement wrote rows, by what is not there any more as it was"
+            self._mark_new([name for name, state in self._states.items() if state.state == "ok"], note)
+
+    def _spread(self, meaning: Followed, change: SchemaChange) -> list[Step]:
+        """The steps of a statement; doubts about an ALTER TABLE are about every table that it names."""
+        if meaning.drops_all:
+            return [DropTable(name) for name in self._states]
+        unclear = next((step for step in meaning.steps if isinstance(step, Unclear)), None)
+        if unclear is None:
+            return list(meaning.steps)
+        tokens = tokenize(change.statement)
+        is_alter = Tokens(tokens).is_word("ALTER")
+        said = {fold(text) for kind, text in tokens if kind in {"word", "name", "string"}} if is_alter else set()
+        others = [name for name in self._states if fold(name) in said and name != unclear.name]
+        return [*(Unclear(name, unclear.note) for name in others), *meaning.steps]
+
     # ---- DDL ----
 
-    def _schema_change(self, change: SchemaChange) -> None:
+    def _schema_change(self, change: SchemaChange, steps: list[Step]) -> None:
         if self._last is not None and not self._open:
             self.flush()
         elif self._open:
             # Rows and DDL in one transaction of the source: only MySQL knows their order.
             self._part()
-        schema = change.schema if isinstance(change, ForeignSchemaChange) else None
-        steps: list[Step]
-        try:
-            if ddl.drops_database(change.statement, self._database):
-                steps = [DropTable(name) for name in self._states]
-            else:
-                steps = ddl.parse(change.statement, self._database, schema=schema)
-        except NotUnderstoodError as error:
-            self._unfollowed(Unfollowed(f"a statement is not understood at “{error}”", None, change.statement))
-            self._commit(Commit(change.position, change.timestamp))
-            self.flush()
-            return
         has_other_keys = changes_references(change.statement)
         notes = dict(self._notes_of_references(change)) if has_other_keys else {}
         marked = {name for name, state in self._states.items() if state.state == "recopy"}
@@ -357,11 +402,12 @@ class Applier:
         import duckdb
 
         current = ""
+        later = [step.new if isinstance(step, RenameTable) else "" for step in steps]
         self._ensure_begun()
         try:
             for name, note in notes.items():
                 self._follower.mark(name, note, self._states)
-            for step in steps:
+            for place, step in enumerate(steps):
                 current = step.name
                 state = self._states.get(current)
                 start = state.start if state else None
@@ -369,7 +415,7 @@ class Applier:
                     continue
                 if start is not None and _is_up_to(position, start):
                     continue
-                self._follower.do(step, self._states)
+                self._follower.do(step, self._states, replaced=later[place + 1 :])
                 if isinstance(step, RenameTable):
                     self._renamed(step)
                 if isinstance(step, Unclear):
@@ -472,11 +518,13 @@ class Applier:
         applied.marked |= self._to_mark
         self._begun, self._last, self._uncommitted = False, None, 0
         self._to_mark.clear()
+        self._to_record.clear()
 
     def _reset(self) -> None:
         self._pending.clear()
         self._gone.clear()
         self._to_mark.clear()
+        self._to_record.clear()
         self._changes = self._uncommitted = self._size = 0
         self._begun = self._open = False
         self._last, self._begin = None, None

@@ -8,35 +8,22 @@ value that is there fits.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from duckling_provider.replication.apply import steps
+from duckling_provider.replication.apply.conversions import condition
+from duckling_provider.replication.apply.defaults import UNKNOWN, default_of
 from duckling_provider.replication.model import types
-from duckling_provider.replication.model.families import (
-    BINARIES,
-    BLOB_BYTES,
-    CHARACTERS,
-    DATES,
-    FLOATS,
-    INTEGER_BITS,
-    INTEGERS,
-    TEXT_BYTES,
-    TEXTS,
-    TIMES,
-)
 from duckling_provider.replication.model.ledger import Ledger, TableState
-from duckling_provider.replication.model.names import quote, twin
+from duckling_provider.replication.model.names import fold, quote, twin
 from duckling_provider.replication.model.tables import Column, Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger(__name__)
-
-_UNICODE = frozenset({"utf8mb4", "utf8mb3", "utf8", "utf16", "utf16le", "utf32", "ucs2"})
 
 
 class NotFollowedError(Exception):
@@ -59,16 +46,17 @@ class Follower:
     ) -> None:
         self._connection, self._ledger, self._prefix, self._wanted = connection, ledger, prefix, wanted
 
-    def do(self, step: steps.Step, states: dict[str, TableState]) -> None:
+    def do(self, step: steps.Step, states: dict[str, TableState], *, replaced: Collection[str] = ()) -> None:
         """Do one step; `states`, the tables as the ledger has them, is kept up to date.
 
+        :param replaced: names that later steps of the same statement give to other tables.
         :raises NotFollowedError: when that can't be done exactly. The transaction must be rolled back then.
         """
         state = states.get(step.name)
         if isinstance(step, steps.CreateTable):
             self._create(step, states)
         elif isinstance(step, steps.RenameTable):
-            self._rename(step, states)
+            self._rename(step, states, replaced)
         elif isinstance(step, steps.DropTable):
             self._drop(step.name, states)
         elif isinstance(step, steps.Unclear):
@@ -114,9 +102,13 @@ class Follower:
                 self._run(f"DROP TABLE IF EXISTS {self._name(name)}")
             self._ledger.forget_table(name)
 
-    def _rename(self, step: steps.RenameTable, states: dict[str, TableState]) -> None:
+    def _rename(self, step: steps.RenameTable, states: dict[str, TableState], replaced: Collection[str]) -> None:
         if not self._wanted(step.new):
-            self._drop(step.name, states)
+            if step.name in replaced and step.name in states:
+                # By an online change of its schema, most likely: until the new one is copied, its old rows stay.
+                self.mark(step.name, f"replaced by another table, and now called {step.new}", states)
+            else:
+                self._drop(step.name, states)
             return
         state = states.get(step.name)
         if state is None or state.state != "ok":
@@ -126,8 +118,13 @@ class Follower:
         if self._has_twin(step.new, {name: known for name, known in states.items() if name != step.name}):
             self._drop(step.name, states)
             return
+        between = step.name
+        if fold(step.name) == fold(step.new):
+            # DuckDB takes both for the same name.
+            between = f"_duckling_renamed {step.name}"
+            self._run(f"ALTER TABLE {self._name(step.name)} RENAME TO {quote(between)}")
         self._run(f"DROP TABLE IF EXISTS {self._name(step.new)}")
-        self._run(f"ALTER TABLE {self._name(step.name)} RENAME TO {quote(step.new)}")
+        self._run(f"ALTER TABLE {self._name(between)} RENAME TO {quote(step.new)}")
         self._ledger.forget_table(step.name)
         del states[step.name]
         self._save(replace(state, table=replace(state.table, name=step.new)), states)
@@ -163,7 +160,13 @@ class Follower:
             found = [_column(table, name) for name in step.columns]
             if None in found:
                 raise NotFollowedError(table.name, "its new primary key has columns that are not known here")
-            return replace(table, primary_key=tuple(column.name for column in found if column is not None))
+            key = tuple(column.name for column in found if column is not None)
+            nullable = [quote(column.name) for column in found if column is not None and column.nullable]
+            nulls = " OR ".join(f"{name} IS NULL" for name in nullable)
+            if nulls and self._value(f"SELECT count(*) FROM {self._name(table.name)} WHERE {nulls}"):
+                raise NotFollowedError(table.name, "its new primary key has columns with NULLs, which became something")
+            columns = tuple(replace(c, nullable=c.nullable and c.name not in key) for c in table.columns)
+            return replace(table, columns=columns, primary_key=key)
         raise NotFollowedError(table.name, f"no way to follow {type(step).__name__}")
 
     def _add(self, step: steps.AddColumn, table: Table) -> Table:
@@ -174,7 +177,9 @@ class Follower:
             raise NotFollowedError(table.name, f"it has a column {column.name} already")
         kind = types.duck_type(column)
         if self._has_rows(table):
-            value = self._default(step, table.name)
+            value = default_of(step)
+            if value is UNKNOWN:
+                raise NotFollowedError(table.name, f"the value that existing rows got in the new column {column.name}")
             default = "" if value is None else f" DEFAULT {value}"
         else:
             default = ""
@@ -194,14 +199,17 @@ class Follower:
             # The table's default is not known; the values come in Unicode whatever it is.
             new = replace(new, charset=old.charset, collation=old.collation)
         if self._has_rows(table):
-            fits = _condition(old, new)
+            fits = condition(old, new, is_charset_known=step.explicit_charset)
             if fits is None:
                 raise NotFollowedError(table.name, f"{old.name}: {old.column_type} became {new.column_type}")
             name = quote(old.name)
             conditions = [fits.replace("{}", name)] if fits else []
-            if old.nullable and not new.nullable and new.data_type not in DATES:
+            # A TIMESTAMP may be NOT NULL although nothing says so.
+            if old.nullable and (not new.nullable or new.data_type == "timestamp"):
                 conditions.append(f"{name} IS NOT NULL")
-            checks = " AND ".join(f"({condition}) IS NOT FALSE" for condition in conditions) or "true"
+            if step.auto_increment:
+                conditions.append(f"{name} <> 0")
+            checks = " AND ".join(f"({text}) IS NOT FALSE" for text in conditions) or "true"
             if self._value(f"SELECT count(*) FROM {self._name(table.name)} WHERE NOT ({checks})"):
                 raise NotFollowedError(
                     table.name, f"{old.name} became {new.column_type}, and values there do not fit that as they are"
@@ -217,44 +225,17 @@ class Follower:
         before = _column(table, old)
         if before is None or new is None:
             raise NotFollowedError(table.name, f"it has no column {old} to rename")
-        if before.name != new.name:
-            self._run(f"ALTER TABLE {self._name(table.name)} RENAME COLUMN {quote(before.name)} TO {quote(new.name)}")
+        between = before.name
+        if before.name != new.name and fold(before.name) == fold(new.name):
+            between = f"_duckling_renamed {before.name}"
+            self._run(f"ALTER TABLE {self._name(table.name)} RENAME COLUMN {quote(before.name)} TO {quote(between)}")
+        if between != new.name:
+            self._run(f"ALTER TABLE {self._name(table.name)} RENAME COLUMN {quote(between)} TO {quote(new.name)}")
         return replace(
             table,
             columns=tuple(new if column is before else column for column in table.columns),
             primary_key=tuple(new.name if name == before.name else name for name in table.primary_key),
         )
-
-    def _default(self, step: steps.AddColumn, table: str) -> str | None:
-        """What existing rows get, as SQL; None for NULL."""
-        column, default = step.column, step.default
-        cannot = NotFollowedError(table, f"the value that existing rows got in the new column {column.name}")
-        if default.kind == "expression":
-            raise cannot
-        kind, value = column.data_type, default.value
-        number = kind in INTEGERS or kind in FLOATS or kind == "decimal"
-        if default.kind == "none":
-            if column.nullable:
-                return None
-            if not (number or kind in CHARACTERS or kind in TEXT_BYTES):
-                raise cannot
-            value = "0" if number else ""
-        if value is None:
-            return None
-        if isinstance(value, bytes):
-            if kind != "bit":
-                raise cannot
-            return str(int.from_bytes(value, "big"))
-        if kind in {"date", "datetime"} and re.fullmatch(r"0000-00-00( 00:00:00(\.0*)?)?", value):
-            return None
-        if kind == "char":
-            value = value.rstrip(" ")
-        if not (number or kind in {*CHARACTERS, *TEXT_BYTES, "enum", "date", "datetime"}):
-            raise cannot
-        text = "'" + value.replace("'", "''") + "'"
-        expression = f"CAST({text} AS {types.duck_type(column)})"
-        # As a constant that DuckDB stores with the table, and an error here rather than there.
-        return expression if self._value(f"SELECT {expression}") is not None else None
 
     # ---- words with DuckDB ----
 
@@ -279,113 +260,3 @@ class Follower:
 def _column(table: Table, name: str) -> Column | None:
     """MySQL knows columns by their names without case."""
     return next((column for column in table.columns if column.name.lower() == name.lower()), None)
-
-
-#: What the families are called in `_CONDITIONS`; other types are their own family.
-_FAMILIES: dict[str, str] = (
-    dict.fromkeys(INTEGERS, "integer")
-    | dict.fromkeys(TEXTS, "text")
-    | dict.fromkeys(BINARIES | BLOB_BYTES.keys(), "bytes")
-)
-
-
-def _condition(old: Column, new: Column) -> str | None:
-    """What has to hold for each value `{}` so that MySQL kept it: "" for nothing, None when there is no telling."""
-    if old.generated or new.generated:
-        return "" if (old.generated, old.column_type) == (new.generated, new.column_type) else None
-    same = "" if old.column_type == new.column_type else None
-    if "zerofill" in old.column_type or "zerofill" in new.column_type:
-        return same
-    families = (_FAMILIES.get(old.data_type, old.data_type), _FAMILIES.get(new.data_type, new.data_type))
-    known = _CONDITIONS.get(families)
-    found = known(old, new) if known is not None else _SAME
-    return same if found == _SAME else found
-
-
-#: "Only when the type is the same to the letter."
-_SAME = "same"
-
-
-def _integers(_: Column, new: Column) -> str:
-    bits = INTEGER_BITS[new.data_type]
-    low, high = (0, 2**bits - 1) if new.unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return f"{{}}::HUGEINT BETWEEN {low} AND {high}"
-
-
-def _integer_to_decimal(_: Column, new: Column) -> str:
-    if types.duck_type(new) == "VARCHAR":
-        return _SAME
-    return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL" + " AND {} >= 0" * new.unsigned
-
-
-def _decimals(old: Column, new: Column) -> str:
-    wide = "VARCHAR" in {types.duck_type(old), types.duck_type(new)}
-    if wide or (old.scale or 0) > (new.scale or 0) or new.unsigned != old.unsigned:
-        return _SAME
-    return f"TRY_CAST({{}} AS {types.duck_type(new)}) IS NOT NULL"
-
-
-def _float_to_double(old: Column, new: Column) -> str | None:
-    return "" if "(" not in old.column_type + new.column_type else None
-
-
-def _texts(old: Column, new: Column) -> str | None:
-    return _SAME if old.json or new.json else _text_condition(old, new)
-
-
-def _bytes(old: Column, new: Column) -> str | None:
-    if new.data_type == "binary":
-        return _SAME
-    longest = _length(new) if new.data_type == "varbinary" else BLOB_BYTES[new.data_type]
-    return f"octet_length({{}}) <= {longest}" if old.data_type != "binary" else None
-
-
-def _enums(_: Column, new: Column) -> str:
-    values = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(set(types.enum_values(new))))
-    return f"{{}} IN ({values}, '')"
-
-
-def _sets(old: Column, new: Column) -> str | None:
-    kept = types.enum_values(old)
-    return "" if types.enum_values(new)[: len(kept)] == kept else None
-
-
-def _precisions(old: Column, new: Column) -> str | None:
-    return "" if (new.precision or 0) >= (old.precision or 0) else None
-
-
-def _integer_to_text(_: Column, new: Column) -> str:
-    if new.data_type == "char":
-        return _SAME
-    return f"length({{}}::VARCHAR) <= {_length(new)}" if new.data_type == "varchar" else ""
-
-
-_CONDITIONS: dict[tuple[str, str], Callable[[Column, Column], str | None]] = {
-    ("integer", "integer"): _integers,
-    ("integer", "decimal"): _integer_to_decimal,
-    ("integer", "text"): _integer_to_text,
-    ("decimal", "decimal"): _decimals,
-    ("float", "double"): _float_to_double,
-    ("text", "text"): _texts,
-    ("bytes", "bytes"): _bytes,
-    ("enum", "enum"): _enums,
-    ("set", "set"): _sets,
-    ("date", "datetime"): _precisions,
-    **{(kind, kind): _precisions for kind in TIMES},
-}
-
-
-def _text_condition(old: Column, new: Column) -> str | None:
-    if new.charset != old.charset and new.charset not in _UNICODE:
-        return None
-    if "char" in {old.data_type, new.data_type} and old.data_type != new.data_type:
-        # CHAR loses spaces at its end.
-        return f"length({{}}) <= {_length(new)} AND {{}} = rtrim({{}}, ' ')" if _length(new) else None
-    if new.data_type in TEXT_BYTES:
-        return f"strlen({{}}) <= {TEXT_BYTES[new.data_type]}"
-    return f"length({{}}) <= {_length(new)}"
-
-
-def _length(column: Column) -> int:
-    match = re.search(r"\((\d+)\)", column.column_type)
-    return int(match[1]) if match else TEXT_BYTES.get(column.data_type, 0)

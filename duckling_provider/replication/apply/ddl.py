@@ -28,45 +28,64 @@ from duckling_provider.replication.apply.steps import (
 from duckling_provider.replication.model.tables import Column, Table
 
 
-def drops_database(statement: str, database: str) -> bool:
+def drops_database(statement: str | list[Token], database: str) -> bool:
     """Whether it is DROP DATABASE of `database`."""
-    words = Tokens(tokenize(statement))
+    words = Tokens(tokenize(statement) if isinstance(statement, str) else statement)
     if not words.skip("DROP") or not words.skip_any("DATABASE", "SCHEMA"):
         return False
     words.skip("IF", "EXISTS")
     return words.next()[1] == database and words.done
 
 
-def parse(statement: str, database: str, *, schema: str | None = None) -> list[Step]:
+def parse(statement: str | list[Token], database: str, *, schema: str | None = None) -> list[Step]:
     """What `statement` does to tables of `database`; empty when that is nothing that a mirror would see.
 
+    :param statement: its text or its tokens.
     :param schema: the current database when it was given; `database` itself when omitted.
     :raises NotUnderstoodError: when not even the tables can be told.
     """
-    return _Statement(statement, database, database if schema is None else schema).steps()
+    tokens = tokenize(statement) if isinstance(statement, str) else statement
+    return _Statement(tokens, database, database if schema is None else schema).steps()
 
 
-def mentioned(statement: str) -> set[str]:
-    """All names that occur in a statement of any kind."""
-    return {text for kind, text in tokenize(statement) if kind in {"word", "name"}}
+def redefines(tokens: list[Token]) -> bool:
+    """Whether a statement that `parse` takes changes or removes what writes rows on behalf of others."""
+    words = Tokens(tokens)
+    is_new = words.skip("CREATE") and not words.skip("OR", "REPLACE")
+    words.skip_any("ALTER", "DROP")
+    return not is_new and (words.is_word("TABLE", "TABLES") or _other_object(words) in _WRITERS)
 
 
 # ---- statements ----
 
-_PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK", "REPAIR"})
+#: Views, and what runs statements.
+_WRITERS = frozenset({"VIEW", "TRIGGER", "FUNCTION", "PROCEDURE", "PACKAGE"})
+#: What else than tables CREATE, ALTER and DROP are for, without a change of rows.
+_OTHERS = _WRITERS | {
+    "EVENT", "USER", "ROLE", "SERVER", "DATABASE", "SCHEMA", "SEQUENCE", "TABLESPACE", "UNDO", "LOGFILE", "INSTANCE",
+    "RESOURCE", "TEMPORARY", "PREPARE",
+}  # fmt: skip
+#: What stands between CREATE and such a word.
+_MODIFIERS = frozenset(
+    {"OR", "REPLACE", "DEFINER", "CURRENT_USER", "CURRENT_ROLE", "ALGORITHM", "UNDEFINED", "MERGE", "TEMPTABLE", "SQL",
+     "SECURITY", "INVOKER", "AGGREGATE"}
+)  # fmt: skip
+#: Not REPAIR: it may leave rows out.
+_PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK"})
+#: Engines that keep exactly the rows that they are given.
+_ENGINES = frozenset({"INNODB", "MYISAM", "ARIA", "ROCKSDB"})
 _INDEX_WORDS = ("INDEX", "KEY", "UNIQUE", "FULLTEXT", "SPATIAL", "FOREIGN", "CHECK")
 _OPTIONS = frozenset(
-    {"ENGINE", "AUTO_INCREMENT", "AVG_ROW_LENGTH", "CHECKSUM", "COMMENT", "COMPRESSION", "CONNECTION",
-     "DELAY_KEY_WRITE", "ENCRYPTED", "ENCRYPTION", "ENCRYPTION_KEY_ID", "IETF_QUOTES", "INSERT_METHOD",
-     "KEY_BLOCK_SIZE", "MAX_ROWS", "MIN_ROWS", "PACK_KEYS", "PAGE_CHECKSUM", "PAGE_COMPRESSED",
-     "PAGE_COMPRESSION_LEVEL", "PASSWORD", "ROW_FORMAT", "SECONDARY_ENGINE", "STATS_AUTO_RECALC",
-     "STATS_PERSISTENT", "STATS_SAMPLE_PAGES", "TRANSACTIONAL", "TYPE", "ALGORITHM", "LOCK"}
+    {"AUTO_INCREMENT", "AVG_ROW_LENGTH", "CHECKSUM", "COMMENT", "COMPRESSION", "DELAY_KEY_WRITE", "ENCRYPTED",
+     "ENCRYPTION", "ENCRYPTION_KEY_ID", "KEY_BLOCK_SIZE", "MAX_ROWS", "MIN_ROWS", "PACK_KEYS", "PAGE_CHECKSUM",
+     "PAGE_COMPRESSED", "PAGE_COMPRESSION_LEVEL", "PASSWORD", "ROW_FORMAT", "SECONDARY_ENGINE", "STATS_AUTO_RECALC",
+     "STATS_PERSISTENT", "STATS_SAMPLE_PAGES", "TRANSACTIONAL", "ALGORITHM", "LOCK"}
 )  # fmt: skip
 
 
 class _Statement:
-    def __init__(self, statement: str, database: str, schema: str) -> None:
-        self._tokens = Tokens(tokenize(statement))
+    def __init__(self, statement: list[Token], database: str, schema: str) -> None:
+        self._tokens = Tokens(statement)
         self._database, self._schema = database, schema
 
     def steps(self) -> list[Step]:
@@ -75,23 +94,50 @@ class _Statement:
         if verb == "TRUNCATE":
             tokens.skip("TABLE")
             return [TruncateTable(name) for name in self._names()]
-        if verb == "RENAME":
-            return self._renames() if tokens.skip_any("TABLE", "TABLES") else []
-        if verb == "DROP":
-            if tokens.skip_any("DATABASE", "SCHEMA"):
-                return []  # the tables stay as they were; a new database of that name makes its own again
-            if not tokens.skip_any("TABLE", "TABLES"):
-                return []
+        if verb == "RENAME" and tokens.skip_any("TABLE", "TABLES"):
+            return self._renames()
+        if verb == "DROP" and tokens.skip_any("TABLE", "TABLES"):
             tokens.skip("IF", "EXISTS")
             return [DropTable(name) for name in self._names()]
-        if verb == "CREATE":
-            replaces = tokens.skip("OR", "REPLACE")
-            return self._create(replaces=replaces) if tokens.skip("TABLE") else []
+        if verb == "CREATE" and (tokens.skip("TABLE") or tokens.skip("OR", "REPLACE", "TABLE")):
+            return self._create(replaces=tokens.peek(-2)[1].upper() == "REPLACE")
         if verb == "ALTER":
-            while tokens.skip_any("ONLINE", "IGNORE"):
-                pass
-            return self._alter() if tokens.skip("TABLE") else []
-        return []
+            tokens.skip("ONLINE")
+            if tokens.skip("IGNORE", "TABLE") or tokens.skip("IGNORE", "ONLINE", "TABLE"):
+                tokens.skip("IF", "EXISTS")
+                ours, name = self._table()
+                return [Unclear(name, "ALTER IGNORE may have left rows out")] if ours else []
+            if tokens.skip("TABLE"):
+                return self._alter()
+        if verb in {"CREATE", "DROP"}:
+            indexed = self._index()
+            if indexed is not None:
+                return indexed
+        if verb in {"CREATE", "ALTER", "DROP"} and _other_object(tokens):
+            return []
+        raise tokens.unknown()
+
+    def _index(self) -> list[Step] | None:
+        """CREATE INDEX and DROP INDEX; None when it is neither."""
+        tokens = self._tokens
+        ahead = 0
+        while tokens.is_word("OR", "REPLACE", "ONLINE", "OFFLINE", "UNIQUE", "FULLTEXT", "SPATIAL", "VECTOR",
+                             ahead=ahead):  # fmt: skip
+            ahead += 1
+        if not tokens.is_word("INDEX", ahead=ahead):
+            return None
+        for _ in range(ahead + 1):
+            tokens.next()
+        if not tokens.skip("IF", "NOT", "EXISTS"):
+            tokens.skip("IF", "EXISTS")
+        is_primary = tokens.peek()[1].upper() == "PRIMARY"
+        if not is_primary:
+            return []
+        tokens.next()
+        if not tokens.skip("ON"):
+            raise tokens.unknown()
+        ours, name = self._table()
+        return [SetPrimaryKey(name, ())] if ours else []
 
     def _table(self) -> tuple[bool, str]:
         """(whether it is of the mirrored database, name)."""
@@ -106,7 +152,17 @@ class _Statement:
             if ours:
                 yield name
             if not self._tokens.skip_sign(","):
+                self._end()
                 return
+
+    def _end(self) -> None:
+        """Nothing but how long to wait may follow."""
+        tokens = self._tokens
+        tokens.skip_any("RESTRICT", "CASCADE")
+        if tokens.skip_any("WAIT", "NOWAIT") == "WAIT":
+            tokens.next()
+        if not tokens.done:
+            raise tokens.unknown()
 
     def _renames(self) -> list[Step]:
         steps: list[Step] = []
@@ -120,6 +176,7 @@ class _Statement:
                 return [*steps, *([Unclear(old[1], "renamed in a way that is not understood")] if old[0] else [])]
             steps += _renamed(old, self._table())
             if not self._tokens.skip_sign(","):
+                self._end()
                 return steps
 
     def _create(self, *, replaces: bool) -> list[Step]:
@@ -132,6 +189,9 @@ class _Statement:
             like = tokens.skip("LIKE")
             if like or (tokens.is_word("LIKE", ahead=1) and tokens.skip_sign("(") and tokens.skip("LIKE")):
                 other_is_ours, other = self._table()
+                tokens.skip_sign(")")
+                if not tokens.done:
+                    raise tokens.unknown()
                 if not other_is_ours:
                     return [Unclear(name, "made like a table of another database")]
                 return [CreateTable(Table(name, ()), careful, other)]
@@ -154,6 +214,8 @@ class _Statement:
             elif tokens.skip("COLLATE"):
                 tokens.skip_sign("=")
                 charset = charset_of(tokens.name())
+            elif tokens.skip("START", "TRANSACTION"):
+                pass  # MySQL writes its CREATE TABLE … SELECT so: the rows follow
             else:
                 _skip_option(tokens)
         return charset
@@ -165,9 +227,7 @@ class _Statement:
         if tokens.skip("WAIT"):
             tokens.next()
         tokens.skip("NOWAIT")
-        rest = []
-        while not tokens.done:
-            rest.append(tokens.next())
+        rest = tokens.rest()
         steps: list[Step] = []
         renames: list[Step] = []
         try:
@@ -191,6 +251,25 @@ class _Statement:
         return schema == self._database, name
 
 
+def _other_object(tokens: Tokens) -> str:
+    """What else than a table a CREATE, ALTER or DROP is about; empty when that is not known."""
+    while not tokens.done:
+        if tokens.is_word(*_OTHERS):
+            return tokens.next()[1].upper()
+        if tokens.skip("SPATIAL", "REFERENCE", "SYSTEM"):
+            return "SPATIAL REFERENCE SYSTEM"
+        if tokens.is_word("DEFINER") and tokens.peek(1) == ("sign", "="):
+            for _ in range(3):
+                tokens.next()
+            if tokens.peek() == ("sign", "("):
+                tokens.group()
+            if tokens.skip_sign("@"):
+                tokens.next()
+        elif not tokens.skip_any(*_MODIFIERS) and not tokens.skip_sign("="):
+            return ""
+    return ""
+
+
 def _renamed(old: tuple[bool, str], new: tuple[bool, str]) -> list[Step]:
     if old[0] and new[0]:
         return [RenameTable(old[1], new[1])]
@@ -203,10 +282,10 @@ def _skip_option(tokens: Tokens) -> None:
     """One option of a table like ENGINE=InnoDB."""
     if tokens.skip("DATA", "DIRECTORY") or tokens.skip("INDEX", "DIRECTORY"):
         pass
-    elif tokens.skip("UNION"):
+    elif tokens.skip_any("ENGINE", "TYPE"):
         tokens.skip_sign("=")
-        tokens.group()
-        return
+        if tokens.peek()[1].upper() not in _ENGINES:
+            raise tokens.unknown()
     elif not tokens.skip_any(*_OPTIONS):
         raise tokens.unknown()
     tokens.skip_sign("=")
@@ -230,7 +309,7 @@ def _action(table: str, action: Tokens) -> list[Step]:
         column = read_column(action, charset=None)
         if column.is_key:
             raise NotUnderstoodError("PRIMARY KEY")
-        return [ChangeColumn(table, old, column.column, if_exists, column.explicit_charset)]
+        return [ChangeColumn(table, old, column.column, if_exists, column.explicit_charset, column.auto_increment)]
     if action.skip("RENAME", "COLUMN"):
         action.skip("IF", "EXISTS")
         old = action.name()
@@ -240,16 +319,26 @@ def _action(table: str, action: Tokens) -> list[Step]:
     if action.skip("RENAME") and action.skip_any("INDEX", "KEY"):
         return []
     if action.skip("ALTER"):
-        # SET DEFAULT, DROP DEFAULT, visibility of columns and indexes, enforcement of checks: of no concern to rows.
-        return []
+        # Visibility of indexes and enforcement of checks.
+        if action.is_word("INDEX", "KEY", "CHECK", "CONSTRAINT") and action.peek(1)[0] in {"name", "word"}:
+            return []
+        action.skip("COLUMN")
+        action.skip("IF", "EXISTS")
+        action.name()
+        if action.skip("DROP", "DEFAULT") or action.skip("SET", "VISIBLE") or action.skip("SET", "INVISIBLE"):
+            return []
+        if action.skip("SET", "DEFAULT"):
+            return []  # for rows to come
+        raise action.unknown()
     if action.skip("PARTITION", "BY") or action.skip("REMOVE", "PARTITIONING") or action.skip("ORDER", "BY"):
         return []
     if action.skip_any("FORCE", "NOWAIT") or (action.skip_any("ENABLE", "DISABLE") and action.skip("KEYS")):
         return []
     if action.skip("CONVERT", "TO"):
-        text = {token[1].lower() for token in (action.next() for _ in range(4)) if token != END}
-        if text & {"utf8mb4", "utf8mb3", "utf8"}:
-            return []  # text is kept as Unicode here whatever it is there
+        if action.skip("CHARSET") or action.skip("CHARACTER", "SET"):
+            action.skip_sign("=")
+            if action.name().lower() == "utf8mb4" and (action.done or action.skip("COLLATE")):
+                return []  # it has every character, and text is kept as Unicode here whatever it is there
         raise NotUnderstoodError("CONVERT TO CHARACTER SET")
     while not action.done:
         # A new default changes no existing column.
@@ -281,7 +370,7 @@ def _added(table: str, action: Tokens) -> list[Step]:
         column = read_column(part, charset=None)
         if column.auto_increment:
             raise NotUnderstoodError("AUTO_INCREMENT")
-        steps.append(AddColumn(table, column.column, column.default, if_not_exists))
+        steps.append(AddColumn(table, column.column, column.default, if_not_exists, column.explicit_null))
         if column.is_key:
             steps.append(SetPrimaryKey(table, (column.column.name,)))
     return steps
@@ -291,7 +380,8 @@ def _dropped(table: str, action: Tokens) -> list[Step]:
     if action.skip("PRIMARY", "KEY"):
         return [SetPrimaryKey(table, ())]
     if action.is_word("INDEX", "KEY", "FOREIGN", "CONSTRAINT", "CHECK") and action.peek(1) != END:
-        return []
+        is_primary = any(token[1].upper() == "PRIMARY" for token in (action.peek(1), action.peek(3)))
+        return [SetPrimaryKey(table, ())] if is_primary else []
     if action.is_word("PARTITION", "PERIOD", "SYSTEM") and action.peek(1) != END:
         raise action.unknown()
     action.skip("COLUMN")

@@ -51,6 +51,7 @@ class Definition:
     is_key: bool
     auto_increment: bool
     explicit_charset: bool
+    explicit_null: bool
 
 
 @dataclass
@@ -67,6 +68,7 @@ class _Attributes:
     auto_increment: bool = False
     generated: bool = False
     explicit_charset: bool = False
+    explicit_null: bool = False
 
 
 def _unsigned(found: _Attributes, _: Tokens) -> None:
@@ -91,6 +93,10 @@ def _collation(found: _Attributes, tokens: Tokens) -> None:
 
 def _not_null(found: _Attributes, _: Tokens) -> None:
     found.nullable = False
+
+
+def _null(found: _Attributes, _: Tokens) -> None:
+    found.explicit_null = True
 
 
 def _default_of(found: _Attributes, tokens: Tokens) -> None:
@@ -156,7 +162,7 @@ _ATTRIBUTES: dict[tuple[str, ...], Callable[[_Attributes, Tokens], None]] = {
     ("CHARACTER", "SET"): _charset,
     ("COLLATE",): _collation,
     ("NOT", "NULL"): _not_null,
-    ("NULL",): _nothing,
+    ("NULL",): _null,
     ("INVISIBLE",): _nothing,
     ("VISIBLE",): _nothing,
     ("VIRTUAL",): _nothing,
@@ -220,7 +226,9 @@ def read_column(tokens: Tokens, *, charset: str | None) -> Definition:
         generated=found.generated,
         json=kind == "json",
     )
-    return Definition(column, found.default, found.is_key, found.auto_increment, found.explicit_charset)
+    return Definition(
+        column, found.default, found.is_key, found.auto_increment, found.explicit_charset, found.explicit_null
+    )
 
 
 def _type(tokens: Tokens) -> tuple[str, list[str]]:
@@ -247,6 +255,8 @@ def _type(tokens: Tokens) -> tuple[str, list[str]]:
     arguments = []
     if tokens.peek() == ("sign", "("):
         arguments = [part.next()[1] for part in split(tokens.group())]
+    if name in CHOICES:
+        arguments = [value.rstrip(" ") for value in arguments]  # as the server keeps them
     if name == "float" and len(arguments) == 1:
         name, arguments = ("double" if int(arguments[0]) > 24 else "float"), []
     return name, arguments
@@ -273,12 +283,12 @@ def _precision(kind: str, arguments: list[str]) -> int | None:
 
 def _default(tokens: Tokens) -> Default:
     sign = ""
-    while tokens.peek() in {("sign", "-"), ("sign", "+")}:
+    if tokens.peek() in {("sign", "-"), ("sign", "+")} and tokens.peek(1)[0] == "number":
         sign = tokens.next()[1].replace("+", "")
     kind, text = tokens.peek()
     if kind in {"string", "number"}:
         tokens.next()
-        return Default("literal", sign + text)
+        return Default("literal", sign + text, kind == "number")
     if kind == "hex":
         tokens.next()
         return Default("literal", bytes.fromhex(text if len(text) % 2 == 0 else "0" + text))

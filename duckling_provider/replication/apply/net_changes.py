@@ -76,10 +76,15 @@ class _Keyed(Pending):
         self._large = [columns.index(c.name) for c in state.table.columns if c.data_type in _LARGE]
         #: Key -> the row as it is now, None when it is gone.
         self._net: dict[Any, tuple[Any, ...] | None] = {}
+        self._dates = [place for place, column in zip(places, self._key, strict=True) if column.data_type in DATES]
+        #: Rows whose key has a date that no calendar has: all such dates are NULL here, so these have no key.
+        self._without_key = _Keyless(state, columns, where)
 
     def add(self, change: RowChange) -> int:
         before, after = change.before, change.after
         self.changes += 1
+        if self._dates:
+            before, after = self._keyed(before, -1), self._keyed(after, 1)
         if before is not None:
             self._net[self._key_of(before)] = None
         if after is None:
@@ -92,16 +97,27 @@ class _Keyed(Pending):
                 size += len(value)
         return size
 
+    def _keyed(self, row: tuple[Any, ...] | None, count: int) -> tuple[Any, ...] | None:
+        """The row, unless it has no key here: then it is counted."""
+        if row is None or all(row[place] is not ZERO_DATE for place in self._dates):
+            return row
+        self._without_key.count(row, count)
+        return None
+
     def write(self, connection: DuckDBPyConnection, table: str) -> int:
+        zeros = self._write_keyed(connection, table) if self._net else 0
+        if self._without_key.changes:
+            zeros += self._without_key.write(connection, table)
+            self._without_key.clear()
+        return zeros
+
+    def _write_keyed(self, connection: DuckDBPyConnection, table: str) -> int:
         touched: Any = list(self._net)
         lanes = [touched] if self._single else list(zip(*touched, strict=True))
         keys, _ = _arrow(table, self._key, lanes)
         rows = [row for row in self._net.values() if row is not None]
-        # Zero dates are NULL here, and NULL equals nothing.
         same = " AND ".join(
-            f"t.{quote(column.name)} {'IS NOT DISTINCT FROM' if column.data_type in DATES else '='} "
-            f"{value_of(column, place)}"
-            for place, column in enumerate(self._key)
+            f"t.{quote(column.name)} = {value_of(column, place)}" for place, column in enumerate(self._key)
         )
         zeros = 0
         inserted = None
@@ -141,6 +157,11 @@ class _Keyless(Pending):
             size = sum(len(value) for value in row if isinstance(value, (str, bytes)))
         return size
 
+    def count(self, row: tuple[Any, ...], more: int) -> None:
+        """As many more of such a row; a negative number for fewer."""
+        self.changes += 1
+        self._net[self._decoded(row, count=more > 0)] += more
+
     def _decoded(self, row: tuple[Any, ...], *, count: bool) -> tuple[Any, ...]:
         values = []
         for place, decode, dates in self._decoders:
@@ -157,27 +178,33 @@ class _Keyless(Pending):
         names = [quote(column.name) for column in self._table]
         gone = {row: -count for row, count in self._net.items() if count < 0}
         come = [row for row, count in self._net.items() for _ in range(count)]
-        new = arrow_decoded(table, self._table, list(zip(*come, strict=True))) if come else None
+        if come:  # what can't be held is found before anything is written
+            arrow_decoded(table, self._table, list(zip(*dict.fromkeys(come), strict=True)))
         if gone:
             old = arrow_decoded(table, self._table, list(zip(*gone, strict=True)))
-            old = old.append_column("n", pa.array(gone.values(), pa.int64()))
             old = old.append_column("i", pa.array(range(len(gone)), pa.int64()))
             same = " AND ".join(
                 f"t.{name} IS NOT DISTINCT FROM {value_of(column, place)}"
                 for place, (name, column) in enumerate(zip(names, self._table, strict=True))
             )
             with registered(connection, KEYS, old):
-                # Of equal rows exactly as many as are gone.
-                found = connection.execute(
-                    f"DELETE FROM {table} WHERE rowid IN (SELECT r FROM (SELECT t.rowid AS r, c.n AS n, "
-                    f"row_number() OVER (PARTITION BY c.i) AS k FROM {table} AS t JOIN {KEYS} AS c ON {same}) "
-                    "WHERE k <= n)"
-                ).fetchone()
-            missing = sum(gone.values()) - int(found[0] if found else 0)
+                # DuckDB can't delete some of equal rows only: all go, and those that are too many come again.
+                there = connection.execute(
+                    f"SELECT c.i, count(*) FROM {table} AS t JOIN {KEYS} AS c ON {same} GROUP BY c.i"
+                ).fetchall()
+                connection.execute(f"DELETE FROM {table} AS t USING {KEYS} AS c WHERE {same}")
+            found = 0
+            rows = list(gone)
+            for place, count in there:
+                row = rows[place]
+                found += min(count, gone[row])
+                come += [row] * (count - gone[row])
+            missing = sum(gone.values()) - found
             if missing:
                 # Not an error of this batch: whatever is wrong is put right by the copy.
                 raise NotFollowedError(table, f"{missing} rows that MySQL deleted or changed were not in the replica")
-        if new is not None:
+        if come:
+            new = arrow_decoded(table, self._table, list(zip(*come, strict=True)))
             _insert(connection, table, self._table, new)
         zeros, self._zeros = self._zeros, 0
         return zeros

@@ -17,17 +17,24 @@ _TOKEN = re.compile(
     |(?P<sign>.)""",
     re.VERBOSE | re.DOTALL,
 )
+#: The same where sql_mode has NO_BACKSLASH_ESCAPES.
+_PLAIN_TOKEN = re.compile(_TOKEN.pattern.replace(r"\\]|", "]|").replace(r"|\\.)", ")"), re.VERBOSE | re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "Z": "\x1a", "b": "\b"}
 
 Token: TypeAlias = tuple[str, str]
-"""(kind, text): "name" for what is in backticks, "word", "string", "hex", "bits", "number", "sign", "end"."""
+"""(kind, text): "name" for what is in backticks, "word", "string", "introduced" for a text in a character set of its
+own, "hex", "bits", "number", "sign", "end"."""
 
 END: Token = ("end", "")
 
 
-def tokenize(statement: str) -> list[Token]:
+def tokenize(statement: str, *, escapes: bool = True) -> list[Token]:
+    """The words of `statement`, without comments.
+
+    :param escapes: whether backslashes mean anything: not so in NO_BACKSLASH_ESCAPES.
+    """
     found: list[Token] = []
-    for match in _TOKEN.finditer(statement):
+    for match in (_TOKEN if escapes else _PLAIN_TOKEN).finditer(statement):
         kind = match.lastgroup or ""
         if kind == "space":
             continue
@@ -36,11 +43,11 @@ def tokenize(statement: str) -> list[Token]:
             text = text.replace("``", "`")
         elif kind == "string":
             prefix = (match["prefix"] or "").lower()
-            kind = {"x": "hex", "b": "bits"}.get(prefix, "string")
+            kind = {"x": "hex", "b": "bits", "": "string"}.get(prefix, "introduced")
             quote = text[0]
             text = re.sub(
-                rf"\\(.)|{quote}{quote}",
-                lambda m, q=quote: q if m[1] is None else _ESCAPES.get(m[1], m[1]),
+                rf"\\(.)|{quote}{quote}" if escapes else quote + quote,
+                lambda m, q=quote: q if m[0] == q + q else _ESCAPES.get(m[1], m[1]),
                 text[1:-1],
                 flags=re.DOTALL,
             )
@@ -70,6 +77,11 @@ class Tokens:
         token = self.peek()
         self._at += 1
         return token
+
+    def rest(self) -> list[Token]:
+        """All that is left."""
+        left, self._at = self._tokens[self._at :], len(self._tokens)
+        return left
 
     @property
     def done(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from duckling_provider.replication.model.tables import Column, Table
@@ -14,6 +14,8 @@ class Default:
 
     kind: Literal["none", "literal", "expression"] = "none"
     value: str | bytes | None = None
+    #: A literal without quotes, by its sign, digits, point and exponent.
+    number: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class RenameTable:
 
 @dataclass(frozen=True)
 class AddColumn:
-    """:param if_not_exists: nothing happens when there is one of that name."""
+    """:param if_not_exists: nothing happens when there is one of that name.
+    :param explicit_null: its text says NULL, which for a TIMESTAMP is not what saying nothing means.
+    """
 
     name: str
     column: Column
     default: Default = Default()
     if_not_exists: bool = False
+    explicit_null: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class ChangeColumn:
     if_exists: bool = False
     #: The column's own text said which character set it has, rather than the table's or database's default.
     explicit_charset: bool = False
+    #: It numbers rows by itself: those that have 0 there get a number.
+    auto_increment: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.rows import TableMap, UndecodableError, parse_table_map, read_rows, table_name
+from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.mysql.source import Source
 
@@ -21,6 +22,8 @@ _INSERTS, _UPDATES, _DELETES = {23, 30, 166, 169}, {24, 31, 167, 170}, {25, 32, 
 _ROWS = _INSERTS | _UPDATES | _DELETES
 _ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
 _PARTIAL_UPDATE = 39
+#: LOAD DATA as a statement: a query with more of a head, whose data other events have brought.
+_LOAD_QUERY, _LOAD_QUERY_MORE = 18, 13
 #: A flag of row events.
 _NO_FOREIGN_KEY_CHECKS = 2
 
@@ -30,7 +33,6 @@ _STANDALONE, _GROUP_COMMIT, _XA = 1, 2, 64 | 128
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 _COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
 _WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
-_DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "WITH"})
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
 
 #: The first column of a sequence, which MariaDB writes to the binlog as if it were a table.
@@ -42,21 +44,17 @@ _SKIPS_BETWEEN_PAUSES = 5000
 
 @dataclass(frozen=True)
 class ForeignSchemaChange(SchemaChange):
-    """A DDL statement given while `schema` was the current database: names without one mean that."""
+    """A statement given while `schema` was the current database: names without one mean that."""
 
     schema: str = ""
 
 
 @dataclass(frozen=True)
 class Unfollowed:
-    """What happened to `tables` can't be told from the binlog; they need a new copy.
-
-    :param tables: None for every table whose name occurs in `statement`.
-    """
+    """What happened to `tables` can't be told from the binlog; they need a new copy."""
 
     note: str
-    tables: tuple[str, ...] | None = None
-    statement: str = ""
+    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,7 @@ class BinlogStream:
             self._gtids.give_up()
         elif kind == dump.XID:
             yield self._commit(raw)
-        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED}:
+        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, _LOAD_QUERY}:
             yield from self._query(raw)
         elif kind == dump.XA_PREPARE:
             if not body[0] and self._touched:
@@ -259,7 +257,7 @@ class BinlogStream:
 
     def _query(self, raw: RawEvent) -> Iterator[StreamEvent]:
         body = raw.body
-        start = 13 + int.from_bytes(body[11:13], "little")
+        start = 13 + int.from_bytes(body[11:13], "little") + (_LOAD_QUERY_MORE if raw.kind == _LOAD_QUERY else 0)
         schema = body[start : start + body[8]].decode(errors="replace")
         start += body[8] + 1
         text = dump.uncompress(body, start) if raw.kind == dump.QUERY_COMPRESSED else body[start:]
@@ -277,22 +275,24 @@ class BinlogStream:
         elif word in {"SAVEPOINT", "RELEASE"} or (word == "XA" and self._open):
             pass
         else:
-            concerns = schema == self._database or self._database in statement
-            if word in _DML and concerns:
-                yield self._begin()
-                yield Unfollowed("changed by a statement: binlog_format was not ROW", None, statement)
-            elif word in _DDL and concerns and not self._announced:
-                # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
-                position = self.position if self._open else self._advance(raw)
-                if schema == self._database:
-                    yield SchemaChange(statement, position, raw.timestamp)
-                else:
-                    yield ForeignSchemaChange(statement, position, raw.timestamp, schema)
+            concerns = schema == self._database or fold(self._database) in fold(statement.replace("``", "`"))
+            if concerns and not self._announced:
+                if word not in _DDL:
+                    yield self._begin()
+                yield self._as_statement(statement, schema, raw)
                 if not self._open:
                     self._touched.clear()
+                    self._told = False
                 return
             if not self._open:
                 yield self._commit(raw)
+
+    def _as_statement(self, statement: str, schema: str, raw: RawEvent) -> SchemaChange:
+        # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
+        position = self.position if self._open else self._advance(raw)
+        if schema == self._database:
+            return SchemaChange(statement, position, raw.timestamp, self._open)
+        return ForeignSchemaChange(statement, position, raw.timestamp, self._open, schema)
 
     def _commit(self, raw: RawEvent) -> Commit:
         self._open = self._told = False

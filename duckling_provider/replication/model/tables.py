@@ -92,11 +92,16 @@ class RowChange:
 
 @dataclass(frozen=True)
 class SchemaChange:
-    """A DDL statement of the mirrored database. `position` is its end: it is a transaction of its own."""
+    """A statement of DDL, or of what else the binlog has as text; the mirrored database was the current one.
+
+    :param position: its end, when it is a transaction of its own.
+    :param inside: it is part of a transaction that goes on, and `position` is where that begins.
+    """
 
     statement: str
     position: Position
     timestamp: float
+    inside: bool = False
 
 
 @dataclass(frozen=True)
