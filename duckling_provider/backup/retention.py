@@ -4,7 +4,7 @@ Three rules: only exact names of this database's backups count; a backup goes wh
 newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
 
 What a killed upload left in the store goes too: an unfinished upload that was not continued by the time a newer backup
-is complete, and a ``.mac`` whose object never came.
+is complete, and a ``.mac`` whose object never came. So does what a killed restore to elsewhere left on the disk.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
@@ -23,6 +24,7 @@ from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFound
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.replica.downloads import clear_downloads
 from duckling_provider.stores.store import BackupSource, Store, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
@@ -75,6 +77,8 @@ class CleanupResult:
     uploads_aborted: int
     dry_run: bool
     notes: tuple[str, ...] = ()
+    #: Plain text that killed restores to elsewhere had left.
+    downloads_removed: tuple[Path, ...] = ()
 
 
 def clean_up(
@@ -98,6 +102,7 @@ def clean_up(
     notes = date_faults(found_here, now=now, url=local.url)
     local_plan = plan_retention(found_here, now=now, keep_days=database.local_retention_days)
     deleted, busy = [], []
+    downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
     for backup in local_plan.delete:
         control.check()
         try:
@@ -140,6 +145,7 @@ def clean_up(
         s3_kept=s3_kept,
         busy=tuple(busy),
         uploads_aborted=aborted,
+        downloads_removed=downloads,
         dry_run=dry_run,
         notes=tuple(notes),
     )

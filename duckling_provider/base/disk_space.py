@@ -23,13 +23,20 @@ def require_space(folder: Path, needed: int, *, subject: str, purpose: str) -> N
     free = shutil.disk_usage(folder).free
     if free < needed + MARGIN:
         raise NoSpaceError(
-            f"no space left for {purpose}: {needed} bytes ({human_bytes(needed)}) are needed in {folder}, "
-            f"{free} bytes ({human_bytes(free)}) are free",
+            f"no space left for {purpose} in {folder}: {room(needed, free)}",
             needed=needed,
             free=free,
             subject=subject,
-            hint="Make room there; nothing was written.",
+            hint=f"Make room for {human_bytes(needed + MARGIN - free)} there; nothing was written.",
         )
+
+
+def room(needed: int, free: int) -> str:
+    """``"24.0 MiB needed (8.0 MiB for the file + 16.0 MiB margin), 12.0 MiB free"``; both in bytes."""
+    return (
+        f"{human_bytes(needed + MARGIN)} needed ({human_bytes(needed)} for the file + {human_bytes(MARGIN)} margin), "
+        f"{human_bytes(free)} free"
+    )
 
 
 @contextlib.contextmanager
@@ -42,7 +49,7 @@ def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
             free = shutil.disk_usage(folder).free
             raise NoSpaceError(
                 f"the disk filled up while writing to {folder} ({error.strerror}): "
-                f"{needed} bytes are needed, {free} are free now",
+                f"{human_bytes(needed)} are needed, {human_bytes(free)} are free now",
                 needed=needed,
                 free=free,
                 subject=subject,
