@@ -234,6 +234,9 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProbl
             hint = f'Write it as "{data.name}/{printable(path.name) or "x.db"}", or as an absolute path.'
             resolved = printable(str(path), limit=1000)
             report.error("duckdbPath", f"resolves to {resolved}, which is outside DATA_PATH ({data})", hint=hint)
+    if "?" in str(path.parent) or "\\" in str(path):
+        cause = "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere"
+        report.error("duckdbPath", cause, hint="Rename the folder or the file.")
     if text.endswith("/"):
         report.error("duckdbPath", "names a folder; expected the replica file")
     if path == settings.databases_file:

@@ -963,6 +963,24 @@ def test_the_old_file_is_kept_with_its_log_and_both_open(
     assert query_replica(result.kept, COUNT) == [[30, 10]]
 
 
+def test_a_question_mark_in_the_name_loses_no_row(make_site: Callable[..., Site], query_replica: Any, files: Files):
+    """DuckDB's log of what?.db is what.wal?.db."""
+    site = make_site()
+    database = site.database(duckdbPath="data/what?.db")
+    replica, wal = site.folder / "what?.db", site.folder / "what.wal?.db"
+    replica.write_bytes(files.old["v1.5.0"])
+    wal.write_bytes(files.old_wal["v1.5.0"])
+    snapshot = take_snapshot(database)
+    assert query_replica(snapshot.path, COUNT) == [[30, 10]]
+
+    replica.write_bytes(files.old["v1.5.0"])
+    wal.write_bytes(files.old_wal["v1.5.0"])
+    result = restore_backup(database, site.bucket(), keep_old=True, wait=0)
+    assert (replica.read_bytes(), wal.exists()) == (site.good, False)
+    assert query_replica(result.kept, COUNT) == [[30, 10]]
+    assert query_replica(replica, COUNT) == [[50, 0]]
+
+
 def test_who_could_use_the_old_file_can_use_the_new_one(make_site: Callable[..., Site]):
     site = make_site()
     site.replica.chmod(0o640)

@@ -481,6 +481,20 @@ def test_an_absolute_path_may_lie_anywhere_and_its_links_stay(site: Site, tmp_pa
         ("data/x.db/", "names a folder; expected the replica file"),
         ("data/databases.json", "is the configuration file itself"),
         ("data/backups/production/x.db", "lies in {data}/backups/production, where old backups are deleted"),
+        (
+            "data/a?b/x.db",
+            (
+                "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere. "
+                "Rename the folder or the file."
+            ),
+        ),
+        (
+            "data/x\\y.db",
+            (
+                "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere. "
+                "Rename the folder or the file."
+            ),
+        ),
         ("data/x\x00.db", "holds a control character"),
         (" data/x.db", "white space at its ends"),
     ],
