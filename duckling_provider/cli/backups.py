@@ -23,19 +23,38 @@ if TYPE_CHECKING:
     _Row: TypeAlias = tuple[ListedBackup, str, bool]
 
 
-def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = False) -> None:
+def backup(
+    context: typer.Context,
+    id: Id,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the upload that a killed or failed backup had begun.")
+    ] = False,
+    wait: Wait = 60.0,
+    as_json: Json = False,
+) -> None:
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
-    from duckling_provider.backup.upload import back_up
+    from duckling_provider.backup.upload import back_up, interrupted_upload
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.store(database)
-    with session.control() as control:
-        done = back_up(database, store, control=control, owner="duckling backup", wait=wait)
+    go_on = f"duckling backup {id} --resume goes on where it stopped."
+    if store is not None and not resume and (left := interrupted_upload(database)) is not None:
+        session.terminal.note(f"the upload of {left.filename} was interrupted: {go_on}")
+    try:
+        with session.control() as control:
+            done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
+    except DucklingError as error:
+        if store is not None and error.retryable and interrupted_upload(database) is not None:
+            error.hint = f"{error.hint} {go_on[0].upper()}{go_on[1:]}" if error.hint else go_on
+        raise
+    if resume and not done.resumed:
+        session.terminal.note("there was nothing to go on with, so this is a new backup")
     snapshot, upload = done.snapshot, done.upload
     if session.terminal.json:
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
+        facts |= {"resumed": done.resumed} if resume else {}
         failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
         notes = {"warnings": list(done.notes)} if done.notes else {}
         session.terminal.document({"success": True, **key, **facts, **failed, **notes})

@@ -328,6 +328,18 @@ def _closed_port() -> int:
         return port
 
 
+def test_an_interrupted_backup_is_offered_to_be_gone_on_with(duckling, site):
+    first = duckling("backup", "production", "--json").json
+    site.server.client().delete_object(Bucket=site.bucket, Key=first["key"])
+    log = (site.backups / first["filename"]).with_suffix(".upload")
+    log.touch(mode=0o600)
+    resumed = duckling("backup", "production", "--resume", "--json").json
+    assert (resumed["resumed"], resumed["key"]) == (True, first["key"])
+    log.touch(mode=0o600)
+    offered = duckling("backup", "production")
+    assert (offered.code, "duckling backup production --resume goes on" in offered.err) == (0, True)
+
+
 # ---- restoring by hand -------------------------------------------------------------------------------------
 
 
