@@ -20,6 +20,7 @@ from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
@@ -94,9 +95,16 @@ def clean_up(
     :param store: the database's store, None when it has none.
     :param now: the clock, for tests.
     :raises StoreError: when the store refuses.
+    :raises FileSystemError: when the operating system does.
     """
-    now = now or datetime.now(timezone.utc)
-    control = control or Control()
+    with disk_errors(database.backup_path, subject=database.id):
+        moment = now or datetime.now(timezone.utc)
+        return _clean_up(database, store, dry_run=dry_run, now=moment, control=control or Control())
+
+
+def _clean_up(
+    database: Database, store: Store | None, *, dry_run: bool, now: datetime, control: Control
+) -> CleanupResult:
     local = LocalBackups(database)
     found_here = list_backups(local)
     notes = date_faults(found_here, now=now, url=local.url)

@@ -18,6 +18,7 @@ from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_fo
 from duckling_provider.backup.upload_body import SnapshotBody
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import CancelledError, DamagedError, DucklingError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
@@ -58,7 +59,10 @@ def upload_snapshot(
     started = time.monotonic()
     key = store.prefix + snapshot.filename
     log.info("%s%s: %s", store.url, key, _encryption(database, store))
-    with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
+    with (
+        disk_errors(snapshot.path.parent, subject=database.id),
+        FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control),
+    ):
         snapshot = sealed_for(database, snapshot, control=control)
         if not _is_there(database, store, key, snapshot):
             control.begin("upload", snapshot.plan.size)

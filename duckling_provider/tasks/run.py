@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import DucklingError, ErrorRecord
 from duckling_provider.base.ownership import as_owner_of
 from duckling_provider.hooks.duckling import DucklingHook
@@ -70,7 +71,8 @@ class CoreTask:
             try:
                 database = DucklingHook(self.database_id).database
                 database.require_host()
-                with as_owner_of(*database.places):
+                # What the core lets through, so that the run's page can tell it too.
+                with as_owner_of(*database.places), disk_errors(database.backup_path, subject=database.id):
                     yield control
             except DucklingError as error:
                 # Lines of their own, because the log view cuts off a long exception.
