@@ -361,17 +361,23 @@ def _encrypted(
     return StoredBackup(stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None)
 
 
-def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:
-    """The file's size, from the object's; metadata, where there is any, must agree."""
+def size_fault(stored: StoredObject, *, lead: int) -> str:
+    """How the object's size contradicts its metadata; empty where it does not, or there is nothing to compare.
+
+    :param lead: bytes that the object has before those of the file.
+    """
     size = stored.size - lead
     claimed = stored.metadata.get("duckling-size")
-    if claimed is not None and claimed != str(size):
+    return "" if claimed is None or claimed == str(size) else f"it holds {size} bytes of a file that had {claimed}"
+
+
+def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:
+    """The file's size, from the object's; metadata, where there is any, must agree."""
+    if fault := size_fault(stored, lead=lead):
         raise IntegrityError(
-            f"it holds {size} bytes of a file that had {claimed}",
-            subject=subject,
-            hint="It was truncated or extended after the upload; use another backup.",
+            fault, subject=subject, hint="It was truncated or extended after the upload; use another backup."
         )
-    return size
+    return stored.size - lead
 
 
 def _read_mac(store: BackupSource, key: str) -> bytes | None:

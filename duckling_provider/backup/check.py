@@ -1,4 +1,7 @@
-"""Would a backup and a restore work right now? Each step is tried for real and says what is missing."""
+"""Would a backup and a restore work right now? Each step is tried for real and says what is missing.
+
+And are the backups that are listed still as large as they were made?
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,35 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.backup_object import list_backups, size_fault
+from duckling_provider.backup.crypto import IV_BYTES
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import date_faults
+from duckling_provider.backup.names import ListedBackup, date_faults
 from duckling_provider.base.disk_space import require_space
-from duckling_provider.base.errors import DucklingError, FileSystemError, ReplicaError, WrongHostError
+from duckling_provider.base.errors import (
+    DamagedError,
+    DucklingError,
+    FileSystemError,
+    NotFoundError,
+    ReplicaError,
+    WrongHostError,
+)
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
+from duckling_provider.config.s3 import CLIENT
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
 from duckling_provider.stores.store import BackupSource, Store
+
+#: Objects that are asked for at the same time.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -111,3 +127,29 @@ def _folder(database: Database) -> str:
         if place.exists():
             require_space(place, needed, subject=database.id, purpose=purpose)
     return f"{folder}, {human_bytes(shutil.disk_usage(existing).free)} free"
+
+
+def size_faults(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, str], DucklingError | None]:
+    """Why listed backups can't be whole, by key: they have another size than was recorded when they were made.
+
+    One request for each backup.
+
+    :returns: the faults; and why the size of some could not be compared, None when all could be.
+    """
+
+    def look(backup: ListedBackup) -> tuple[str, DucklingError | None]:
+        try:
+            stored = store.head(backup.key)
+            encrypted = stored.metadata.get("duckling-mode", store.mode) == CLIENT
+            return size_fault(stored, lead=IV_BYTES if encrypted else 0), None
+        except NotFoundError:
+            return "", None  # deleted since it was listed
+        except DamagedError as error:
+            return error.cause, None
+        except DucklingError as error:
+            return "", error
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = list(pool.map(look, backups))
+    faults = {backup.key: fault for backup, (fault, _) in zip(backups, found, strict=True) if fault}
+    return faults, next((error for _, error in found if error is not None), None)

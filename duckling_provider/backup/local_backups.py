@@ -4,16 +4,19 @@ one in S3.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import BinaryIO
 
 from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.names import ListedBackup, parse_name
 from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import BusyError
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource, Store, StoredObject
@@ -48,24 +51,31 @@ class LocalBackups:
         return f"{self._database.backup_path}/"
 
     def _snapshot(self, key: str) -> Snapshot:
-        return find_snapshot(self._database, key)
+        with self._errors():
+            return find_snapshot(self._database, key)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors(self._database.backup_path, subject=self._database.id)
 
     def under(self, control: Control) -> LocalBackups:
         return self
 
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
         # A reader's buffering would read ahead of what the caller asks for; ranges are read once and whole.
-        file = self._snapshot(key).path.open("rb", buffering=0)
-        fcntl.flock(file, fcntl.LOCK_SH)
-        file.seek(start)
+        path = self._snapshot(key).path
+        with self._errors():
+            file = path.open("rb", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            file.seek(start)
         return file
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         folder = self._database.backup_dir
-        try:
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:
-            return
+        with self._errors():
+            try:
+                names = sorted(os.listdir(folder))
+            except FileNotFoundError:
+                return
         for name in names:
             path = folder / name
             if name.startswith(prefix) and parse_name(name) is not None and sidecar_of(path).exists():
@@ -76,7 +86,11 @@ class LocalBackups:
         """:raises BusyError: while it is being uploaded or restored."""
         if parse_name(key) is None:
             return  # no file of another name is a backup
-        path = self._database.backup_dir / key
+        with self._errors():
+            self._delete(self._database.backup_dir / key)
+
+    @staticmethod
+    def _delete(path: Path) -> None:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 
 from duckling_provider.base.errors import NotFoundError, RequestError
 from duckling_provider.base.moments import iso
+from duckling_provider.base.strict_json import printable
 from duckling_provider.base.units import span
 
 MAC_SUFFIX = ".mac"
@@ -123,6 +124,13 @@ def checked_key(prefix: str, key: str) -> str:
     :raises RequestError: when it leaves the prefix, or does not look like a backup's key.
     """
     full = prefix + key if parse_name(key) is not None else key
+    if key and not full.startswith(prefix) and not set(key) & set("/\\") and ".." not in key:
+        # A file name, and not another place: the advice is about the name.
+        raise RequestError(
+            "this is no backup's file name",
+            subject=printable(key),
+            hint=f"{_name_advice(key)} duckling list shows all.",
+        )
     inside = full.startswith(prefix) and ".." not in full and "//" not in "/" + full[len(prefix) :] and "\\" not in full
     if not inside or any(ord(c) < 32 or ord(c) == 127 for c in full):
         raise RequestError(
@@ -133,6 +141,15 @@ def checked_key(prefix: str, key: str) -> str:
     if full == prefix or full.endswith((MAC_SUFFIX, "/")):
         raise RequestError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
     return full
+
+
+def _name_advice(key: str) -> str:
+    """What a mistyped file name should have been."""
+    if key.lower() == LATEST:
+        return f"For the newest backup, write {LATEST}."
+    stamp = key.removeprefix("backup-").partition(".")[0]
+    meant = backup_name(stamp)
+    return f"Perhaps {meant}?" if parse_name(meant) else "They look like backup-2025-03-01T14-32-11-482Z.db."
 
 
 def choose(

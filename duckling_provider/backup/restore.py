@@ -10,53 +10,48 @@ or completed by the next access.
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import logging
 import os
-import secrets
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.names import LATEST
+from duckling_provider.backup.names import LATEST, parse_name
 from duckling_provider.backup.pipeline import DurableWriter
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.disk_space import disk_errors, require_space
-from duckling_provider.base.durable_files import (
-    make_folder,
-    partial_file,
-    remove_unless_locked,
-    sync_folder,
-    write_durably,
-)
+from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
+from duckling_provider.base.durable_files import sync_folder
 from duckling_provider.base.errors import (
     BusyError,
     DamagedError,
+    DucklingError,
     IntegrityError,
+    NotFoundError,
     ReplicaError,
     RequestError,
+    WrongKeyError,
 )
 from duckling_provider.base.moments import stamp_of
-from duckling_provider.base.state_files import create_state, read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
-from duckling_provider.replica.locks import place_hold, read_hold, release_hold
+from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
 from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
 
-#: What link(2) says on file systems without hard links (SMB, some FUSE ones).
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+#: What a damaged backup raises: its object does, or its sidecar.
+_DAMAGE = (IntegrityError, DamagedError)
 
-#: How names of the notes of downloads begin, in the folder of the local backups.
-_NOTE_PREFIX = "restoring-"
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +76,38 @@ class RestoreResult:
     key_fingerprint: str | None = None
 
 
+@dataclass(frozen=True)
+class RestorePlan:
+    """What a restore would do. Sizes in bytes, moments aware.
+
+    `created` is the moment in the backup's name, None where it has none; `needed` (the file and the margin) is asked
+    of the file system that has `free`. `holder` is who keeps the replica from being replaced now, None: no process.
+    `old_size` and `old_written` are of the file that would be replaced, None where there is none.
+    """
+
+    backup: StoredBackup
+    target: Path
+    created: datetime | None
+    needed: int
+    free: int
+    holder: str | None
+    old_size: int | None = None
+    old_written: datetime | None = None
+
+    @property
+    def margin(self) -> int:
+        return self.needed - self.backup.size
+
+    @property
+    def newer_by(self) -> float:
+        """Seconds for which the replica was written after the backup was made; 0 when it was not, as far as one can
+        tell.
+        """
+        if self.old_written is None or self.created is None:
+            return 0.0
+        return max(0.0, (self.old_written - self.created).total_seconds())
+
+
 def restore_backup(
     database: Database,
     store: BackupSource,
@@ -89,6 +116,7 @@ def restore_backup(
     before: datetime | None = None,
     to: Path | None = None,
     keep_old: bool = False,
+    fallback: bool = False,
     control: Control | None = None,
     owner: str = "",
     wait: float = 60.0,
@@ -100,6 +128,8 @@ def restore_backup(
     :param before: with ``latest``: the newest backup made before that time.
     :param to: a path that does not exist yet; the replica is not touched then.
     :param keep_old: leave the old file and its write-ahead log beside the new one.
+    :param fallback: where the backup is damaged, take the newest older one that is not; each one that is passed over is
+        logged.
     :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
         duration.
     :param wait: seconds to wait for the process that holds or writes the replica.
@@ -109,7 +139,7 @@ def restore_backup(
     store = store.under(control)
     started = time.monotonic()
     if to is not None:
-        backup = _restore_elsewhere(database, store, key, before, to, control)
+        backup = _restore_elsewhere(database, store, key, before, to, control, fallback=fallback)
         return _result(backup, started, to, None)
     replica = Path(os.path.realpath(database.replica))
     with disk_errors(replica.parent, subject=database.id, needed=0):
@@ -121,8 +151,15 @@ def restore_backup(
             # restore.
             with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
-        backup = identify_backup(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
-        with _download(database, store, backup, replica, control) as new:
+        with contextlib.ExitStack() as stack:
+            backup, new = _first_sound(
+                database,
+                store,
+                key,
+                before=before,
+                fallback=fallback,
+                use=lambda found: (found, stack.enter_context(_download(database, store, found, replica, control))),
+            )
             with (
                 replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
                 _writers_kept_out(replica, database, wait=wait, control=control),
@@ -130,7 +167,7 @@ def restore_backup(
                 disk_errors(replica.parent, subject=database.id, needed=backup.size),
             ):
                 control.check()
-                _inherit_permissions(replica, new)
+                inherit_permissions(replica, new)
                 keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
                 kept = replace_replica(new, database.replica, keep_as=keep_as)
     return _result(backup, started, replica, kept)
@@ -141,9 +178,103 @@ def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | N
     return RestoreResult(backup.key, backup.size, took, replaced, kept, backup.key_fingerprint)
 
 
-def _restore_elsewhere(
-    database: Database, store: BackupSource, key: str, before: datetime | None, to: Path, control: Control
-) -> StoredBackup:
+def plan_restore(
+    database: Database,
+    store: BackupSource,
+    key: str = LATEST,
+    *,
+    before: datetime | None = None,
+    to: Path | None = None,
+    fallback: bool = False,
+) -> RestorePlan:
+    """What `restore_backup` with the same arguments would do; nothing is written. Raises as it does.
+
+    The backup's head, ``.mac`` and first bytes are looked at; whether all of it is sound shows in the download.
+    """
+    if to is None:
+        target = Path(os.path.realpath(database.replica))
+    else:
+        _require_new_path(database, to)
+        target = to
+    backup = _first_sound(database, store, key, before=before, fallback=fallback, use=lambda found: found)
+    existing = target.parent
+    while not existing.exists():
+        existing = existing.parent
+    old = target.stat() if to is None and target.exists() else None
+    written = None
+    if old is not None:
+        last = max([old.st_mtime, *(path.stat().st_mtime for path in wal_files(database.replica))])
+        written = datetime.fromtimestamp(last, timezone.utc)
+    return RestorePlan(
+        backup=backup,
+        target=target,
+        created=parse_name(backup.key.rpartition("/")[2]),
+        needed=backup.size + MARGIN,
+        free=shutil.disk_usage(existing).free,
+        holder=holder_of(target) if to is None else None,
+        old_size=old.st_size if old is not None else None,
+        old_written=written,
+    )
+
+
+def _first_sound(
+    database: Database,
+    store: BackupSource,
+    key: str,
+    *,
+    before: datetime | None,
+    fallback: bool,
+    use: Callable[[StoredBackup], Result],
+) -> Result:
+    """What `use` makes of the backup that is meant, or with `fallback` of the newest older one that is not damaged.
+
+    :param use: may read the backup, and raises `IntegrityError` or `DamagedError` when it is damaged.
+    :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
+    """
+    key, chosen = resolve(database, store, key, before=before), key != LATEST
+    while True:
+        try:
+            return use(identify_backup(database, store, key, chosen=chosen))
+        except _DAMAGE as error:
+            # A key that is proven to be another one is no damage: with the right one, the backup is good.
+            goes_on = fallback and not isinstance(error, WrongKeyError)
+            older = _next_whole(database, store, key, strict=goes_on)
+            if older is None:
+                raise
+            if not goes_on:
+                name = older.rpartition("/")[2]
+                advice = (
+                    f"The next older backup that looks whole is {name}: name it, or add --fallback (conf: fallback)."
+                )
+                error.hint = f"{error.hint} {advice}" if error.hint else advice
+                raise
+            log.warning("passed over, since it is damaged: %s", error.what)
+            key, chosen = older, False
+
+
+def _next_whole(database: Database, store: BackupSource, key: str, *, strict: bool) -> str | None:
+    """The newest backup older than `key` whose head, ``.mac`` and first bytes are as they should be.
+
+    :param strict: whether an error in looking is raised; otherwise it counts as "there is none".
+    """
+    while (created := parse_name(key.rpartition("/")[2])) is not None:
+        try:
+            key = resolve(database, store, LATEST, before=created)
+            identify_backup(database, store, key)
+        except NotFoundError:
+            return None
+        except _DAMAGE:
+            continue
+        except DucklingError:
+            if strict:
+                raise
+            return None
+        return key
+    return None
+
+
+def _require_new_path(database: Database, to: Path) -> None:
+    """:raises RequestError: a restore to elsewhere can't make a new file at `to`."""
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
@@ -156,13 +287,31 @@ def _restore_elsewhere(
         )
     if not to.parent.is_dir():
         raise RequestError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
-    backup = identify_backup(database, store, resolve(database, store, key, before=before), chosen=key != LATEST)
-    with (
-        _download(database, store, backup, to, control) as new,
-        disk_errors(to.parent, subject=database.id, needed=backup.size),
-    ):
-        _give_name(new, to)
-        sync_folder(to.parent)
+
+
+def _restore_elsewhere(
+    database: Database,
+    store: BackupSource,
+    key: str,
+    before: datetime | None,
+    to: Path,
+    control: Control,
+    *,
+    fallback: bool,
+) -> StoredBackup:
+    _require_new_path(database, to)
+    with contextlib.ExitStack() as stack:
+        backup, new = _first_sound(
+            database,
+            store,
+            key,
+            before=before,
+            fallback=fallback,
+            use=lambda found: (found, stack.enter_context(_download(database, store, found, to, control))),
+        )
+        with disk_errors(to.parent, subject=database.id, needed=backup.size):
+            give_name(new, to)
+            sync_folder(to.parent)
     return backup
 
 
@@ -221,23 +370,12 @@ def _download(
     new = target.with_name(target.name + NEW_SUFFIX)
     require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
     with disk_errors(target.parent, subject=database.id, needed=backup.size):
-        clear_downloads(database)
-        # What a killed restore left. Nothing is ever written into a file that is there: it may be another user's.
-        remove_unless_locked(new)
-        with _noted(database, new), _unfinished(new) as fd:
+        # By its mere name: a restore to elsewhere may run on another machine than the entry's, and leaves notes there.
+        notes = database.backup_path
+        clear_downloads(notes)
+        with unfinished(new, notes=notes) as fd:
             _receive(store, backup, new, fd, control)
             yield new
-
-
-@contextlib.contextmanager
-def _unfinished(new: Path) -> Iterator[int]:
-    """`partial_file`, for one restore at a time."""
-    with contextlib.ExitStack() as stack:
-        try:
-            fd = stack.enter_context(partial_file(new))
-        except FileExistsError:
-            raise BusyError("another restore is writing it", holder="another restore", subject=str(new)) from None
-        yield fd
 
 
 def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
@@ -253,72 +391,3 @@ def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, cont
             subject=store.url + backup.key,
             hint="The replica was damaged when it was backed up; use an older backup.",
         ) from error
-
-
-def _inherit_permissions(replica: Path, new: Path) -> None:
-    """Users who could read and write the old file can read and write the new one."""
-    try:
-        old = replica.stat()
-    except FileNotFoundError:
-        return  # `new` is the folder owner's already
-    fd = os.open(new, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fchmod(fd, old.st_mode & 0o777)
-        with contextlib.suppress(PermissionError):
-            os.fchown(fd, old.st_uid, old.st_gid)
-    finally:
-        os.close(fd)
-
-
-def _give_name(new: Path, to: Path) -> None:
-    """Give a finished file the name `to`, which must be free.
-
-    :raises RequestError: it is taken.
-    """
-    try:
-        try:
-            os.link(new, to)  # unlike a rename, this fails when the name is taken
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            # The name is taken by an empty file of ours first, which the rename then replaces.
-            os.close(create_state(to))
-            os.rename(new, to)
-    except FileExistsError:
-        raise RequestError("there is a file of that name by now", subject=str(to)) from None
-
-
-@contextlib.contextmanager
-def _noted(database: Database, new: Path) -> Iterator[None]:
-    """A note of where a download is written, so that one whose process was killed is found: it is plain text."""
-    if not database.is_here:
-        yield
-        return
-    make_folder(database.backup_dir)
-    note = database.backup_dir / f"{_NOTE_PREFIX}{secrets.token_hex(4)}.json"
-    write_durably(note, json.dumps({"download": str(new.absolute())}).encode())
-    try:
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def clear_downloads(database: Database) -> int:
-    """Remove the unfinished downloads of restores whose process is gone; returns how many there were."""
-    removed = 0
-    if not database.is_here:
-        return removed
-    for note in database.backup_dir.glob(f"{_NOTE_PREFIX}*.json"):
-        try:
-            path = Path(json.loads(read_state(note))["download"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if not path.is_absolute() or not path.name.endswith(NEW_SUFFIX):
-            continue
-        if path.exists():
-            if not remove_unless_locked(path):
-                continue  # its restore is at work
-            log.warning("%s: removed the download of a restore that was interrupted", path)
-            removed += 1
-        note.unlink(missing_ok=True)
-    return removed

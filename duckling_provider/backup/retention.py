@@ -4,7 +4,7 @@ Three rules: only exact names of this database's backups count; a backup goes wh
 newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
 
 What a killed upload left in the store goes too: an unfinished upload that was not continued by the time a newer backup
-is complete, and a ``.mac`` whose object never came.
+is complete, and a ``.mac`` whose object never came. So does what a killed restore to elsewhere left on the disk.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.replica.downloads import clear_downloads
 from duckling_provider.stores.store import BackupSource, Store, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
@@ -75,6 +78,8 @@ class CleanupResult:
     uploads_aborted: int
     dry_run: bool
     notes: tuple[str, ...] = ()
+    #: Plain text that killed restores to elsewhere had left.
+    downloads_removed: tuple[Path, ...] = ()
 
 
 def clean_up(
@@ -90,14 +95,22 @@ def clean_up(
     :param store: the database's store, None when it has none.
     :param now: the clock, for tests.
     :raises StoreError: when the store refuses.
+    :raises FileSystemError: when the operating system does.
     """
-    now = now or datetime.now(timezone.utc)
-    control = control or Control()
+    with disk_errors(database.backup_path, subject=database.id):
+        moment = now or datetime.now(timezone.utc)
+        return _clean_up(database, store, dry_run=dry_run, now=moment, control=control or Control())
+
+
+def _clean_up(
+    database: Database, store: Store | None, *, dry_run: bool, now: datetime, control: Control
+) -> CleanupResult:
     local = LocalBackups(database)
     found_here = list_backups(local)
     notes = date_faults(found_here, now=now, url=local.url)
     local_plan = plan_retention(found_here, now=now, keep_days=database.local_retention_days)
     deleted, busy = [], []
+    downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
     for backup in local_plan.delete:
         control.check()
         try:
@@ -140,6 +153,7 @@ def clean_up(
         s3_kept=s3_kept,
         busy=tuple(busy),
         uploads_aborted=aborted,
+        downloads_removed=downloads,
         dry_run=dry_run,
         notes=tuple(notes),
     )

@@ -4,17 +4,21 @@ hand.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
-from duckling_provider.backup.backup_object import describe, identify_backup
+from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
+from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX
 from duckling_provider.backup.retention import CleanupResult, clean_up
-from duckling_provider.backup.snapshot import Snapshot, sealed_for, take_snapshot
+from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
 from duckling_provider.backup.upload_body import SnapshotBody
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import CancelledError, DamagedError, DucklingError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
@@ -55,7 +59,10 @@ def upload_snapshot(
     started = time.monotonic()
     key = store.prefix + snapshot.filename
     log.info("%s%s: %s", store.url, key, _encryption(database, store))
-    with FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control):
+    with (
+        disk_errors(snapshot.path.parent, subject=database.id),
+        FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control),
+    ):
         snapshot = sealed_for(database, snapshot, control=control)
         if not _is_there(database, store, key, snapshot):
             control.begin("upload", snapshot.plan.size)
@@ -178,6 +185,8 @@ class FlowResult:
     cleanup_error: DucklingError | None
     duration_ms: int
     clock_fault: str = ""
+    #: Whether it went on with what an earlier run had left.
+    resumed: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -187,18 +196,48 @@ class FlowResult:
         return (self.clock_fault,) if self.clock_fault else ()
 
 
+def interrupted_upload(database: Database) -> Snapshot | None:
+    """The newest local backup, when its upload was begun and neither ended nor was given up."""
+    for listed in list_backups(LocalBackups(database))[:1]:
+        with contextlib.suppress(DamagedError, NotFoundError):
+            snapshot = find_snapshot(database, listed.key)
+            return snapshot if snapshot.upload_log.exists() else None
+    return None
+
+
+def unfinished_backup(database: Database, store: Store) -> Snapshot | None:
+    """The newest local backup, when it is sound and newer than every complete one in the store; None when there is
+    nothing to go on with: a backup that has become the second newest is not worth its upload.
+    """
+    now = datetime.now(timezone.utc)
+    for listed in list_backups(LocalBackups(database))[:1]:
+        complete = (found for found in list_backups(store) if found.has_mac or store.mode != CLIENT)
+        if all(found.created < listed.created or found.misdated(now) for found in complete):
+            with contextlib.suppress(DamagedError, NotFoundError):
+                return find_snapshot(database, listed.key)
+    return None
+
+
 def back_up(
-    database: Database, store: Store | None, *, control: Control | None = None, owner: str = "", wait: float = 60.0
+    database: Database,
+    store: Store | None,
+    *,
+    resume: bool = False,
+    control: Control | None = None,
+    owner: str = "",
+    wait: float = 60.0,
 ) -> FlowResult:
     """Snapshot, upload, verify, clean up: what the backup DAG does, in one call.
 
     Retention runs only after the new backup was verified.
 
     :param store: None for a database without S3.
+    :param resume: go on with the `unfinished_backup`, where there is one, in place of a new snapshot.
     """
     control = control or Control()
     started = time.monotonic()
-    snapshot = take_snapshot(database, control=control, owner=owner, wait=wait)
+    unfinished = unfinished_backup(database, store.under(control)) if resume and store is not None else None
+    snapshot = unfinished or take_snapshot(database, control=control, owner=owner, wait=wait)
     upload = verified = None
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
@@ -213,4 +252,4 @@ def back_up(
         cleanup_error = error
     took = int((time.monotonic() - started) * 1000)
     clock = store.clock_fault if store is not None else ""
-    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, took, clock)
+    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, took, clock, resumed=unfinished is not None)

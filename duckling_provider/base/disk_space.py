@@ -23,26 +23,40 @@ def require_space(folder: Path, needed: int, *, subject: str, purpose: str) -> N
     free = shutil.disk_usage(folder).free
     if free < needed + MARGIN:
         raise NoSpaceError(
-            f"no space left for {purpose}: {needed} bytes ({human_bytes(needed)}) are needed in {folder}, "
-            f"{free} bytes ({human_bytes(free)}) are free",
+            f"no space left for {purpose} in {folder}: {room(needed, free)}",
             needed=needed,
             free=free,
             subject=subject,
-            hint="Make room there; nothing was written.",
+            hint=f"Make room for {human_bytes(needed + MARGIN - free)} there; nothing was written.",
         )
 
 
+def room(needed: int, free: int) -> str:
+    """``"24.0 MiB needed (8.0 MiB for the file + 16.0 MiB margin), 12.0 MiB free"``; both in bytes."""
+    return (
+        f"{human_bytes(needed + MARGIN)} needed ({human_bytes(needed)} for the file + {human_bytes(MARGIN)} margin), "
+        f"{human_bytes(free)} free"
+    )
+
+
 @contextlib.contextmanager
-def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
-    """Turn the system's errors while writing to `folder` into ours."""
+def disk_errors(folder: Path, *, subject: str, needed: int = 0) -> Iterator[None]:
+    """Turn the system's errors while files in `folder` are read or written into ours.
+
+    :param needed: bytes that are to be written; 0 when that is not known.
+    :raises NoSpaceError, FileSystemError: in place of each OSError.
+    """
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise  # of a network
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(folder).free
             raise NoSpaceError(
                 f"the disk filled up while writing to {folder} ({error.strerror}): "
-                f"{needed} bytes are needed, {free} are free now",
+                + (f"{human_bytes(needed)} are needed, " if needed else "")
+                + f"{human_bytes(free)} are free now",
                 needed=needed,
                 free=free,
                 subject=subject,
@@ -52,5 +66,5 @@ def disk_errors(folder: Path, *, subject: str, needed: int) -> Iterator[None]:
             f"{error.strerror or error}: {error.filename or folder}",
             errno=error.errno or 0,
             subject=subject,
-            hint="Check that the folder exists and is writable for this user.",
+            hint="Check that the folder exists and that this user may read and write in it; the disk may be failing.",
         ) from error

@@ -62,10 +62,14 @@ class FileLock:
         try:
             with _Wish(self._wanted) as wish:
                 self._take(fd, wish)
+            self._tag(fd)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+        return self
+
+    def _tag(self, fd: int) -> None:
         tag = {
             "operation": self._operation,
             "owner": self._owner,
@@ -76,7 +80,6 @@ class FileLock:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(tag).encode(), 0)
-        return self
 
     def _take(self, fd: int, wish: _Wish) -> None:
         deadline = time.monotonic() + self._wait
@@ -105,6 +108,24 @@ class FileLock:
                 os.ftruncate(fd, 0)
         finally:
             os.close(fd)
+
+
+def holder_of_lock(path: Path) -> str | None:
+    """Who has the lock of the file at `path`, None when no process has; nothing is made, and no process waits for it.
+
+    :raises StateFileError: the file is none of ours.
+    """
+    try:
+        fd = open_state(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _describe_tag(os.pread(fd, 4096, 0))
+    finally:
+        os.close(fd)
+    return None
 
 
 class _Wish:

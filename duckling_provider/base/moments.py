@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 
 from duckling_provider.base.errors import RequestError
+
+_STAMP = re.compile(r"(?:backup-)?(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)(?:-(\d{3}))?Z?(?:\.db)?", re.ASCII)
 
 
 def stamp_of(moment: datetime) -> str:
@@ -19,14 +22,22 @@ def iso(moment: datetime) -> str:
 
 
 def parse_moment(text: str) -> datetime:
-    """Read an ISO 8601 time; without an offset it means UTC. A plain date means its midnight.
+    """Read an ISO 8601 time, or the stamp in a backup's name (`stamp_of`), the name around it or not.
+
+    Without an offset it means UTC. A plain date means its midnight.
 
     :raises RequestError: when it is none.
     """
+    written = text.strip()
+    if stamp := _STAMP.fullmatch(written):
+        day, hour, minute, second, millis = stamp.groups(default="000")
+        written = f"{day}T{hour}:{minute}:{second}.{millis}Z"
     try:
-        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(written.replace("Z", "+00:00"))
     except ValueError:
         raise RequestError(
-            "this is not an ISO 8601 time", subject=text, hint="Write it like 2025-03-01T14:32:11Z or 2025-03-01."
+            "this is not an ISO 8601 time",
+            subject=text,
+            hint="Write it like 2025-03-01T14:32:11Z, 2025-03-01, or as in a backup's name.",
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -95,6 +95,8 @@ def _adopt_installation(session: Session, path: Path, *, backups: Sequence[Path]
     if not session.terminal.json:
         _show(session, found)
     if yes:
+        settings = found.installation.settings
+        session.act_as_owner_of(path, settings.data_path, settings.backup_path, *backups)
         session.terminal.say("Doing it:")
         with session.control() as control:
             for step in take_over(found, control=control, wait=wait):

@@ -120,6 +120,8 @@ def run(arguments: Sequence[str]) -> int:
             return 128 + session.signal
         terminal.fail_with(error)
         return code_of(error)
+    finally:
+        session.close()
 
 
 def main() -> None:

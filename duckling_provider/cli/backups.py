@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -17,22 +16,45 @@ from duckling_provider.cli.session import FAILED, Session, UsageError, code_of, 
 
 if TYPE_CHECKING:
     from duckling_provider.backup.names import ListedBackup
+    from duckling_provider.cli.terminal import Terminal
     from duckling_provider.config.databases import Database
+    from duckling_provider.stores.store import BackupSource
+
+    _Row: TypeAlias = tuple[ListedBackup, str, bool]
 
 
-def backup(context: typer.Context, id: Id, wait: Wait = 60.0, as_json: Json = False) -> None:
+def backup(
+    context: typer.Context,
+    id: Id,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the upload that a killed or failed backup had begun.")
+    ] = False,
+    wait: Wait = 60.0,
+    as_json: Json = False,
+) -> None:
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
-    from duckling_provider.backup.upload import back_up
+    from duckling_provider.backup.upload import back_up, interrupted_upload
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.store(database)
-    with session.control() as control:
-        done = back_up(database, store, control=control, owner="duckling backup", wait=wait)
+    go_on = f"duckling backup {id} --resume goes on where it stopped."
+    if store is not None and not resume and (left := interrupted_upload(database)) is not None:
+        session.terminal.note(f"the upload of {left.filename} was interrupted: {go_on}")
+    try:
+        with session.control() as control:
+            done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
+    except DucklingError as error:
+        if store is not None and error.retryable and interrupted_upload(database) is not None:
+            error.hint = f"{error.hint} {go_on[0].upper()}{go_on[1:]}" if error.hint else go_on
+        raise
+    if resume and not done.resumed:
+        session.terminal.note("there was nothing to go on with, so this is a new backup")
     snapshot, upload = done.snapshot, done.upload
     if session.terminal.json:
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
+        facts |= {"resumed": done.resumed} if resume else {}
         failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
         notes = {"warnings": list(done.notes)} if done.notes else {}
         session.terminal.document({"success": True, **key, **facts, **failed, **notes})
@@ -117,8 +139,7 @@ def delete(
     full = full_key(source, key)
     if parse_name(full[len(source.prefix) :]) is None:
         raise UsageError("this is not a backup's key", subject=key, hint=f"duckling list {database.id} shows them.")
-    interactive = sys.stdin.isatty() and sys.stderr.isatty() and not as_json
-    if not yes and not interactive:
+    if not yes and not session.terminal.can_ask:
         raise UsageError("cannot prompt: no terminal", subject=full, hint="Add --yes to delete it without asking.")
     length = source.head(full).size
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
@@ -152,6 +173,7 @@ def cleanup(
                 "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy},
                 "s3": None if done.s3_kept is None else {"deleted": done.s3_deleted, "kept": done.s3_kept},
                 "uploadsAborted": done.uploads_aborted,
+                "downloadsRemoved": [str(path) for path in done.downloads_removed],
             }
         )
         return
@@ -164,6 +186,8 @@ def cleanup(
         session.terminal.say(f"in use, left for the next time: {database.backup_dir / name}")
     if done.uploads_aborted:
         session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
+    for path in done.downloads_removed:
+        session.terminal.say(f"{verb} what a killed restore had left: {path}")
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")
 
@@ -173,29 +197,27 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
 
     :returns: why one of the two could not be listed; the other is shown, and so is the error.
     """
-    from duckling_provider.backup.backup_object import list_backups
     from duckling_provider.backup.local_backups import LocalBackups
-    from duckling_provider.config.s3 import CLIENT
 
     terminal, now = session.terminal, datetime.now(timezone.utc)
-    local: list[ListedBackup] = []
-    remote: list[ListedBackup] = []
+    local: list[_Row] = []
+    remote: list[_Row] = []
     error: DucklingError | None = None
-    needs_mac = False
     try:
-        local = list_backups(LocalBackups(database))
+        local = _rows(terminal, LocalBackups(database), now)
     except WrongHostError as caught:
         error = caught
     try:
         store = session.store(database)
-        if store is not None:
-            needs_mac = store.mode == CLIENT
-            remote = list_backups(store)
+        remote = _rows(terminal, store, now) if store is not None else []
     except DucklingError as caught:
         error = error or caught
     shown = {
-        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b in local],
-        "s3": [{"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created)} for b in remote],
+        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b, _, _ in local],
+        "s3": [
+            {"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created), "complete": whole}
+            for b, _, whole in remote
+        ],
     }
     if terminal.json:
         if error is None:
@@ -203,10 +225,11 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
         else:
             terminal.fail_with(error, **shown)
         return error
-    rows = [["local", b.key, human_bytes(b.size), short_ago(b.created, now), b.remark(now)] for b in local]
-    for b in remote:
-        state = "incomplete: no .mac" if needs_mac and not b.has_mac else b.remark(now)
-        rows.append(["s3", b.key, human_bytes(b.size), short_ago(b.created, now), state])
+    rows = [
+        [where, b.key, human_bytes(b.size), short_ago(b.created, now), state]
+        for where, found in (("local", local), ("s3", remote))
+        for b, state, _ in found
+    ]
     if rows:
         terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)
     if error is not None:
@@ -214,3 +237,22 @@ def _show_backups(session: Session, database: Database) -> DucklingError | None:
     elif not rows:
         terminal.note(f"no backups of {database.id} yet; make one: duckling backup {database.id}")
     return error
+
+
+def _rows(terminal: Terminal, source: BackupSource, now: datetime) -> list[_Row]:
+    """Each backup with what is wrong with it (empty: nothing that a look at it shows), and whether it can be whole."""
+    from duckling_provider.backup.backup_object import list_backups
+    from duckling_provider.backup.check import size_faults
+    from duckling_provider.config.s3 import CLIENT
+
+    backups = list_backups(source)
+    faults, unknown = size_faults(source, backups)
+    if unknown is not None:
+        terminal.warn(f"not all sizes could be compared with those recorded: {unknown}")
+    rows: list[_Row] = []
+    for backup in backups:
+        fault = faults.get(backup.key, "")
+        if source.mode == CLIENT and not backup.has_mac:
+            fault = "incomplete: no .mac"
+        rows.append((backup, fault or backup.remark(now), not fault))
+    return rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DucklingError, FileSystemError
 from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.base.units import human_bytes, short_ago
 from duckling_provider.cli.options import Json
@@ -134,7 +134,7 @@ def _check_all(
     for database in databases:
         terminal.say(database.id)
         steps = []
-        for step in _steps(session, database, is_here=is_here):
+        for step in _steps_as_owner(session, database, is_here=is_here):
             error = terminal.hide(step.error) if step.error else None
             steps.append({"name": step.name, "detail": terminal.hide(step.detail), "error": error})
             terminal.say(f"  {'FAILED' if error else 'ok    '}  {step.name}: {error or step.detail}")
@@ -175,6 +175,17 @@ def _pool(settings: Settings) -> CheckStep | None:
         make = f'airflow pools set {settings.pool} {settings.pool_slots} "transfers of Duckling"'
         return CheckStep(name, error=f"does not exist: tasks that transfer would never start. Make it: {make}")
     return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
+
+
+def _steps_as_owner(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+    from duckling_provider.backup.check import CheckStep
+    from duckling_provider.base.ownership import as_owner_of
+
+    try:
+        with as_owner_of(*database.places):
+            yield from _steps(session, database, is_here=is_here)
+    except FileSystemError as error:
+        yield CheckStep("user", error=str(error))
 
 
 def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:

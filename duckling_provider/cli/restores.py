@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from duckling_provider.backup.names import LATEST
+from duckling_provider.base.disk_space import room
 from duckling_provider.base.errors import DucklingError, RequestError
-from duckling_provider.base.moments import parse_moment
-from duckling_provider.base.units import human_bytes, human_seconds
+from duckling_provider.base.moments import iso, parse_moment
+from duckling_provider.base.units import ago, human_bytes, human_seconds, span
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import UsageError, full_key, session_of, with_key
+from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
+
+if TYPE_CHECKING:
+    from duckling_provider.backup.restore import RestorePlan
+    from duckling_provider.config.databases import Database
+    from duckling_provider.stores.store import BackupSource
 
 
 def restore(
@@ -30,12 +37,20 @@ def restore(
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old replica beside the new one.")] = False,
     encryption: EncryptionMode = None,
     encryption_key_file: KeyFile = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Where the backup is damaged, take the newest older one that is not.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     local: Local = False,
     wait: Wait = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Replace the replica by a backup. It is verified first; whatever fails leaves the replica as it was."""
-    from duckling_provider.backup.restore import restore_backup
+    """Replace the replica by a backup. It is verified first; whatever fails leaves the replica as it was.
+
+    On a terminal it asks before it replaces a replica.
+    """
+    from duckling_provider.backup.restore import plan_restore, restore_backup
     from duckling_provider.config.targets import require_free_name
 
     session = session_of(context, as_json)
@@ -52,17 +67,32 @@ def restore(
     )
     if to is not None:
         require_free_name(Path(os.path.abspath(to)), session.installation())
+        # Not resolve(): a symbolic link is a name that is taken.
+        to = Path(os.path.abspath(to))
     source = session.source(database, local=local)
     full_key(source, key)
+    asks = not yes and to is None and session.terminal.can_ask and os.path.lexists(database.replica)
+    if dry_run or asks:
+        plan = plan_restore(database, source, key, before=moment, to=to, fallback=fallback)
+        if dry_run:
+            _show(session, database, source, plan)
+            return
+        for line in _plan_lines(database, source, plan):
+            session.terminal.note(line)
+        if not typer.confirm(f"Replace {plan.target} by this backup?", err=True):
+            session.terminal.fail("nothing was replaced")
+            raise typer.Exit(FAILED)
+        # What was agreed to, and not what has become the latest meanwhile.
+        key, moment = plan.backup.key, None
     with session.control() as control:
         done = restore_backup(
             database,
             source,
             key,
             before=moment,
-            # Not resolve(): a symbolic link is a name that is taken.
-            to=None if to is None else Path(os.path.abspath(to)),
+            to=to,
             keep_old=keep_old,
+            fallback=fallback,
             control=control,
             wait=wait,
         )
@@ -79,6 +109,79 @@ def restore(
     )
     if done.kept:
         session.terminal.say(f"the old file is {done.kept}")
+
+
+def _show(session: Session, database: Database, source: BackupSource, plan: RestorePlan) -> None:
+    """The result of ``--dry-run``; it fails where the restore would for lack of room."""
+    short = (
+        f"no space left for the restored file in {plan.target.parent}: {room(plan.backup.size, plan.free)}"
+        if plan.free < plan.needed
+        else None
+    )
+    facts = {
+        "dryRun": True,
+        "key": plan.backup.key,
+        "createdAt": iso(plan.created) if plan.created else None,
+        "size": plan.backup.size,
+        "path": str(plan.target),
+        "needed": plan.needed,
+        "margin": plan.margin,
+        "free": plan.free,
+        "holder": plan.holder,
+        "encryption": plan.backup.mode,
+        "keyFingerprint": _fingerprint(plan),
+        "replacedSize": plan.old_size,
+        "replacedModifiedAt": iso(plan.old_written) if plan.old_written else None,
+        "newerSeconds": round(plan.newer_by, 3),
+    }
+    if session.terminal.json:
+        if short is None:
+            session.terminal.document({"success": True, **facts})
+    else:
+        for line in _plan_lines(database, source, plan):
+            session.terminal.say(line)
+        session.terminal.say("nothing was changed: this is what a restore would do")
+    if short is not None:
+        session.terminal.fail(short, "Make room there, or restore elsewhere with --to.", **facts)
+        raise typer.Exit(FAILED)
+
+
+def _plan_lines(database: Database, source: BackupSource, plan: RestorePlan) -> list[str]:
+    """What a person is told before a restore: one fact per line."""
+    made = f", made {iso(plan.created)} ({ago(plan.created, datetime.now(timezone.utc))})" if plan.created else ""
+    fingerprint = _fingerprint(plan)
+    if plan.old_size is None:
+        replaced = "nothing: the file does not exist yet"
+    else:
+        size = human_bytes(plan.old_size)
+        written = f", last written {iso(plan.old_written)}" if plan.old_written else ""
+        replaced = f"a file of {size}{written}"
+    if plan.created is None and plan.old_size is not None:
+        lost = "not known: the backup's name says no time"
+    elif plan.newer_by:
+        again = (
+            ""
+            if database.mysql_connection_string.get_secret_value() == ""
+            else ("; a sync brings back what MySQL's binlog still has")
+        )
+        lost = f"what came into the replica in the {span(plan.newer_by)} after the backup{again}"
+    else:
+        lost = "nothing: the replica was not written after the backup"
+    rows = [
+        ("backup", f"{source.url}{plan.backup.key}{made}"),
+        ("size", human_bytes(plan.backup.size)),
+        ("key", f"{plan.backup.mode}, key {fingerprint}" if fingerprint else f"none: encryption is {plan.backup.mode}"),
+        ("into", str(plan.target)),
+        ("disk", room(plan.backup.size, plan.free)),
+        ("holder", plan.holder or "none"),
+        ("replaces", replaced),
+        ("lost", lost),
+    ]
+    return [f"{name:<8}  {value}" for name, value in rows]
+
+
+def _fingerprint(plan: RestorePlan) -> str | None:
+    return plan.backup.key_fingerprint
 
 
 def release(context: typer.Context, id: Id, as_json: Json = False) -> None:

@@ -48,6 +48,8 @@ class Session:
         self.terminal = terminal
         self.signal = 0
         self._control: Control | None = None
+        self._installation: Installation | None = None
+        self._acting = contextlib.ExitStack()
 
     def listen(self) -> None:
         """Let Ctrl-C, SIGTERM and a lost terminal end the command cleanly.
@@ -89,20 +91,34 @@ class Session:
                 self._control = None
 
     def installation(self) -> Installation:
-        from duckling_provider import config
+        if self._installation is None:
+            from duckling_provider import config
 
-        installation = config.load()
-        for database in installation.databases:
-            self.terminal.know(database.secrets())
-        self.terminal.know(())
-        return installation
+            self._installation = config.load()
+            for database in self._installation.databases:
+                self.terminal.know(database.secrets())
+            self.terminal.know(())
+        return self._installation
+
+    def act_as_owner_of(self, *paths: Path) -> None:
+        """From now on, root is the user whose folders these are, see `base.ownership`."""
+        from duckling_provider.base.ownership import as_owner_of
+
+        self._acting.enter_context(as_owner_of(*paths))
+
+    def close(self) -> None:
+        self._acting.close()
 
     def database(self, database_id: str) -> Database:
-        """The entry that the command is about; its warnings are shown."""
+        """The entry that the command is about; its warnings are shown.
+
+        From now on, root is the user whose folders its files lie in.
+        """
         installation = self.installation()
         database = self.chosen(installation, database_id)
         for warning in self.warnings(installation, database_id):
             self.terminal.warn(warning)
+        self.act_as_owner_of(*database.places)
         return database
 
     @staticmethod

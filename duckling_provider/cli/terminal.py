@@ -41,6 +41,11 @@ class Terminal:
         self._secrets: tuple[str, ...] | None = None
         self._live: Console | None = None
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether a person sits before it who can answer a question."""
+        return sys.stdin.isatty() and sys.stderr.isatty() and not self.json
+
     def know(self, secrets: Sequence[str]) -> None:
         """Learn what must never be printed."""
         self._secrets = tuple(sorted({*(self._secrets or ()), *secrets}, key=len, reverse=True))

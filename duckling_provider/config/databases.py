@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,9 +72,27 @@ def load(environ: Mapping[str, str] | None = None) -> Installation:
     path = settings.databases_file
     hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
     content, mode = read_file(path, hint=hint)
+    require_private(path, mode)
     # What a secret elsewhere holds may change while this file stays.
     answers = tuple((wanted, look_up(wanted, environ)) for wanted in _references(content, path))
-    return _installation(settings, content, mode, answers)
+    return _installation(settings, content, mode, _folder_mode(path), answers)
+
+
+def _folder_mode(path: Path) -> int:
+    try:
+        return stat.S_IMODE(Path(os.path.realpath(path)).parent.stat().st_mode)
+    except OSError:
+        return 0  # that the file can't be read is told elsewhere
+
+
+def require_private(path: Path, mode: int) -> None:
+    """:raises ConfigError: others than its owner can write the file, so what it says may be anyone's."""
+    if mode & 0o022:
+        raise ConfigError(
+            f"others than its owner can write {path} (mode {mode:04o}): it is not used",
+            entry=DATABASES_FILE,
+            hint=f"See whether its content is what you wrote, then: chmod 600 {path}",
+        )
 
 
 @lru_cache(maxsize=1)
@@ -83,28 +102,39 @@ def _references(content: bytes, path: Path) -> tuple[Reference, ...]:
 
 @lru_cache(maxsize=1)
 def _installation(
-    settings: Settings, content: bytes, mode: int, answers: tuple[tuple[Reference, Answer], ...]
+    settings: Settings, content: bytes, mode: int, folder_mode: int, answers: tuple[tuple[Reference, Answer], ...]
 ) -> Installation:
-    return interpret(parse_json(content, settings.databases_file), settings, mode=mode, answers=dict(answers))
+    entries = parse_json(content, settings.databases_file)
+    return interpret(entries, settings, mode=mode, folder_mode=folder_mode, answers=dict(answers))
 
 
 def interpret(
-    entries: Any, settings: Settings, *, mode: int = 0o600, answers: Mapping[Reference, Answer] | None = None
+    entries: Any,
+    settings: Settings,
+    *,
+    mode: int = 0o600,
+    folder_mode: int = 0o700,
+    answers: Mapping[Reference, Answer] | None = None,
 ) -> Installation:
     """What the content of a databases.json means.
 
     :param entries: the parsed JSON.
     :param mode: the file's permission bits.
+    :param folder_mode: those of the folder in which it lies.
     :param answers: what its references lead to; what is not among them is looked up.
-    :raises ConfigError: when it is no list.
+    :raises ConfigError: when it is no list, or others can write it.
     """
+    require_private(settings.databases_file, mode)
     if not isinstance(entries, list):
         brackets = "Put [ and ] around the entry." if isinstance(entries, dict) else None
         raise ConfigError(f"expected a list of entries, got {kind(entries)}", entry=DATABASES_FILE, hint=brackets)
     warnings: list[str] = []
-    if mode & 0o066:
-        others = f"others than its owner can read or write {settings.databases_file} (mode {mode:04o})"
+    if mode & 0o044:
+        others = f"others than its owner can read {settings.databases_file} (mode {mode:04o})"
         warnings.append(f"{DATABASES_FILE}: {others}: it holds secrets, chmod 600")
+    if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
+        others = f"others than its owner can write its folder (mode {folder_mode:04o}), so they can replace the file"
+        warnings.append(f"{DATABASES_FILE}: {others}: chmod go-w {settings.data_path}")
     databases: list[Database] = []
     problems: list[ConfigError] = []
     positions: dict[str, int] = {}
@@ -234,6 +264,9 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProbl
             hint = f'Write it as "{data.name}/{printable(path.name) or "x.db"}", or as an absolute path.'
             resolved = printable(str(path), limit=1000)
             report.error("duckdbPath", f"resolves to {resolved}, which is outside DATA_PATH ({data})", hint=hint)
+    if "?" in str(path.parent) or "\\" in str(path):
+        cause = "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere"
+        report.error("duckdbPath", cause, hint="Rename the folder or the file.")
     if text.endswith("/"):
         report.error("duckdbPath", "names a folder; expected the replica file")
     if path == settings.databases_file:

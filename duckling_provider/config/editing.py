@@ -19,7 +19,7 @@ from duckling_provider.base.errors import BusyError, ConfigError, FileSystemErro
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
-from duckling_provider.config.databases import Database, Installation, interpret
+from duckling_provider.config.databases import Database, Installation, interpret, require_private
 from duckling_provider.config.environment import Settings
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.masking import MASK
@@ -93,8 +93,8 @@ def _changed(
     path = Path(os.path.realpath(settings.databases_file))
     with _lock(path):
         before = _identity(path)
-        entries, _ = read_json(path)
-        interpret(entries, settings)  # no list: an error before anything is looked for in it
+        entries, mode = read_json(path)
+        interpret(entries, settings, mode=mode)  # no list: an error before anything is looked for in it
         position = next((n for n, e in enumerate(entries) if isinstance(e, dict) and e.get("id") == database_id), None)
         if position is None:
             raise NotFoundError(f'no database "{printable(database_id)}" in {settings.databases_file}')
@@ -125,7 +125,8 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
         if not path.exists():
             _write(path, list(added), before)
             return None
-        content, _ = read_file(path)
+        content, mode = read_file(path)
+        require_private(path, mode)
         entries = parse_json(content, path)
         if not isinstance(entries, list):
             raise ConfigError("expected a list of entries", entry=str(path))

@@ -100,6 +100,11 @@ class Database(Entry):
         return self.backup_path
 
     @property
+    def places(self) -> tuple[Path, ...]:
+        """Where its files are on this machine, for `base.ownership.as_owner_of`."""
+        return (self.replica_path, self.backup_path) if self.is_here else (self.backup_path,)
+
+    @property
     def verifies_whole(self) -> bool:
         """Whether a backup is read back whole, and not only asked for, before it counts as verified."""
         return self.s3 is None or self.s3.verify == "full"

@@ -46,7 +46,9 @@ def require_free_name(path: Path, installation: Installation) -> None:
     for database in installation.databases:
         replica = Path(os.path.realpath(database.replica_path))
         for owned in (replica, Path(os.path.realpath(database.replica_path.parent)) / database.replica_path.name):
-            if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(f"{owned.name}.")):
+            # DuckDB's log of what?.db is what.wal?.db.
+            begins = (f"{owned.name}.", f"{owned.name.partition('?')[0]}.wal")
+            if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(begins)):
                 raise RequestError(
                     f'this name belongs to the replica of "{database.id}"', subject=str(path), hint="Name another file."
                 )

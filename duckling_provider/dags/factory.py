@@ -189,6 +189,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             target_path=target,
             keep_old="{{ params.keep_old }}",
             encryption="{{ params.encryption or '' }}",
+            fallback="{{ params.fallback }}",
             outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
@@ -336,5 +337,11 @@ def _restore_params(database: Database) -> dict[str, Param]:
             title="Encryption",
             description="How this backup is encrypted, where it is otherwise than the entry says. A weaker mode needs "
             "the backup's key.",
+        ),
+        "fallback": Param(
+            False,
+            type="boolean",
+            title="Pass over damaged backups",
+            description="Where the backup is damaged, take the newest older one that is not.",
         ),
     }

@@ -30,12 +30,21 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
     :param encryption: the mode of this one backup, in place of the entry's; a weaker one needs a `key`. (templated;
         empty means the entry's)
+    :param fallback: where the backup is damaged, take the newest older one that is not. (templated; as `keep_old`)
     :param wait_seconds: how long to wait for a process that has the replica open.
     :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None, and
         for an encrypted backup ``key_fingerprint``.
     """
 
-    template_fields: Sequence[str] = ("database_id", "key", "before", "target_path", "keep_old", "encryption")
+    template_fields: Sequence[str] = (
+        "database_id",
+        "key",
+        "before",
+        "target_path",
+        "keep_old",
+        "encryption",
+        "fallback",
+    )
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#d9ecff"
 
@@ -48,6 +57,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         target_path: str | None = None,
         keep_old: bool | str = False,
         encryption: str | None = None,
+        fallback: bool | str = False,
         wait_seconds: float = 300.0,
         **kwargs: Any,
     ) -> None:
@@ -58,6 +68,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.target_path = target_path
         self.keep_old = keep_old
         self.encryption = encryption
+        self.fallback = fallback
         self.wait_seconds = wait_seconds
 
     def execute(self, context: Context) -> BackupRestored:
@@ -78,7 +89,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 key,
                 before=parse_moment(self.before) if self.before else None,
                 to=target,
-                keep_old=_flag(self.keep_old),
+                keep_old=_flag("keep_old", self.keep_old),
+                fallback=_flag("fallback", self.fallback),
                 control=control,
                 owner=run_owner(context),
                 wait=self.wait_seconds,
@@ -101,10 +113,10 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             return self.publish(context, result)
 
 
-def _flag(value: bool | str) -> bool:  # noqa: FBT001
+def _flag(name: str, value: bool | str) -> bool:  # noqa: FBT001
     """Templates yield text."""
     if isinstance(value, bool):
         return value
     if value.strip().lower() not in ("true", "false"):
-        raise RequestError("keep_old must be true or false", subject=value)
+        raise RequestError(f"{name} must be true or false", subject=value)
     return value.strip().lower() == "true"

@@ -19,6 +19,7 @@ from pathlib import Path
 import duckling_provider
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError, ReplicaError
+from duckling_provider.base.ownership import acting_user
 
 _PROGRAM = "duckling_provider.replica.checkpoint"
 #: Seconds between two looks at the child and at the caller's wishes.
@@ -60,6 +61,7 @@ def run_duckdb(action: str, path: Path, control: Control) -> Answer:
     """
     with tempfile.TemporaryDirectory(prefix="duckling-", ignore_cleanup_errors=True) as temp:
         complaints = Path(temp, "stderr")
+        user, group = acting_user() or (None, None)
         with complaints.open("wb") as stderr:
             child = subprocess.Popen(
                 [sys.executable, "-m", _PROGRAM, action, str(path.absolute()), temp],
@@ -69,6 +71,8 @@ def run_duckdb(action: str, path: Path, control: Control) -> Answer:
                 cwd="/",  # `-m` would import a duckdb.py from wherever we stand
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is for us to handle
+                user=user,
+                group=group,
             )
         with _ended(child):
             while True:

@@ -39,18 +39,44 @@ _FLOCK = "hhqqi4x"
 _LONGEST_COMMAND = 60
 
 
+def wal_of(file: Path, suffix: str = WAL_SUFFIXES[0]) -> Path:
+    """The name that DuckDB gives the log of `file`: ``shop.db.wal``, and of ``what?.db`` ``what.wal?.db``, since it
+    takes a question mark for the beginning of a URL's parameters.
+    """
+    head, mark, tail = file.name.partition("?")
+    return file.with_name(head + suffix + mark + tail)
+
+
+def owner_of_wal(wal: Path) -> Path:
+    """The file that `wal` is the log of.
+
+    :raises ValueError: it is no log.
+    """
+    head, mark, tail = wal.name.partition("?")
+    for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True):
+        if head.endswith(suffix):
+            return wal.with_name(head.removesuffix(suffix) + mark + tail)
+    raise ValueError(f"{wal.name} is no write-ahead log")
+
+
 def wal_files(replica: Path) -> list[Path]:
     """The write-ahead logs that exist for `replica`, empty ones too.
 
     DuckDB 2.0 puts them beside the target of a symbolic link; both places are looked at.
+
+    :raises ReplicaError: DuckDB would look for them in another folder, or opens another file.
     """
     # With links in its folder's path resolved, so that no file is found twice.
     named = Path(os.path.realpath(replica.parent), replica.name)
-    found = dict.fromkeys(
-        base.with_name(base.name + suffix)
-        for base in (Path(os.path.realpath(replica)), named)
-        for suffix in WAL_SUFFIXES
-    )
+    real = Path(os.path.realpath(replica))
+    for path in (replica, named, real):
+        if "?" in str(path.parent) or "\\" in str(path):
+            raise ReplicaError(
+                "DuckDB can't be trusted with this path: it takes \\ for / and ? in a folder's name for parameters",
+                subject=str(path),
+                hint="Rename the folder or the file, and correct duckdbPath.",
+            )
+    found = dict.fromkeys(wal_of(base, suffix) for base in (real, named) for suffix in WAL_SUFFIXES)
     return [path for path in found if os.path.lexists(path)]
 
 

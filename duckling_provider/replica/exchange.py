@@ -28,7 +28,7 @@ from pathlib import Path
 from duckling_provider.base.durable_files import clear_torn, remove_unless_locked, sync_folder, write_durably
 from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError, StateFileError
 from duckling_provider.base.state_files import read_state, require_base_name
-from duckling_provider.replica.duckdb_file import WAL_SUFFIXES, wal_files, writer_of
+from duckling_provider.replica.duckdb_file import WAL_SUFFIXES, owner_of_wal, wal_files, wal_of, writer_of
 from duckling_provider.replica.locks import state_path
 
 JOURNAL_SUFFIX = ".duckling-journal"
@@ -91,7 +91,7 @@ class Journal:
         for wal, wal_aside in self.wals:
             log_file = Path(wal)
             # A link's log lies beside the link.
-            if not log_file.is_absolute() or os.path.realpath(_without_wal_suffix(log_file)) != str(real):
+            if not log_file.is_absolute() or os.path.realpath(owner_of_wal(log_file)) != str(real):
                 raise ValueError("it names a log that is not the replica's")
             if wal_aside != str(_wal_aside(log_file, real, self.aside)):
                 raise ValueError("it moves a log to another place")
@@ -147,24 +147,17 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
     return folder / aside if keep_as and old is not None else None
 
 
-def _without_wal_suffix(wal: Path) -> Path:
-    """The file that `wal` is the log of.
-
-    :raises ValueError: it is no log.
-    """
-    for suffix in sorted(WAL_SUFFIXES, key=len, reverse=True):
-        if wal.name.endswith(suffix):
-            return wal.with_name(wal.name.removesuffix(suffix))
-    raise ValueError(f"{wal.name} is no write-ahead log")
-
-
 def _wal_aside(wal: Path, real: Path, aside: str) -> Path:
-    base = _without_wal_suffix(wal)
-    suffix = wal.name.removeprefix(base.name)
+    """Where a log goes: to the name that DuckDB looks for beside the file that goes aside.
+
+    :raises ValueError: `wal` is no log.
+    """
+    base = owner_of_wal(wal)
+    suffix = next(suffix for suffix in WAL_SUFFIXES if wal_of(base, suffix) == wal)
     if base == real:
-        return real.with_name(aside + suffix)
+        return wal_of(real.with_name(aside), suffix)
     # A link's log keeps the link's name: in the replica's own folder it would overwrite the replica's log.
-    return base.with_name(base.name + aside.removeprefix(real.name) + suffix)
+    return wal_of(base.with_name(base.name + aside.removeprefix(real.name)), suffix)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -34,9 +34,10 @@ from pathlib import Path
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import BusyError, StateFileError
-from duckling_provider.base.file_lock import POLL_SECONDS, FileLock
+from duckling_provider.base.errors import BusyError, ReplicaError, StateFileError
+from duckling_provider.base.file_lock import POLL_SECONDS, FileLock, holder_of_lock
 from duckling_provider.base.state_files import open_state, read_state
+from duckling_provider.replica.duckdb_file import writer_of
 
 LOCK_SUFFIX = ".duckling-lock"
 HOLD_SUFFIX = ".duckling-hold"
@@ -226,6 +227,21 @@ def release_hold(replica: Path, *, owner: str | None) -> bool:
         raise BusyError(f"held for {hold}", holder=str(hold), subject=str(replica))
     state_path(replica, HOLD_SUFFIX).unlink(missing_ok=True)
     return True
+
+
+def holder_of(replica: Path) -> str | None:
+    """Who keeps `replica` from being replaced now: a hold, the lock's holder, or who has it open for writing in DuckDB;
+    None when no process does. Nothing is taken or written.
+    """
+    hold = read_hold(replica)
+    if hold is not None and not hold.is_stale:
+        return str(hold)
+    if (holder := holder_of_lock(state_path(replica, LOCK_SUFFIX))) is not None:
+        return holder
+    # What is no DuckDB file, or not there, has no writer either.
+    with contextlib.suppress(ReplicaError):
+        return writer_of(replica)
+    return None
 
 
 @contextlib.contextmanager

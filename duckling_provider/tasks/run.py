@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import DucklingError, ErrorRecord
+from duckling_provider.base.ownership import as_owner_of
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
 
@@ -67,8 +69,11 @@ class CoreTask:
         self._control = control = Control(ProgressLog(self.log))
         with airflow_errors():
             try:
-                DucklingHook(self.database_id).database.require_host()
-                yield control
+                database = DucklingHook(self.database_id).database
+                database.require_host()
+                # What the core lets through, so that the run's page can tell it too.
+                with as_owner_of(*database.places), disk_errors(database.backup_path, subject=database.id):
+                    yield control
             except DucklingError as error:
                 # Lines of their own, because the log view cuts off a long exception.
                 self.log.error("%s", error.what)

@@ -158,7 +158,14 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
     """Each task's copy would be checked against its schema when the DAG is serialized: half of all the time."""
     installation.write(installation.entry("a", s3=S3))
     dags = good_dags(parse_dags)
-    assert set(dags["duckling_restore__a"].params) == {"key", "before", "target_path", "keep_old", "encryption"}
+    assert set(dags["duckling_restore__a"].params) == {
+        "key",
+        "before",
+        "target_path",
+        "keep_old",
+        "encryption",
+        "fallback",
+    }
     assert set(dags["duckling_verify__a"].params) == {"key"}
     assert [task.task_id for dag in dags.values() for task in dag.tasks if task.params] == []
 
@@ -200,6 +207,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         "target_path": None,
         "keep_old": False,
         "encryption": None,
+        "fallback": False,
     }
 
 
@@ -212,6 +220,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         {"target_path": 7},
         {"keep_old": "perhaps"},
         {"encryption": "rot13"},
+        {"fallback": 1},
     ],
 )
 def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_dags, conf):

@@ -141,7 +141,23 @@ def test_a_time_given_by_a_person_without_an_offset_is_utc(text: str, expected: 
     assert parse_moment(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2025-02-30", "14:32", "2025-03-01T25:00Z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-26T00-38-02-094Z",
+        " 2026-11-26T00-38-02-094Z",
+        "2026-11-26T00-38-02-094",
+        "backup-2026-11-26T00-38-02-094Z.db",
+        "2026-11-26T00:38:02.094Z",
+    ],
+)
+def test_a_time_is_read_as_backups_names_have_it(text: str):
+    assert parse_moment(text) == datetime(2026, 11, 26, 0, 38, 2, 94_000, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2025-02-30", "14:32", "2025-03-01T25:00Z", "2026-11-26T25-38-02-094Z"]
+)
 def test_what_is_no_time_is_refused(text: str):
     with pytest.raises(DucklingError, match="ISO 8601"):
         parse_moment(text)
@@ -202,6 +218,23 @@ def test_a_key_never_leaves_the_prefix(prefix: str, key: str):
 def test_keys_that_are_refused(key: str):
     with pytest.raises(DucklingError):
         checked_key("production/", key)
+
+
+@pytest.mark.parametrize(
+    "key,advice",
+    [
+        (EXAMPLE_NAME.removesuffix(".db"), f"Perhaps {EXAMPLE_NAME}?"),
+        (f"{EXAMPLE_NAME}.mac", f"Perhaps {EXAMPLE_NAME}?"),
+        (EXAMPLE_NAME.removeprefix("backup-"), f"Perhaps {EXAMPLE_NAME}?"),
+        ("backup-2025-03-01T14:32:11.482Z.db", "They look like backup-"),
+        ("Latest", "write latest."),
+        ("bakup.db", "They look like backup-"),
+    ],
+)
+def test_a_mistyped_file_name_is_told_what_names_look_like(key: str, advice: str):
+    with pytest.raises(DucklingError, match="no backup's file name") as caught:
+        checked_key("production/", key)
+    assert advice in (caught.value.hint or "")
 
 
 # ---- moments that can't be true -----------------------------------------------------------------------------

@@ -26,13 +26,17 @@ from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.backup_object import describe
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.restore import restore_backup
+from duckling_provider.backup.restore import plan_restore, restore_backup
+from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import MARGIN
+from duckling_provider.base.durable_files import make_folder, partial_file, write_durably
 from duckling_provider.base.errors import (
     BusyError,
     CancelledError,
+    DamagedError,
     DucklingError,
     IntegrityError,
     ModeError,
@@ -43,7 +47,7 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.config.keys import EncryptionKey
-from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold
+from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold, replica_lock
 from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.store import BytesBody
 
@@ -88,7 +92,7 @@ import os, resource, signal, sys
 from duckling_provider import config
 from duckling_provider.base.cancellation import Control
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.restore import restore_backup
+from duckling_provider.backup.restore import plan_restore, restore_backup
 
 database = config.load().database("production")
 how = sys.argv[1]
@@ -469,6 +473,124 @@ def test_another_database_s_backup_is_taken_only_by_its_name(make_site: Callable
     assert site.contents() == {"production.db": site.good}
 
 
+# ---- a damaged one and the next good one -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_newest_backup_names_the_next_good_one_and_fallback_takes_it(
+    make_site: Callable[..., Site], mode: str, damage: str
+):
+    site = make_site(mode)
+    bucket, database = site.bucket(), site.database()
+    for key in (NEWER, "production/backup-2025-03-15T00-00-00-000Z.db"):
+        bucket.add(site.good, key)
+        whole = bucket.bytes_of(key)
+        if key != NEWER or damage == "cut":
+            bucket.spoil(whole[:-1000], key)
+        elif damage == "empty":
+            bucket.spoil(b"", key)
+        else:
+            whole[len(whole) // 2] ^= 1
+            bucket.spoil(whole, key)
+    bucket.add(site.good, OLDER)
+    # By the name and by latest alike, and the cut one between the two is no advice.
+    for key in ("latest", NEWER):
+        with site.untouched(), pytest.raises(IntegrityError) as caught:
+            restore_backup(database, bucket, key, wait=0)
+        assert caught.value.subject == bucket.url + NEWER
+        assert f"looks whole is {NAME}" in (caught.value.hint or "")
+    result = restore_backup(database, bucket, fallback=True, wait=0)
+    assert result.key == OBJECT
+    assert site.contents() == {"production.db": site.good}
+
+
+def test_the_fallback_of_a_restore_to_elsewhere_leaves_nothing_else_there(
+    make_site: Callable[..., Site], tmp_path: Path
+):
+    site = make_site()
+    bucket = site.bucket()
+    bucket.add(site.good, NEWER)
+    damaged = bucket.bytes_of(NEWER)
+    damaged[len(damaged) // 2] ^= 1
+    bucket.spoil(damaged, NEWER)
+    target = tmp_path / "there" / "copy.db"
+    target.parent.mkdir()
+    assert restore_backup(site.database(), bucket, to=target, fallback=True).key == OBJECT
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"copy.db": site.good}
+
+
+def test_where_none_is_good_the_first_one_s_damage_is_told(make_site: Callable[..., Site]):
+    site = make_site()
+    bucket = site.bucket()
+    bucket.spoil(bucket.bytes_of()[:-1000])
+    for fallback in (False, True):
+        with site.untouched(), pytest.raises(IntegrityError, match="of a file that had") as caught:
+            restore_backup(site.database(), bucket, fallback=fallback, wait=0)
+        assert "looks whole" not in str(caught.value)
+
+
+def test_a_wrong_key_is_no_damage_that_a_fallback_passes_over(make_site: Callable[..., Site]):
+    site = make_site("client-aes256")
+    bucket = site.bucket()
+    bucket.add(site.good, OLDER)
+    with site.untouched(), pytest.raises(WrongKeyError):
+        restore_backup(site.database(key=OTHER_KEY), bucket, fallback=True, wait=0)
+
+
+def test_a_damaged_local_backup_falls_back_to_the_one_before(make_site: Callable[..., Site]):
+    site = make_site()
+    database = site.database()
+    first = take_snapshot(database)
+    newest = take_snapshot(database)
+    newest.path.write_bytes(newest.path.read_bytes()[:-1])
+    with site.untouched(), pytest.raises(DamagedError) as caught:
+        restore_backup(database, LocalBackups(database), wait=0)
+    assert first.filename in (caught.value.hint or "")
+    assert restore_backup(database, LocalBackups(database), fallback=True, wait=0).key == first.filename
+
+
+# ---- what it would do --------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_a_restore_would_do_and_writes_nothing(make_site: Callable[..., Site], tmp_path: Path):
+    site = make_site("client-aes256")
+    bucket, database = site.bucket(), site.database()
+    with site.untouched():
+        plan = plan_restore(database, bucket)
+    assert (plan.backup.key, plan.backup.size, plan.target) == (OBJECT, len(site.good), site.replica)
+    assert plan.created == datetime(2025, 3, 1, 14, 32, 11, 482_000, tzinfo=timezone.utc)
+    assert plan.backup.encryption_key is not None
+    assert plan.backup.encryption_key.fingerprint == EncryptionKey.parse(KEY).fingerprint
+    assert (plan.needed, plan.margin) == (len(site.good) + MARGIN, MARGIN)
+    assert plan.old_size == site.replica.stat().st_size
+    assert plan.newer_by > 0  # it was written today
+    assert plan.holder is None
+    assert not bucket.was_downloaded()
+
+    # As old as the backup, and its log is younger: that counts.
+    os.utime(site.replica, (plan.created.timestamp(), plan.created.timestamp()))
+    assert plan_restore(database, bucket).newer_by > 0
+    site.replica.with_name("production.db.wal").unlink()
+    assert plan_restore(database, bucket).newer_by == 0
+
+    site.replica.unlink()
+    plan = plan_restore(database, bucket)
+    assert (plan.old_size, plan.old_written, plan.newer_by) == (None, None, 0)
+    assert plan_restore(database, bucket, to=tmp_path / "copy.db").target == tmp_path / "copy.db"
+    with pytest.raises(DucklingError, match="folder does not exist"):
+        plan_restore(database, bucket, to=tmp_path / "none" / "copy.db")
+
+
+def test_a_plan_names_who_has_the_replica(make_site: Callable[..., Site]):
+    site = make_site()
+    bucket, database = site.bucket(), site.database()
+    with replica_lock(site.replica, operation="sync", owner="a run"):
+        assert f"PID {os.getpid()}, sync (a run)" in (plan_restore(database, bucket).holder or "")
+    place_hold(site.replica, owner="another run", reason="restore", seconds=60)
+    assert "another run" in (plan_restore(database, bucket).holder or "")
+
+
 # ---- objects that are not what they should be --------------------------------------------------------------
 
 
@@ -651,7 +773,7 @@ def test_a_backup_that_duckdb_can_not_open_never_becomes_the_replica(make_site: 
 # ---- room --------------------------------------------------------------------------------------------------
 
 
-def test_too_little_room_is_told_in_bytes_before_the_download(
+def test_too_little_room_is_told_with_its_margin_before_the_download(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ):
     site = make_site("client-aes256")
@@ -661,8 +783,8 @@ def test_too_little_room_is_told_in_bytes_before_the_download(
     with site.untouched(), pytest.raises(NoSpaceError) as caught:
         restore_backup(site.database(), bucket, wait=0)
     assert (caught.value.needed, caught.value.free) == (len(site.good), free)
-    assert f"{len(site.good)} bytes" in str(caught.value)
-    assert f"{free} bytes" in str(caught.value)
+    words = "16.8 MiB needed (780.0 KiB for the file + 16.0 MiB margin), 780.0 KiB free. Make room for 16.0 MiB there"
+    assert words in str(caught.value)
     assert not bucket.was_downloaded()
 
 
@@ -759,6 +881,41 @@ def test_what_a_killed_restore_left_there_is_no_part_of_the_next(make_site: Call
     assert not left.exists()
 
 
+def left_by_a_killed_restore(database: Any, tmp_path: Path) -> Path:
+    """Its download, and the note of where that is."""
+    download = tmp_path / "elsewhere" / "copy.db.duckling-new"
+    download.parent.mkdir()
+    download.write_bytes(b"plain text")
+    download.chmod(0o600)
+    make_folder(database.backup_path)
+    note = database.backup_path / "restoring-0a1b2c3d.json"
+    write_durably(note, json.dumps({"download": str(download)}).encode())
+    return download
+
+
+def test_a_cleanup_removes_what_a_killed_restore_to_elsewhere_left(make_site: Callable[..., Site], tmp_path: Path):
+    site = make_site()
+    database = site.database()
+    download = left_by_a_killed_restore(database, tmp_path)
+    assert clean_up(database, None, dry_run=True).downloads_removed == (download,)
+    assert download.exists()
+    with partial_file(download.with_name("alive.db.duckling-new")):
+        note = database.backup_path / "restoring-ffffffff.json"
+        write_durably(note, json.dumps({"download": str(download.with_name("alive.db.duckling-new"))}).encode())
+        assert clean_up(database, None).downloads_removed == (download,)
+        assert [path.name for path in download.parent.iterdir()] == ["alive.db.duckling-new"]
+        assert list(database.backup_path.glob("restoring-*")) == [note]
+
+
+def test_a_restore_removes_it_too_also_on_another_machine(make_site: Callable[..., Site], tmp_path: Path):
+    site = make_site()
+    database = site.database(host="another-machine", queue="there")
+    download = left_by_a_killed_restore(database, tmp_path)
+    restore_backup(database, site.bucket(), to=tmp_path / "mine.db")
+    assert not download.exists()
+    assert list(database.backup_path.iterdir()) == []
+
+
 def test_two_restores_to_one_path_do_not_mix(make_site: Callable[..., Site], tmp_path: Path):
     site = make_site()
     database, bucket, to = site.database(), site.bucket(), tmp_path / "copy.db"
@@ -804,6 +961,24 @@ def test_the_old_file_is_kept_with_its_log_and_both_open(
     }
     assert query_replica(site.replica, COUNT) == [[50, 0]]
     assert query_replica(result.kept, COUNT) == [[30, 10]]
+
+
+def test_a_question_mark_in_the_name_loses_no_row(make_site: Callable[..., Site], query_replica: Any, files: Files):
+    """DuckDB's log of what?.db is what.wal?.db."""
+    site = make_site()
+    database = site.database(duckdbPath="data/what?.db")
+    replica, wal = site.folder / "what?.db", site.folder / "what.wal?.db"
+    replica.write_bytes(files.old["v1.5.0"])
+    wal.write_bytes(files.old_wal["v1.5.0"])
+    snapshot = take_snapshot(database)
+    assert query_replica(snapshot.path, COUNT) == [[30, 10]]
+
+    replica.write_bytes(files.old["v1.5.0"])
+    wal.write_bytes(files.old_wal["v1.5.0"])
+    result = restore_backup(database, site.bucket(), keep_old=True, wait=0)
+    assert (replica.read_bytes(), wal.exists()) == (site.good, False)
+    assert query_replica(result.kept, COUNT) == [[30, 10]]
+    assert query_replica(replica, COUNT) == [[50, 0]]
 
 
 def test_who_could_use_the_old_file_can_use_the_new_one(make_site: Callable[..., Site]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,9 +18,10 @@ from duckling_provider import config
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, backup_name
 from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
-from duckling_provider.backup.snapshot import companions, sidecar_of
+from duckling_provider.backup.snapshot import companions, sidecar_of, take_snapshot
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import CancelledError
+from duckling_provider.base.disk_space import disk_errors
+from duckling_provider.base.errors import CancelledError, FileSystemError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.stores.store import BytesBody
 
@@ -43,6 +45,39 @@ AGES = st.one_of(
 )
 DAYS = st.one_of(st.sampled_from([0.0, 1.0, 7.0, 30.0]), st.floats(0, 400))
 BACKUPS = st.lists(st.builds(listed, AGES, has_mac=st.booleans()), max_size=12, unique_by=lambda b: b.key)
+
+
+# ---- what the system refuses --------------------------------------------------------------------------------
+
+
+def test_a_refusal_of_the_system_is_one_of_our_errors(installation: Any):
+    """Its class decides about the exit code, the status of HTTP and the retry."""
+    installation.write(installation.entry())
+    database = installation.database()
+    database.backup_path.parent.mkdir(parents=True, exist_ok=True)
+    database.backup_path.write_text("no folder")
+    backup = backup_name(stamp_of(NOW))
+    local = LocalBackups(database)
+    calls: list[Callable[[], object]] = [
+        lambda: clean_up(database, None),
+        lambda: list(local.list("")),
+        lambda: local.head(backup),
+        lambda: local.open_range(backup, 0, 1),
+        lambda: local.delete(backup),
+        lambda: take_snapshot(database),
+    ]
+    for call in calls:
+        with pytest.raises(FileSystemError) as caught:
+            call()
+        assert (caught.value.errno, caught.value.subject) in {
+            (errno.ENOTDIR, "production"),
+            (errno.EEXIST, "production"),
+        }
+
+
+def test_an_error_of_a_network_is_none_of_the_disk(tmp_path: Path):
+    with pytest.raises(ConnectionResetError), disk_errors(tmp_path, subject="production"):
+        raise ConnectionResetError
 
 
 # ---- the plan ----------------------------------------------------------------------------------------------

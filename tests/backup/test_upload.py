@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
-from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.backup.upload import back_up, interrupted_upload, unfinished_backup, upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,
@@ -609,6 +609,37 @@ def test_a_backup_reports_wrong_dates_and_a_wrong_clock(moto_server, installatio
     database = installation.database()
     done = back_up(database, open_store(database))
     assert [odd in done.notes[0], "clock is" in done.notes[1]] == [True, True]
+
+
+@pytest.mark.parametrize("mode", ["none", "client-aes256"])
+def test_a_resumed_backup_sends_only_what_is_missing(moto_server, ready, make_proxy, mode):
+    backup, proxy = _interrupted(moto_server, ready, make_proxy, mode=mode)
+    assert interrupted_upload(backup.database).path == backup.snapshot.path
+    done = back_up(backup.database, open_store(backup.database), resume=True)
+    assert (done.resumed, done.snapshot.filename, done.verified.key) == (True, backup.snapshot.filename, backup.key)
+    assert proxy.count("UploadPart") == 2
+    assert backup.is_whole()
+    assert interrupted_upload(backup.database) is None
+    # Now there is nothing to go on with.
+    again = back_up(backup.database, open_store(backup.database), resume=True)
+    assert (again.resumed, again.snapshot.filename > done.snapshot.filename) == (False, True)
+
+
+def test_a_backup_that_became_the_second_newest_is_not_resumed(moto_server, ready):
+    backup = ready(moto_server, big=False)
+    store = open_store(backup.database)
+    assert unfinished_backup(backup.database, store).path == backup.snapshot.path  # killed before its upload began
+    newer = take_snapshot(backup.database)
+    upload_snapshot(backup.database, store, newer)
+    newer.path.unlink()
+    assert unfinished_backup(backup.database, store) is None
+
+
+def test_a_damaged_local_copy_is_not_resumed(moto_server, ready):
+    backup = ready(moto_server, big=False)
+    backup.snapshot.path.write_bytes(backup.snapshot.path.read_bytes()[:-1])
+    assert unfinished_backup(backup.database, open_store(backup.database)) is None
+    assert back_up(backup.database, open_store(backup.database), resume=True).resumed is False
 
 
 def test_the_whole_flow_without_a_store_makes_a_local_backup(installation, make_replica):

@@ -163,6 +163,25 @@ def test_a_full_disk_leaks_no_lock(tmp_path, monkeypatch):
         pass
 
 
+class _Killed(BaseException):
+    """As a signal raises it, at any moment."""
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_signal_while_the_tag_is_written_leaks_no_lock(tmp_path, monkeypatch, call):
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, call, killed)
+    with pytest.raises(_Killed), FileLock(tmp_path / "lock", operation="backup", wait=0):
+        pytest.fail("it was entered")
+    monkeypatch.undo()
+    assert set(os.listdir("/proc/self/fd")) == before
+    with FileLock(tmp_path / "lock", operation="backup", wait=0):
+        pass
+
+
 def forged(tmp_path: Path, **changes: object) -> Path:
     """A replica and a journal such as a restore leaves, but for `changes`."""
     replica = tmp_path / "production.db"

@@ -154,7 +154,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
     assert set(listed["local"][0]) == {"filename", "size", "createdAt"}
-    assert set(listed["s3"][0]) == {"key", "size", "lastModified"}
+    assert set(listed["s3"][0]) == {"key", "size", "lastModified", "complete"}
     assert listed["s3"][0]["size"] == backup["size"] + 16
     assert ISO.fullmatch(listed["local"][0]["createdAt"])
     assert ISO.fullmatch(listed["s3"][0]["lastModified"])
@@ -318,6 +318,80 @@ def _closed_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def test_an_interrupted_backup_is_offered_to_be_gone_on_with(duckling, site):
+    first = duckling("backup", "production", "--json").json
+    site.server.client().delete_object(Bucket=site.bucket, Key=first["key"])
+    log = (site.backups / first["filename"]).with_suffix(".upload")
+    log.touch(mode=0o600)
+    resumed = duckling("backup", "production", "--resume", "--json").json
+    assert (resumed["resumed"], resumed["key"]) == (True, first["key"])
+    log.touch(mode=0o600)
+    offered = duckling("backup", "production")
+    assert (offered.code, "duckling backup production --resume goes on" in offered.err) == (0, True)
+
+
+# ---- restoring by hand -------------------------------------------------------------------------------------
+
+
+def test_restore_asks_on_a_terminal_before_it_replaces_a_replica(duckling, site):
+    """Without a terminal, and with --yes, it does as it is told; what does not exist needs no question."""
+    key = duckling("backup", "production", "--json").json["key"]
+    good = site.replica.read_bytes()
+    site.replica.write_bytes(b"precious")
+    refused = duckling.on_terminal("restore", "production", answer="n\n")
+    assert (refused.code, site.replica.read_bytes()) == (1, b"precious")
+    for fact in (
+        key,
+        f"Replace {site.replica} by this backup? [y/N]",
+        "MiB margin)",
+        "a file of 8 B",
+        "after the backup",
+    ):
+        assert fact in refused.err
+    agreed = duckling.on_terminal("restore", "production", answer="y\n")
+    assert (agreed.code, site.replica.read_bytes()) == (0, good)
+    for arguments, there in (["--yes"], True), ([], False):
+        site.replica.unlink() if not there else site.replica.write_bytes(b"precious")
+        silent = duckling.on_terminal("restore", "production", *arguments)
+        assert (silent.code, "[y/N]" in silent.err, site.replica.read_bytes()) == (0, False, good)
+
+
+def test_a_dry_run_of_a_restore_tells_everything_and_does_nothing(duckling, site):
+    site.write(encryption="client-aes256", encryptionKey=KEY)
+    duckling.secrets.append(KEY)
+    done = duckling("backup", "production", "--json").json
+    before, inode = site.replica.read_bytes(), site.replica.stat().st_ino
+    os.utime(site.replica, (time.time() + 630, time.time() + 630))
+    plan = duckling("restore", "production", "--dry-run", "--json").json
+    assert (plan["success"], plan["dryRun"], plan["key"], plan["size"]) == (True, True, done["key"], done["size"])
+    assert (plan["path"], plan["holder"], plan["replacedSize"]) == (str(site.replica), None, len(before))
+    assert (plan["needed"], plan["free"] > 0) == (done["size"] + plan["margin"], True)
+    assert plan["newerSeconds"] > 500
+    assert re.fullmatch("[0-9a-f]{16}", plan["keyFingerprint"])
+    shown = duckling("restore", "production", "--dry-run")
+    assert shown.code == 0
+    for fact in (done["key"], plan["keyFingerprint"], "holder    none", "10 min after"):
+        assert fact in shown.out
+    assert (site.replica.read_bytes(), site.replica.stat().st_ino) == (before, inode)
+
+
+def test_list_marks_what_has_another_size_than_it_was_made_with(duckling, site):
+    older, newest = (duckling("backup", "production", "--json").json for _ in range(2))
+    client = site.server.client()
+    whole = client.get_object(Bucket=site.bucket, Key=newest["key"])
+    cut = whole["Body"].read()[:-4096]
+    client.put_object(Bucket=site.bucket, Key=newest["key"], Body=cut, Metadata=whole["Metadata"])
+    shown = duckling("list", "production")
+    marked = [line for line in shown.out.splitlines() if "bytes of a file that had" in line]
+    assert (shown.code, len(marked), newest["key"] in marked[0]) == (0, 1, True)
+    listed = duckling("list", "production", "--json").json
+    assert [row["complete"] for row in listed["s3"]] == [False, True]
+    refused = duckling("restore", "production")
+    assert (refused.code, Path(older["key"]).name in refused.err, "--fallback" in refused.err) == (1, True, True)
+    taken = duckling("restore", "production", "--fallback")
+    assert (taken.code, older["key"] in taken.out, "passed over" in taken.err) == (0, True, True)
 
 
 # ---- deleting ----------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from pydantic import SecretStr
 
 from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.config.databases import Database, Installation, load
+from duckling_provider.config.editing import add_entries, change_s3
 from duckling_provider.config.entry import Entry
+from duckling_provider.config.environment import Settings
 from duckling_provider.config.fields import ANY_STRING, Shape, field_names, secret_names
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.masking import mask
@@ -314,10 +316,38 @@ def test_a_file_open_to_others_is_worth_a_warning(site: Site, mode: int, *, warn
     site.file.chmod(mode)
     warnings = load({"DATA_PATH": str(site.data)}).warnings
     expected = (
-        f"databases.json: others than its owner can read or write {site.file} (mode {mode:04o}): it holds secrets, "
-        "chmod 600"
+        f"databases.json: others than its owner can read {site.file} (mode {mode:04o}): it holds secrets, chmod 600"
     )
     assert warnings == ((expected,) if warned else ())
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o662, 0o620, 0o602, 0o664])
+def test_a_file_that_others_can_write_is_refused_and_left_as_it_is(site: Site, mode: int) -> None:
+    site.load([ENTRY])
+    site.file.chmod(mode)
+    before = site.file.read_bytes()
+    cause = f"others than its owner can write {site.file} (mode {mode:04o}): it is not used"
+    with pytest.raises(ConfigError, match=re.escape(cause)):
+        load({"DATA_PATH": str(site.data)})
+    with pytest.raises(ConfigError, match=re.escape(cause)):
+        change_s3(Settings.from_env({"DATA_PATH": str(site.data)}), ENTRY["id"], None)
+    with pytest.raises(ConfigError, match=re.escape(cause)):
+        add_entries(site.file, [])
+    assert site.file.read_bytes() == before
+    site.file.chmod(0o600)
+    assert load({"DATA_PATH": str(site.data)}).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o700, False), (0o755, False), (0o1777, False), (0o777, True), (0o775, True)]
+)
+def test_a_folder_in_which_others_can_replace_the_file_is_worth_a_warning(
+    site: Site, mode: int, *, warned: bool
+) -> None:
+    site.load([ENTRY])
+    site.data.chmod(mode)
+    warnings = load({"DATA_PATH": str(site.data)}).warnings
+    assert ["can replace the file" in warning for warning in warnings] == ([True] if warned else [])
 
 
 # ---- entries ------------------------------------------------------------------------------------------------------
@@ -481,6 +511,20 @@ def test_an_absolute_path_may_lie_anywhere_and_its_links_stay(site: Site, tmp_pa
         ("data/x.db/", "names a folder; expected the replica file"),
         ("data/databases.json", "is the configuration file itself"),
         ("data/backups/production/x.db", "lies in {data}/backups/production, where old backups are deleted"),
+        (
+            "data/a?b/x.db",
+            (
+                "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere. "
+                "Rename the folder or the file."
+            ),
+        ),
+        (
+            "data/x\\y.db",
+            (
+                "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere. "
+                "Rename the folder or the file."
+            ),
+        ),
         ("data/x\x00.db", "holds a control character"),
         (" data/x.db", "white space at its ends"),
     ],

@@ -80,6 +80,12 @@ def test_local_backups_are_no_place_for_other_files(two):
         require_free_name(two.backup_path / "crm" / "x.db", load())
 
 
+def test_the_log_of_a_replica_with_a_question_mark_is_taken_too(installation):
+    installation.write(installation.entry("production", duckdbPath="data/what?.db"))
+    with pytest.raises(RequestError, match="belongs to the replica"):
+        require_free_name(installation.data_path / "what.wal?.db", load())
+
+
 def test_other_names_are_free(two, tmp_path):
     require_free_name(tmp_path / "crm.db", load())
     require_free_name(two.data_path / "crm2.db", load())

@@ -10,7 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 import duckling_provider
 from duckling_provider.base.cancellation import Control
@@ -18,13 +21,16 @@ from duckling_provider.base.errors import BusyError, CancelledError, DamagedErro
 from duckling_provider.replica.blocks import HEADER_BYTES
 from duckling_provider.replica.child_process import run_duckdb
 from duckling_provider.replica.duckdb_file import (
+    WAL_SUFFIXES,
     ReadLock,
     checkpoint,
     full_scan,
     header_of,
     open_check,
+    owner_of_wal,
     pending_wal,
     wal_files,
+    wal_of,
     writer_of,
 )
 
@@ -227,6 +233,33 @@ def test_the_wal_of_a_linked_replica_is_found(with_wal: Path, tmp_path: Path) ->
     assert pending_wal(link) == [with_wal.with_name("replica.db.wal")]
     checkpoint(link)
     assert pending_wal(link) == []
+
+
+@given(name=st.text(st.characters(exclude_characters="/\\\0", exclude_categories=("Cs",)), min_size=1, max_size=20))
+@example("what?.db")
+@example("?")
+@example("a?b?.wal")
+@example("x.db?access_mode=READ_ONLY")
+@settings(max_examples=60)
+def test_our_name_of_the_log_is_duckdb_s(name: str) -> None:
+    assume(name not in {".", ".."})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        with duckdb.connect(str(path)) as connection:
+            connection.execute("CREATE TABLE t AS SELECT 1")
+            assert set(os.listdir(folder)) == {name, wal_of(path).name}
+            assert pending_wal(path) == [wal_of(path)]
+    for suffix in WAL_SUFFIXES:
+        assert owner_of_wal(wal_of(path, suffix)) == path
+
+
+@pytest.mark.parametrize("path", ["a?b/x.db", "x\\y.db", "link/x.db"])
+def test_a_path_of_which_duckdb_makes_another_one_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "a?b").mkdir()
+    (tmp_path / "link").symlink_to("a?b")
+    (tmp_path / path).touch()
+    with pytest.raises(ReplicaError, match="can't be trusted with this path"):
+        wal_files(tmp_path / path)
 
 
 # ---- locks -------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, ReplicaError
 from duckling_provider.base.interruptible import Workers, interruptible
-from duckling_provider.replica.duckdb_file import open_error
+from duckling_provider.replica.duckdb_file import open_error, wal_of
 from duckling_provider.replication.copy.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.copy.transport import Transport, can_be_fast
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -420,8 +420,8 @@ def _opened(target: Path, storage_version: str, memory_limit: str) -> Iterator[D
     with contextlib.suppress(FileNotFoundError):
         if target.stat().st_size < _HEADERS:
             log.warning("%s: begun again, its creation was interrupted", target)
-            for suffix in ("", ".wal"):
-                target.with_name(target.name + suffix).unlink(missing_ok=True)
+            for file in (target, wal_of(target)):
+                file.unlink(missing_ok=True)
     # A file keeps the version it was created with: naming one for a file that exists would upgrade it for good.
     options = "" if os.path.lexists(target) else f" (STORAGE_VERSION '{storage_version}')"
     path = literal(str(target))
