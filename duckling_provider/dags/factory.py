@@ -172,11 +172,13 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
         doc_md=restore_doc(database),
     ) as dag:
         params = _restore_params(database)
-        target = "{{ params.target_path or '' }}"
+        key, target, encryption = "{{ params.key }}", "{{ params.target_path or '' }}", "{{ params.encryption or '' }}"
         pause = DucklingHoldOperator(
             task_id=PAUSE,
             database_id=database.id,
             target_path=target,
+            key=key,
+            encryption=encryption,
             known_conf=list(params),
             doc_md="Keeps writers away from the replica until `resume`.",
             **_transfer(pool),
@@ -184,11 +186,11 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
         restore = S3RestoreOperator(
             task_id=RESTORE,
             database_id=database.id,
-            key="{{ params.key }}",
+            key=key,
             before="{{ params.before or '' }}",
             target_path=target,
             keep_old="{{ params.keep_old }}",
-            encryption="{{ params.encryption or '' }}",
+            encryption=encryption,
             outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
