@@ -97,19 +97,18 @@ def rotate(
 
     session = session_of(context, as_json)
     settings = session.installation().settings
-    before = session.database(id)
+    session.database(id)
     new = EncryptionKey.generate() if encryption_key_file is None else session.key_in(encryption_key_file)
     session.terminal.know([new.hex(), new.hex().upper()])
     changed, _ = rotate_key(settings, id, new)
-    old = before.s3.encryption_key if before.s3 else None
     earlier = [] if changed.s3 is None else [key.fingerprint for key in changed.s3.reading_keys[1:]]
     if session.terminal.json:
         facts = {"fingerprint": new.fingerprint, "previousFingerprints": earlier}
         session.terminal.document({"success": True, **facts, "file": str(settings.databases_file)})
         return
     session.terminal.say(f"{id}: new backups get the key {new.fingerprint}")
-    if old is not None:
-        session.terminal.say(f"{old.fingerprint} stays in s3.previousEncryptionKeys, for the backups made with it")
+    for fingerprint in earlier[:1]:
+        session.terminal.say(f"{fingerprint} stays in s3.previousEncryptionKeys, for the backups made with it")
     session.terminal.note(
         f"Every other host with a databases.json of its own needs the same change: copy encryptionKey and "
         f"previousEncryptionKeys from {settings.databases_file} there."

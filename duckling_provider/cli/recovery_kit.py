@@ -255,7 +255,7 @@ def _with_openssl(s3: S3Settings, example: Found, *, with_key: bool) -> Section:
                 f"FILE={file}\n"
                 'MADE=$(openssl dgst -sha256 -mac HMAC -macopt "hexkey:$KEY" "$FILE" | sed "s/.*= *//")\n'
                 'WANTED=$(tr -d " \\r\\n" < "$FILE.mac" | tr A-F a-f)\n'
-                'if [ "$MADE" = "$WANTED" ]; then echo GENUINE; else echo DAMAGED; fi'
+                'if [ ${#MADE} = 64 ] && [ "$MADE" = "$WANTED" ]; then echo GENUINE; else echo DAMAGED; fi'
             ),
             "3. In the same shell, decrypt it: the first 16 bytes are the IV, the rest is AES-256-CTR.",
             Code(

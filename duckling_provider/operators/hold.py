@@ -33,12 +33,15 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param target_path: a restore to elsewhere does not touch the live replica, and nothing is paused. (templated)
+    :param key: what the restore is to read. (templated)
+    :param encryption: and as what; where a run may not read it so, nothing is paused. (templated; empty means the
+        entry's)
     :param known_conf: the fields that the run's conf may have; any when omitted.
     :param hold_seconds: after this long the hold ends by itself, if it is not released.
     :param wait_seconds: how long to wait for the one who writes just now, and then for the server to become idle.
     """
 
-    template_fields: Sequence[str] = ("database_id", "target_path")
+    template_fields: Sequence[str] = ("database_id", "target_path", "key", "encryption")
     ui_color = "#eeeeee"
 
     def __init__(
@@ -46,6 +49,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         *,
         database_id: str,
         target_path: str | None = None,
+        key: str = "latest",
+        encryption: str | None = None,
         known_conf: Collection[str] | None = None,
         hold_seconds: float = _DAY,
         wait_seconds: float = 300.0,
@@ -54,6 +59,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         super().__init__(**kwargs)
         self.database_id = database_id
         self.target_path = target_path
+        self.key = key
+        self.encryption = encryption
         self.known_conf = known_conf
         self.hold_seconds = hold_seconds
         self.wait_seconds = wait_seconds
@@ -66,6 +73,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             hook = DucklingHook(self.database_id)
             database = hook.database
             replica = database.replica
+            hook.read_as(self.key.strip(), self.encryption)
             if self.target_path:
                 hook.target(self.target_path)
                 self.log.info("%s is not touched: nothing needs to be paused", replica)

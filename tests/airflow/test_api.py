@@ -521,8 +521,14 @@ def test_unknown_databases_and_paths_are_404(client, shop):
 # ---- databases -------------------------------------------------------------------------------------------------
 
 
-def test_no_answer_holds_a_secret(client, shop, installation):
+def test_no_answer_holds_a_secret(client, shop, installation, tmp_path):
+    (tmp_path / "older").write_text("b7" * 32)
+    (tmp_path / "older").chmod(0o600)
+    entry = dict(installation.database("shop").entry)
+    entry["s3"] = {**entry["s3"], "previousEncryptionKeys": ["a6" * 32, {"file": str(tmp_path / "older")}]}
+    installation.write(entry)
     secrets = installation.database("shop").secrets()
+    assert {"a6" * 32, "b7" * 32} <= set(secrets)
     key = back_up(installation.database("shop"))
     shop.backed_up()
     answers = [
@@ -555,6 +561,23 @@ def test_settings_are_read_changed_and_removed(client, shop, installation):
     assert (wrong.status_code, "s3.bucket" in wrong.json()["error"]) == (400, True)
     assert client.delete("/api/databases/shop/s3").json()["s3"] is None
     assert installation.database("shop").s3 is None
+
+
+def test_a_secret_that_stands_in_a_file_is_kept_by_a_change_and_never_set_by_one(client, shop, installation, tmp_path):
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o600)
+    entry = dict(installation.database("shop").entry)
+    entry["s3"] = {**entry["s3"], "encryptionKey": {"file": str(tmp_path / "key")}}
+    file = installation.write(entry)
+    s3 = client.get("/api/databases/shop/s3").json()["s3"]
+    assert s3["encryptionKey"] == "***"
+    assert client.put("/api/databases/shop/s3", json={**s3, "s3BackupIntervalHours": 6}).status_code == 200
+    assert json.loads(file.read_text())[0]["s3"]["encryptionKey"] == {"file": str(tmp_path / "key")}
+    before = file.read_bytes()
+    for value in ({"env": "DUCKLING_API_KEY"}, {"file": str(tmp_path / "other")}):
+        refused = client.put("/api/databases/shop/s3", json={**s3, "accessKeyId": value})
+        assert (refused.status_code, "not through an edit" in refused.json()["error"]) == (400, True)
+    assert file.read_bytes() == before
 
 
 def test_the_list_shows_how_each_database_stands(client, shop):

@@ -162,6 +162,26 @@ def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(ins
     assert read_hold(replica).owner == f"one_task {run.row.run_id}"
 
 
+@pytest.mark.parametrize(
+    ("mode", "floor", "message"),
+    [("none", "none", "has to be named"), ("rot13", "none", "encryption: expected"), ("none", "sse-s3", "weaker than")],
+)
+def test_what_a_run_may_not_read_is_refused_before_anything_is_paused(
+    installation, make_replica, run_task, monkeypatch, mode, floor, message
+):
+    from duckling_provider.replica.locks import read_hold
+
+    s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "secret-0815"}
+    s3 |= {"encryption": "client-aes256", "encryptionKey": "ab" * 32}
+    installation.write(installation.entry("shop", s3=s3))
+    replica = make_replica(installation.replica("shop"))
+    monkeypatch.setenv("DUCKLING_MIN_ENCRYPTION", floor)
+    run = run_task("DucklingHoldOperator", encryption=mode)
+    assert run.state == "failed"
+    assert message in run.xcom("task", "error")["what"]
+    assert read_hold(replica) is None
+
+
 def test_a_release_leaves_the_hold_of_another_run_alone(installation, make_replica, run_task):
     from duckling_provider.replica.locks import place_hold, read_hold
 

@@ -110,6 +110,9 @@ def test_its_openssl_steps_bring_the_database_back_in_an_empty_environment(site,
     file = empty / key.rpartition("/")[2]
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert follow([prove], empty) == ["DAMAGED"]
+    # Nothing is genuine because nothing could be computed.
+    unproven = prove.replace("openssl", "false").replace('"$FILE.mac"', "/dev/null")
+    assert follow([unproven], empty) == ["DAMAGED"]
 
 
 def test_its_databases_json_is_one_that_this_software_takes(site, duckling, tmp_path):
