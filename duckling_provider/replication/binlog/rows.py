@@ -133,7 +133,9 @@ def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator
     full = (1 << count) - 1
     for _ in range(images):
         if int.from_bytes(body[at : at + width], "little") & full != full:
-            raise UndecodableError("its changes lack columns: binlog_row_image is not FULL")
+            raise UndecodableError(
+                "its changes lack columns: binlog_row_image is not FULL, or the server leaves virtual columns out"
+            )
         at += width
     readers, end = table.readers, len(body)
     numbered = tuple(enumerate(readers))
