@@ -326,14 +326,17 @@ def test_all_types_arrive_as_they_are_read(mirror):
     assert rows[1] == (2, None, "", *[None] * 11)
 
 
-def test_generated_and_invisible_columns(mirror):
+def test_generated_and_invisible_columns(mirror, release):
     mirror.run(
         "CREATE TABLE t (id INT PRIMARY KEY, v INT AS (id + 1) VIRTUAL, s INT AS (id * 2) STORED, i INT INVISIBLE "
         "DEFAULT 7, x VARCHAR(9))",
         "INSERT INTO t (id, x) VALUES (1, 'a'), (2, 'b')",
         "UPDATE t SET id = 9 WHERE id = 1",
     )
-    mirror.catch_up()
+    marked = mirror.catch_up().marked
+    if release.name == "mariadb-11.8":
+        assert "leaves virtual columns out" in marked["t"]
+        return
     mirror.assert_equal()
 
 
@@ -348,7 +351,8 @@ def test_statements_of_two_phases(mirror):
     mirror.catch_up()
     mirror.assert_equal()
     mirror.run("XA START 'y'", "INSERT INTO t VALUES (3, 'x', 1, 1)", "XA END 'y'", "XA PREPARE 'y'", "XA ROLLBACK 'y'")
-    assert "XA" in mirror.catch_up().marked["t"]
+    assert mirror.catch_up().marked == {}
+    mirror.assert_equal()
 
 
 def test_a_batch_is_committed_by_count_and_by_age():

@@ -88,6 +88,7 @@ def test_children_go_with_their_parents_without_a_new_copy(shop, key, child_key)
         ("ON UPDATE SET NULL", "UPDATE parent SET id = 10 WHERE id = 1"),
     ],
 )
+@pytest.mark.mariadb_only
 def test_children_that_are_changed_are_copied_again(shop, on, statement):
     people(shop, on=on)
     shop.run(statement)
@@ -127,6 +128,7 @@ def test_a_parent_that_is_not_mirrored_is_heeded_too(shop):
     assert shop.follow() == set()
 
 
+@pytest.mark.mariadb_only
 def test_collations_that_leave_a_doubt_lead_to_a_new_copy(shop):
     people(shop, "VARCHAR(20) COLLATE utf8mb4_unicode_ci")
     shop.run(
@@ -204,6 +206,7 @@ def test_a_key_that_comes_while_a_sync_follows_is_known(shop):
     assert shop.follow() == set()
 
 
+@pytest.mark.mariadb_only
 def test_foreign_keys_are_read_without_more_rights_than_to_read(mariadb, database, source):
     mariadb.execute(
         [

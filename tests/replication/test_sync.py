@@ -436,3 +436,32 @@ def test_two_first_copies_at_once_copy_once(site):
     is_equal(entry)
     with duckdb.connect(str(entry.replica), read_only=True) as connection:
         assert Ledger.open(connection).source() != ""
+
+
+@pytest.mark.mysql_only
+def test_vectors_are_copied_and_followed(site):
+    site.run("CREATE TABLE t (id INT PRIMARY KEY, v VECTOR(3))", "INSERT INTO t VALUES (1, TO_VECTOR('[1,2.5,-3]'))")
+    entry = site()
+    sync(entry)
+    site.run("INSERT INTO t VALUES (2, NULL), (3, TO_VECTOR('[0]'))", "UPDATE t SET v = TO_VECTOR('[7]') WHERE id = 1")
+    assert sync(entry).recopy == {}
+    assert rows(entry, "SELECT id, hex(v) FROM t ORDER BY id") == [(1, "0000E040"), (2, None), (3, "00000000")]
+    is_equal(entry)
+
+
+@pytest.mark.mysql_only
+def test_what_a_foreign_key_does_to_children_is_read_from_the_binlog(site):
+    """MySQL logs it since 9.6, so nothing is to be done again, and no table is copied again."""
+    site.run(
+        "CREATE TABLE parent (id INT PRIMARY KEY)",
+        "CREATE TABLE child (id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES parent (id) "
+        "ON DELETE SET NULL ON UPDATE CASCADE)",
+        "INSERT INTO parent VALUES (1), (2)",
+        "INSERT INTO child VALUES (10, 1), (20, 2)",
+    )
+    entry = site()
+    sync(entry)
+    site.run("DELETE FROM parent WHERE id = 1", "UPDATE parent SET id = 3 WHERE id = 2")
+    done = sync(entry)
+    assert (done.recopy, done.copied) == ({}, ())
+    assert rows(entry, "SELECT * FROM child ORDER BY id") == [(10, None), (20, 3)]

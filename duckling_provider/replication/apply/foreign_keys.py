@@ -18,7 +18,7 @@ from duckling_provider.replication.model.families import CHARACTERS, INTEGERS
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote, quote_mysql
 from duckling_provider.replication.model.tables import Column
-from duckling_provider.replication.mysql.source import query
+from duckling_provider.replication.mysql.source import query, server_of, variable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -65,8 +65,14 @@ class Reference:
 def read_references(connection: Any, database: str) -> list[Reference]:
     """All foreign keys of `database` that change rows by themselves.
 
-    From ``SHOW CREATE TABLE``: ``information_schema`` has no constraints for a user who may only read.
+    From ``SHOW CREATE TABLE``: ``information_schema`` has no constraints for a user who may only read. None on a server
+    that writes to its binlog what they do: MySQL from 9.6 on, unless ``innodb_native_foreign_keys`` is on.
     """
+    server = server_of(connection)
+    if server.kind == "mysql" and server.version >= (9, 6):
+        is_native = (variable(connection, "innodb_native_foreign_keys") or "OFF").upper()
+        if is_native in {"OFF", "0"}:
+            return []
     query(connection, "SET SESSION sql_quote_show_create = 1")
     tables = query(
         connection,

@@ -16,17 +16,22 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from duckling_provider.base.errors import DucklingError, ReplicationError
+from duckling_provider.replication.binlog.charsets import Charsets
 from duckling_provider.replication.binlog.pymysql_wire import hang_up, next_packet, send_command
+from duckling_provider.replication.binlog.rows import packed
 from duckling_provider.replication.model.tables import Position
-from duckling_provider.replication.mysql.source import Source, connect, query, server_of, translated
+from duckling_provider.replication.mysql.source import Source, connect, mariadb_written, query, server_of, translated
 
 QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38
 INCIDENT, GTID, TRANSACTION_PAYLOAD, GTID_TAGGED = 26, 33, 40, 42
 MARIADB_GTID, MARIADB_GTID_LIST, QUERY_COMPRESSED = 162, 163, 165
 
+#: Of a transaction's payload: the field that names the compression, and what it may be.
+_COMPRESSION, _ZSTD, _PLAIN = 2, 0, 255
 _COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
 _NON_BLOCKING, _THROUGH_GTID = 1, 4
 _HEADER = struct.Struct("<IBIIIH")
+_IGNORABLE = 0x80
 _FATAL_ERROR_READING_BINLOG = 1236
 #: What servers say under that number when the position is the trouble, rather than the network, a setting or a disk.
 _LOST = re.compile(
@@ -59,13 +64,19 @@ class PositionLostError(DucklingError):
 
 
 class RawEvent(NamedTuple):
-    """One event: `end` is where the next one begins in its file, 0 for what is in no file; `body` has no checksum."""
+    """One event: `end` is where the next one begins in its file, 0 for what is in no file; `body` has no checksum.
+
+    :param start: where it begins itself; 0 likewise.
+    :param ignorable: who does not know its type may ignore it.
+    """
 
     timestamp: int
     kind: int
     server_id: int
     end: int
     body: bytes
+    start: int = 0
+    ignorable: bool = False
 
 
 class BinlogDump:
@@ -80,10 +91,11 @@ class BinlogDump:
     def __init__(self, source: Source, position: Position, *, follow: bool) -> None:
         self._source, self._position, self._follow = source, position, follow
         self._connection = connect(source, read_timeout=60.0)
+        self._asking: Any = None
         try:
             with translated(source, "read the binlog"):
                 self.server = server_of(self._connection)
-                self.charsets = _charsets(self._connection)
+                self.charsets = Charsets(*_charsets(self._connection), self._ask)
                 #: By GTID; offsets of the position given don't count then.
                 self.by_gtid = bool(position.gtid) and self.server.has_gtid and not _tagged(position.gtid)
                 self._refuse_other_binlog()
@@ -95,6 +107,8 @@ class BinlogDump:
 
     def close(self) -> None:
         hang_up(self._connection)
+        if self._asking is not None:
+            hang_up(self._asking)
 
     def events(self) -> Iterator[RawEvent]:
         """Until the end of the binlog, or for ever.
@@ -113,12 +127,16 @@ class BinlogDump:
                     data = next_packet(connection)
                     if data is None:
                         return
-                    timestamp, kind, server_id, _, end, _ = _HEADER.unpack_from(data, 1)
+                    timestamp, kind, server_id, size, end, flags = _HEADER.unpack_from(data, 1)
                     if kind == FORMAT_DESCRIPTION:
                         # Its last but four bytes say how the rest of the file is checked; it always has a checksum.
                         checksums = data[-5] not in {0, 255}
                     body = data[20:-4] if checksums or kind == FORMAT_DESCRIPTION else data[20:]
-                    yield RawEvent(timestamp, kind, server_id, end, body)
+                    raw = RawEvent(timestamp, kind, server_id, end, body, max(0, end - size), bool(flags & _IGNORABLE))
+                    if kind == TRANSACTION_PAYLOAD:
+                        yield from unpacked(raw)
+                    else:
+                        yield raw
         except DucklingError as error:
             cause = error.__cause__
             if isinstance(cause, pymysql.err.Error) and cause.args[:1] == (_FATAL_ERROR_READING_BINLOG,):
@@ -127,13 +145,19 @@ class BinlogDump:
                 raise self._lost(str(cause.args[1])) from error
             raise
 
+    def _ask(self, sql: str) -> list[tuple[Any, ...]]:
+        # The other connection is busy with the binlog.
+        if self._asking is None:
+            self._asking = connect(self._source)
+        with translated(self._source, "ask for a character set"):
+            return query(self._asking, sql)
+
     def _refuse_other_binlog(self) -> None:
         known = self._position.server
         if known and known != self.server.identity and not self.by_gtid:
             raise self._lost(f"it is of the server {known}, and this is {self.server.identity}")
         if self.by_gtid and self.server.kind == "mariadb":
-            state = str(query(self._connection, "SELECT @@global.gtid_binlog_state")[0][0] or "")
-            written = {part.rpartition("-")[0]: int(part.rpartition("-")[2]) for part in state.split(",") if part}
+            written = mariadb_written(self._connection)
             for part in re.split(r"[\s,]+", self._position.gtid):
                 origin, _, number = part.rpartition("-")
                 # For a domain that it knows nothing of, the server would begin at the first transaction it has.
@@ -195,6 +219,40 @@ class BinlogDump:
         send_command(self._connection, command)
 
 
+def unpacked(event: RawEvent) -> Iterator[RawEvent]:
+    """The events of a whole transaction that MySQL has compressed into `event`; they all end where it does.
+
+    Fields of number, length and value, up to number 0; then the stream: MySQL's ``Transaction_payload_event``.
+
+    :raises ReplicationError: it is compressed by what is unknown here.
+    """
+    import pyarrow as pa
+
+    body, at, compression = event.body, 0, None
+    while True:
+        field, at = packed(body, at)
+        if not field:
+            break
+        length, at = packed(body, at)
+        if field == _COMPRESSION:
+            compression = packed(body, at)[0]
+        at += length
+    if compression not in {_ZSTD, _PLAIN}:
+        raise ReplicationError(
+            f"a transaction is compressed by the unknown algorithm {compression}",
+            operation="read the binlog",
+            hint="Set binlog_transaction_compression = OFF, and copy the replica again.",
+        )
+    packet: Any = pa.BufferReader(memoryview(body)[at:])
+    stream = pa.CompressedInputStream(packet, "zstd") if compression == _ZSTD else packet
+    while header := stream.read(_HEADER.size):
+        timestamp, kind, server_id, size, _, flags = _HEADER.unpack(header)
+        inner = stream.read(size - _HEADER.size)
+        if len(inner) != size - _HEADER.size:
+            raise ReplicationError("a compressed transaction breaks off", operation="read the binlog")
+        yield RawEvent(timestamp, kind, server_id, event.end, inner, event.start, bool(flags & _IGNORABLE))
+
+
 def uncompress(data: bytes, at: int) -> bytes:
     """What MariaDB's ``log_bin_compress`` made of the rest of an event from `at` on.
 
@@ -210,8 +268,8 @@ def _tagged(gtid: str) -> bool:
     return any(not part[:1].isdigit() for text in gtid.split(",") for part in text.split(":")[1:])
 
 
-def _charsets(connection: Any) -> dict[int, str]:
-    """Id of a collation -> name of its character set."""
+def _charsets(connection: Any) -> tuple[dict[int, str], dict[str, int]]:
+    """Id of a collation -> name of its character set; the name -> most bytes of a character."""
     known = dict(query(connection, "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS"))
     if server_of(connection).kind == "mariadb":
         with contextlib.suppress(Exception):  # the column ID is there since 10.10, with collations that have no own
@@ -221,4 +279,6 @@ def _charsets(connection: Any) -> dict[int, str]:
                     "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY",
                 )
             )
-    return {int(number): str(name).lower() for number, name in known.items() if number is not None and name}
+    widths = query(connection, "SELECT CHARACTER_SET_NAME, MAXLEN FROM information_schema.CHARACTER_SETS")
+    names = {int(number): str(name).lower() for number, name in known.items() if number is not None and name}
+    return names, {str(name).lower(): int(width) for name, width in widths}

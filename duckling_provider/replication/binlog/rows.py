@@ -12,13 +12,15 @@ Formats: MySQL's ``libs/mysql/binlog/event/rows_event.h`` and ``sql/log_event.cc
 
 from __future__ import annotations
 
-import codecs
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Context, Decimal
 from typing import Any, Final, TypeAlias
+
+from duckling_provider.replication.binlog.binary_json import json_text
+from duckling_provider.replication.binlog.charsets import Charsets, Decode, UndecodableError
 
 
 class _ZeroDate:
@@ -47,29 +49,6 @@ _INTEGERS = {
     _TINY: ("<b", "<B"), _SHORT: ("<h", "<H"), _LONG: ("<i", "<I"), _LONGLONG: ("<q", "<Q"),
 }  # fmt: skip
 
-#: MySQL's names of character sets whose Python codec is called otherwise.
-_CODECS = {
-    "utf8": "utf-8", "utf8mb3": "utf-8", "utf8mb4": "utf-8", "latin1": "cp1252", "ucs2": "utf-16-be",
-    "utf16": "utf-16-be", "utf16le": "utf-16-le", "utf32": "utf-32-be", "latin2": "iso8859-2", "latin5": "iso8859-9",
-    "latin7": "iso8859-13", "greek": "iso8859-7", "hebrew": "iso8859-8", "koi8r": "koi8-r", "koi8u": "koi8-u",
-    "sjis": "shift-jis", "ujis": "euc-jp", "eucjpms": "euc-jp", "euckr": "euc-kr", "tis620": "tis-620",
-    "macroman": "mac-roman", "macce": "mac-latin2",
-}  # fmt: skip
-
-
-def _as_control_character(error: UnicodeError) -> tuple[str, int]:
-    # MySQL's latin1 is cp1252 whose five gaps are what they are in ISO 8859-1.
-    if isinstance(error, UnicodeDecodeError) and error.encoding in {"cp1252", "charmap"}:
-        return chr(error.object[error.start]), error.start + 1
-    raise error
-
-
-codecs.register_error("duckling-control", _as_control_character)
-
-
-class UndecodableError(ValueError):
-    """A row event that can't be told in values; its text says why, in words for the table's note."""
-
 
 @dataclass(frozen=True)
 class TableMap:
@@ -81,13 +60,18 @@ class TableMap:
     readers: tuple[Reader, ...]
 
 
+#: MariaDB's may have fractions, whose digits the binlog does not tell.
+_OLD_TEMPORAL = frozenset({_TIMESTAMP, _DATETIME, _TIME})
+_REBUILD = "which the binlog tells too little of; ALTER TABLE … FORCE with mysql56_temporal_format = ON changes it"
+
+
 def table_name(body: bytes) -> tuple[str, str]:
     """(schema, table) of a table map event without its table id and flags."""
     end = 1 + body[0]
     return body[1:end].decode(), body[end + 2 : end + 2 + body[end + 1]].decode()
 
 
-def parse_table_map(body: bytes, charsets: Mapping[int, str], *, mariadb: bool) -> TableMap:
+def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableMap:
     """What a table map event tells, which needs ``binlog_row_metadata=FULL``.
 
     :param body: the event without header, table id, flags and checksum.
@@ -96,20 +80,22 @@ def parse_table_map(body: bytes, charsets: Mapping[int, str], *, mariadb: bool) 
     """
     schema, name = table_name(body)
     at = 4 + len(schema.encode()) + len(name.encode())
-    count, at = _packed(body, at)
+    count, at = packed(body, at)
     kinds = list(body[at : at + count])
-    length, at = _packed(body, at + count)
+    length, at = packed(body, at + count)
     metadata = _column_metadata(kinds, body[at : at + length])
     at += length + (count + 7) // 8
     fields: dict[int, bytes] = {}
     while at < len(body):
         tag = body[at]
-        length, at = _packed(body, at + 1)
+        length, at = packed(body, at + 1)
         fields[tag] = body[at : at + length]
         at += length
     if 4 not in fields:
         raise UndecodableError("its changes name no columns: binlog_row_metadata is not FULL")
     names = tuple(text.decode() for text in _texts(fields[4]))
+    if len(names) != count or len(kinds) != count:
+        raise ValueError("another number of names than of columns")
 
     numeric = [index for index, kind in enumerate(kinds) if kind in _NUMERIC]
     signs = fields.get(1, b"")
@@ -120,12 +106,16 @@ def parse_table_map(body: bytes, charsets: Mapping[int, str], *, mariadb: bool) 
     collations = _collations(texts, fields.get(2), fields.get(3)) | _collations(lists, fields.get(10), fields.get(11))
     enums, sets = iter(_value_lists(fields.get(6, b""))), iter(_value_lists(fields.get(5, b"")))
 
-    readers = []
+    readers: list[Reader] = []
     for index, (kind, meta) in enumerate(zip(kinds, metadata, strict=True)):
-        decode = _decoder(charsets.get(collations.get(index, 63), "utf8mb4"), names[index])
+        # Without a collation it is no text.
+        decode = charsets.decoder(collations[index], names[index]) if index in collations else bytes
         values: list[str] = []
         if kind in {_ENUM, _SET}:
             values = [str(decode(value)) for value in next(enums if kind == _ENUM else sets, ())]
+        if mariadb and kind in _OLD_TEMPORAL:
+            readers.append(_unreadable(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
+            continue
         readers.append(_reader(kind, meta, decode, values, names[index], unsigned=index in unsigned))
     return TableMap(schema, name, names, tuple(readers))
 
@@ -136,14 +126,16 @@ def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator
     :param body: number of columns, bitmaps of the columns present, and the rows, from `at` on.
     :raises UndecodableError: when columns are missing (``binlog_row_image`` is not FULL).
     """
-    count, at = _packed(body, at)
+    count, at = packed(body, at)
     if count != len(table.readers):
         raise UndecodableError("its changes have another number of columns than their description")
     width = (count + 7) // 8
     full = (1 << count) - 1
     for _ in range(images):
         if int.from_bytes(body[at : at + width], "little") & full != full:
-            raise UndecodableError("its changes lack columns: binlog_row_image is not FULL")
+            raise UndecodableError(
+                "its changes lack columns: binlog_row_image is not FULL, or the server leaves virtual columns out"
+            )
         at += width
     readers, end = table.readers, len(body)
     numbered = tuple(enumerate(readers))
@@ -168,8 +160,8 @@ def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator
         yield tuple(row)
 
 
-def _packed(data: bytes, at: int) -> tuple[int, int]:
-    """A length-encoded integer."""
+def packed(data: bytes, at: int) -> tuple[int, int]:
+    """A length-encoded integer, and where it ends."""
     first = data[at]
     if first < 251:
         return first, at + 1
@@ -180,7 +172,7 @@ def _packed(data: bytes, at: int) -> tuple[int, int]:
 def _packed_all(data: bytes) -> list[int]:
     numbers, at = [], 0
     while at < len(data):
-        number, at = _packed(data, at)
+        number, at = packed(data, at)
         numbers.append(number)
     return numbers
 
@@ -188,7 +180,7 @@ def _packed_all(data: bytes) -> list[int]:
 def _texts(data: bytes) -> list[bytes]:
     texts, at = [], 0
     while at < len(data):
-        length, at = _packed(data, at)
+        length, at = packed(data, at)
         texts.append(data[at : at + length])
         at += length
     return texts
@@ -197,10 +189,10 @@ def _texts(data: bytes) -> list[bytes]:
 def _value_lists(data: bytes) -> list[list[bytes]]:
     lists, at = [], 0
     while at < len(data):
-        count, at = _packed(data, at)
+        count, at = packed(data, at)
         values = []
         for _ in range(count):
-            length, at = _packed(data, at)
+            length, at = packed(data, at)
             values.append(data[at : at + length])
             at += length
         lists.append(values)
@@ -231,31 +223,7 @@ def _column_metadata(kinds: list[int], data: bytes) -> list[bytes]:
     return result
 
 
-def _decoder(charset: str, column: str) -> Callable[[bytes], str | bytes]:
-    if charset == "binary":
-        return bytes
-    codec = _CODECS.get(charset, charset)
-    try:
-        info = codecs.lookup(codec)
-    except LookupError:
-        return _unknown_charset(charset, column)
-    if info.name == "utf-8":
-        return bytes.decode
-    return lambda data: info.decode(data, "duckling-control")[0]
-
-
-def _unknown_charset(charset: str, column: str) -> Callable[[bytes], str | bytes]:
-    def decode(data: bytes) -> str:
-        if data.isascii():
-            return data.decode()
-        raise UndecodableError(f"column {column} is in the character set {charset}, which is unknown here")
-
-    return decode
-
-
-def _reader(
-    kind: int, meta: bytes, decode: Callable[[bytes], str | bytes], values: list[str], column: str, *, unsigned: bool
-) -> Reader:
+def _reader(kind: int, meta: bytes, decode: Decode, values: list[str], column: str, *, unsigned: bool) -> Reader:
     if kind in _INTEGERS:
         return _plain(_INTEGERS[kind][unsigned])
     if kind == _INT24:
@@ -274,7 +242,7 @@ def _reader(
     if kind in {_GEOMETRY, _VECTOR}:
         return _sized(meta[0], bytes)
     if kind == _JSON:
-        return _sized(meta[0], _json)
+        return _sized(meta[0], lambda data: json_text(data, _decimal))
     if kind == _NEWDECIMAL:
         return _decimal(meta[0], meta[1])
     if kind == _BIT:
@@ -293,10 +261,14 @@ def _reader(
     if kind in {_TIMESTAMP, _DATETIME, _TIME}:
         return {_TIMESTAMP: _old_timestamp, _DATETIME: _old_datetime, _TIME: _old_time}[kind]
 
-    def unknown(*_: object) -> tuple[Any, int]:
-        raise UndecodableError(f"column {column} is of the type {kind} of the binlog, which is unknown here")
+    return _unreadable(f"column {column} is of the type {kind} of the binlog, which is unknown here")
 
-    return unknown
+
+def _unreadable(reason: str) -> Reader:
+    def read(*_: object) -> tuple[Any, int]:
+        raise UndecodableError(reason)
+
+    return read
 
 
 def _plain(layout: str) -> Reader:
@@ -321,17 +293,6 @@ def _sized(size: int, decode: Callable[[bytes], Any]) -> Reader:
         return decode(data[start:end]), end
 
     return long
-
-
-def _json(data: bytes) -> str:
-    from pymysqlreplication.json_binary import parse_json
-
-    from duckling_provider.replication.model.types import json_text
-
-    # An empty value stands for JSON's null.
-    value = parse_json(data[0], data[1:]) if data else None
-    # In a list, so that a text is quoted as JSON and not taken for JSON already.
-    return json_text([value])[1:-1]
 
 
 #: Bytes that a rest of 0-8 digits takes; nine take four.

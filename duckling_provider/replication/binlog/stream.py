@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
+from duckling_provider.replication.binlog.charsets import UndecodableError
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
-from duckling_provider.replication.binlog.rows import TableMap, UndecodableError, parse_table_map, read_rows, table_name
+from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name
+from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.mysql.source import Source
@@ -22,13 +25,16 @@ _INSERTS, _UPDATES, _DELETES = {23, 30, 166, 169}, {24, 31, 167, 170}, {25, 32, 
 _ROWS = _INSERTS | _UPDATES | _DELETES
 _ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
 _PARTIAL_UPDATE = 39
-#: LOAD DATA as a statement: a query with more of a head, whose data other events have brought.
-_LOAD_QUERY, _LOAD_QUERY_MORE = 18, 13
+_EXECUTE_LOAD_QUERY, _HEARTBEAT_V2 = 18, 41
+#: What says nothing of rows, DDL or transactions. MySQL: STOP, INTVAR, APPEND_BLOCK, DELETE_FILE, RAND, USER_VAR,
+#: FORMAT_DESCRIPTION, BEGIN_LOAD_QUERY, IGNORABLE, ROWS_QUERY, ANONYMOUS_GTID, PREVIOUS_GTIDS, TRANSACTION_CONTEXT,
+#: VIEW_CHANGE. MariaDB: ANNOTATE_ROWS, BINLOG_CHECKPOINT, START_ENCRYPTION.
+_SAYS_NOTHING = frozenset({3, 5, 9, 11, 13, 14, 15, 17, 28, 29, 34, 35, 36, 37, 160, 161, 164})
 #: A flag of row events.
 _NO_FOREIGN_KEY_CHECKS = 2
 
 # Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
-_STANDALONE, _GROUP_COMMIT, _XA = 1, 2, 64 | 128
+_STANDALONE, _GROUP_COMMIT, _XA_PREPARED, _XA = 1, 2, 64, 64 | 128
 # And more of them: with binlog_alter_two_phase an ALTER TABLE is told when it starts, and again when it is done.
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 _COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
@@ -37,6 +43,8 @@ _DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
 
 #: The first column of a sequence, which MariaDB writes to the binlog as if it were a table.
 _SEQUENCE = "next_not_cached_value"
+
+_REPORT = "Is this a MySQL server, and no proxy that alters its answers in between? The replica stays as it was."
 
 #: Events between two looks at the caller while nothing of them is for him.
 _SKIPS_BETWEEN_PAUSES = 5000
@@ -75,13 +83,22 @@ class BinlogStream:
     :param wanted: whether a table of this name is mirrored.
     :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
         nothing happens, and now and then among events that are not for the caller, so that he can look around.
+    :param prepared: tell of the XA transaction that begins at `position` as of any other.
     :raises SourceError: when the server can't be reached.
     """
 
     def __init__(
-        self, source: Source, position: Position, *, wanted: Callable[[str], bool] | None = None, follow: bool = False
+        self,
+        source: Source,
+        position: Position,
+        *,
+        wanted: Callable[[str], bool] | None = None,
+        follow: bool = False,
+        prepared: bool = False,
     ) -> None:
         self._dump = BinlogDump(source, position, follow=follow)
+        self._source, self._tells_prepared = source, prepared
+        self._xa = XaTransactions(source, self._dump.server.identity)
         self._database = source.database
         self._wanted = wanted or (lambda _: True)
         self._mariadb = self._dump.server.kind == "mariadb"
@@ -95,6 +112,8 @@ class BinlogStream:
         self._open = False
         #: Whether the statement that comes next has not been done, or not yet.
         self._announced = False
+        #: Where the current transaction begins.
+        self._begun = position
         #: Whether the current transaction's `Begin` has been handed out.
         self._told = False
 
@@ -108,8 +127,8 @@ class BinlogStream:
         self._dump.close()
 
     def read_until(self, end: Position) -> Iterator[StreamEvent | None]:
-        """All events of transactions up to `end`, a position of the same server."""
-        if self.position.order < end.order:
+        """All events of transactions up to `end`, a position of the server that is connected to."""
+        if not self._has(end):
             yield from self.read(until=end)
 
     def read(self, *, until: Position | None = None) -> Iterator[StreamEvent | None]:
@@ -123,18 +142,18 @@ class BinlogStream:
             kind = raw.kind
             if kind in _ROWS:
                 table = self._by_id.get(int.from_bytes(raw.body[:6], "little"))
-                if table is not None:
+                if table is not None and not self._xa.is_open:
                     if not self._told:
                         yield self._begin()
                     yield from self._changes(raw, table)
                     continue
             elif kind == dump.TABLE_MAP:
                 lost = self._describe(raw.body)
-                if lost is not None:
+                if lost is not None and not self._xa.is_open:
                     yield self._begin()
                     yield lost
                 continue
-            elif kind == dump.HEARTBEAT:
+            elif kind in {dump.HEARTBEAT, _HEARTBEAT_V2}:
                 yield None
                 continue
             elif kind == dump.ROTATE:
@@ -154,7 +173,14 @@ class BinlogStream:
                 yield None
 
     def _is_past(self, end: Position | None) -> bool:
-        return end is not None and not self._open and Position(self._file, self._offset).order >= end.order
+        return end is not None and not self._open and self._has(end)
+
+    def _has(self, end: Position) -> bool:
+        """Whether everything up to `end` has been told."""
+        if self.position.server and self.position.server != end.server:
+            # After a failover files and offsets mean nothing until a transaction of this server has been met.
+            return self._gtids.covers(end.gtid)
+        return Position(self._file, self._offset).order >= end.order
 
     def _begin(self) -> Begin:
         self._told = True
@@ -174,6 +200,10 @@ class BinlogStream:
                 known = parse_table_map(key, self._dump.charsets, mariadb=self._mariadb)
             except UndecodableError as error:
                 known = Unfollowed(str(error), (name,))
+            except (IndexError, KeyError, ValueError, OverflowError, struct.error) as error:
+                raise self._refused(
+                    f"the description of table {name} is malformed ({type(error).__name__}: {error})", _REPORT
+                ) from error
             if len(self._descriptions) > 1000:
                 self._descriptions.clear()
             self._descriptions[key] = known
@@ -210,13 +240,15 @@ class BinlogStream:
                     yield RowChange("delete", name, columns, row, None, unchecked)
         except (UndecodableError, UnicodeDecodeError) as error:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
-        except (IndexError, ValueError) as error:
+        except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:
             yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
 
     # ---- everything else ----
 
-    def _statement(self, raw: RawEvent) -> Iterator[StreamEvent]:
+    def _statement(self, raw: RawEvent) -> Iterator[StreamEvent | None]:
         kind, body = raw.kind, raw.body
+        if kind in XA_BEGINNINGS:
+            self._begun = Position(self._file, raw.start, server=self._dump.server.identity)
         if kind == dump.MARIADB_GTID:
             domain = int.from_bytes(body[8:12], "little")
             self._gtids.begin(str(domain), f"{raw.server_id}-{int.from_bytes(body[:8], 'little')}")
@@ -224,6 +256,7 @@ class BinlogStream:
             extra = 21 if body[12] & _GROUP_COMMIT else 13
             more = 0 if body[12] & _XA or extra >= len(body) else body[extra]
             self._announced = bool(more & (_START_ALTER | _ROLLBACK_ALTER))
+            self._xa.is_open = bool(body[12] & _XA_PREPARED) and not self._tells_prepared
         elif kind == dump.GTID:
             sid = body[1:17].hex()
             text = "-".join((sid[:8], sid[8:12], sid[12:16], sid[16:20], sid[20:]))
@@ -240,24 +273,35 @@ class BinlogStream:
             self._gtids.give_up()
         elif kind == dump.XID:
             yield self._commit(raw)
-        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, _LOAD_QUERY}:
+        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, _EXECUTE_LOAD_QUERY}:
             yield from self._query(raw)
         elif kind == dump.XA_PREPARE:
-            if not body[0] and self._touched:
-                yield Unfollowed("an XA transaction in two phases changed it", tuple(sorted(self._touched)))
+            # Its rows count from its commit on, which may come much later or never.
+            if self._xa.is_open and self._touched:
+                if body[0]:
+                    yield from self._told_again(self._begun)
+                else:
+                    self._xa.prepared[xid_of_event(body)] = self._begun
+            elif self._xa.is_open:
+                self._xa.prepared[xid_of_event(body)] = None
             yield self._commit(raw)
         elif kind == _PARTIAL_UPDATE:
             table = self._by_id.get(int.from_bytes(body[:6], "little"))
             if table is not None:
                 yield Unfollowed("its changes hold parts of JSON: binlog_row_value_options is set", (table.name,))
-        elif kind == dump.TRANSACTION_PAYLOAD:
-            raise self._refused("binlog_transaction_compression is on", "Set binlog_transaction_compression = OFF.")
         elif kind == dump.INCIDENT:
             raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy it again.")
+        elif kind not in _SAYS_NOTHING and not raw.ignorable:
+            raise self._refused(
+                f"it holds an event of the type {kind}, which is unknown here, at offset {raw.start}",
+                "The replica stays as it was before it. Update duckling; or turn off on the server what writes such "
+                "events, and copy the replica again.",
+            )
 
-    def _query(self, raw: RawEvent) -> Iterator[StreamEvent]:
+    def _query(self, raw: RawEvent) -> Iterator[StreamEvent | None]:
         body = raw.body
-        start = 13 + int.from_bytes(body[11:13], "little") + (_LOAD_QUERY_MORE if raw.kind == _LOAD_QUERY else 0)
+        # LOAD DATA has 13 bytes more in front of the same.
+        start = (26 if raw.kind == _EXECUTE_LOAD_QUERY else 13) + int.from_bytes(body[11:13], "little")
         schema = body[start : start + body[8]].decode(errors="replace")
         start += body[8] + 1
         text = dump.uncompress(body, start) if raw.kind == dump.QUERY_COMPRESSED else body[start:]
@@ -272,7 +316,9 @@ class BinlogStream:
                 yield Unfollowed("a transaction was rolled back in part", tuple(sorted(self._touched)))
             if not re.search(r"\bTO\b", statement, re.IGNORECASE):
                 yield self._commit(raw)
-        elif word in {"SAVEPOINT", "RELEASE"} or (word == "XA" and self._open):
+        elif word == "XA":
+            yield from self._xa_statement(raw, statement)
+        elif word in {"SAVEPOINT", "RELEASE"}:
             pass
         else:
             concerns = schema == self._database or fold(self._database) in fold(statement.replace("``", "`"))
@@ -294,8 +340,32 @@ class BinlogStream:
             return SchemaChange(statement, position, raw.timestamp, self._open)
         return ForeignSchemaChange(statement, position, raw.timestamp, self._open, schema)
 
+    def _xa_statement(self, raw: RawEvent, statement: str) -> Iterator[StreamEvent | None]:
+        verb = statement.split()[1].upper()
+        if verb in {"START", "BEGIN"}:
+            self._open, self._xa.is_open = True, not self._tells_prepared
+        elif verb == "COMMIT":
+            start = self._xa.start_of(statement, before=Position(self._file, raw.start))
+            if start is not None:
+                yield from self._told_again(start)
+            yield self._commit(raw)
+        elif verb == "ROLLBACK":
+            self._xa.forget(statement)
+            yield self._commit(raw)
+
+    def _told_again(self, start: Position) -> Iterator[StreamEvent | None]:
+        """The rows of the XA transaction that begins at `start`, as part of the current transaction."""
+        with BinlogStream(self._source, start, wanted=self._wanted, prepared=True) as again:
+            for event in again.read():
+                if isinstance(event, Commit):
+                    return
+                if isinstance(event, RowChange | Unfollowed) and not self._told:
+                    yield self._begin()
+                if event is None or isinstance(event, RowChange | Unfollowed):
+                    yield event
+
     def _commit(self, raw: RawEvent) -> Commit:
-        self._open = self._told = False
+        self._open = self._told = self._xa.is_open = False
         self._touched.clear()
         return Commit(self._advance(raw), raw.timestamp)
 
@@ -353,6 +423,22 @@ class _GtidState:
             else:
                 _add(self._sets.setdefault(origin, []), int(number))
         return self.text()
+
+    def covers(self, text: str) -> bool:
+        """Whether all transactions of the set `text` are in it; not where it is unknown."""
+        if not self._known:
+            return False
+        other = _GtidState(text, mariadb=self._mariadb)
+        if self._mariadb:
+            return all(
+                int(self._last.get(domain, "0-0").rpartition("-")[2]) >= int(rest.rpartition("-")[2])
+                for domain, rest in other._last.items()
+            )
+        return all(
+            any(mine[0] <= low and high <= mine[1] for mine in self._sets.get(sid, ()))
+            for sid, intervals in other._sets.items()
+            for low, high in intervals
+        )
 
     def give_up(self) -> None:
         self._known = False

@@ -159,6 +159,9 @@ def _mapping(column: Column) -> _Mapping:
         return _Mapping("UBIGINT", "uint64", "uint64", select="CAST({} AS UNSIGNED)", decode=_bits)
     if kind == "year":
         return _Mapping("SMALLINT", "int16", "int16")
+    if kind == "vector":
+        # As text: clients take a VECTOR for a string of some character set.
+        return _Mapping("BLOB", "large_string", "large_binary", select="HEX({})", load="unhex({})")
     if kind in BYTES:
         decode = _padded(column) if kind == "binary" else unchanged
         return _Mapping("BLOB", "large_binary", "large_binary", decode=decode)
@@ -171,7 +174,7 @@ def _mapping(column: Column) -> _Mapping:
             select="HEX({})",
             load="unhex(substr({}, 9))",
             decode=lambda value: value[4:],
-            report="the SRID is not kept, only the WKB",
+            report="the SRID is not kept, only the WKB, with the axes as they are stored: longitude first",
         )
     if kind in {"date", "datetime", "timestamp", "time"}:
         return _time(column)

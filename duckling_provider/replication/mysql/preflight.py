@@ -16,6 +16,7 @@ from duckling_provider.replication.mysql.source import (
     connect,
     query,
     server_of,
+    status_statement,
     variable,
 )
 
@@ -83,7 +84,12 @@ def preflight(source: Source, *, wanted: Callable[[str], bool] = lambda _: True)
 def examine(connection: Any, source: Source, *, wanted: Callable[[str], bool] = lambda _: True) -> list[Finding]:
     """All findings about the server at the other end of `connection`, the fatal ones first."""
     server = server_of(connection)
-    findings = [*_version(server), *_binlog(connection, server), *_grants(connection, server, source)]
+    findings = [
+        *_version(server),
+        *_binlog(connection, server),
+        *_left_out(connection, server, source),
+        *_grants(connection, server, source),
+    ]
     findings += [*_tables(connection, source, wanted)]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
@@ -135,6 +141,66 @@ def _binlog(connection: Any, server: MySqlServer) -> Iterator[Finding]:
             f"Run: SET GLOBAL {name} = {7 * DAY if name.endswith('seconds') else 7:.0f}",
             fatal=False,
         )
+
+
+def _left_out(connection: Any, server: MySqlServer, source: Source) -> Iterator[Finding]:
+    """Settings by which the binlog lacks changes of the database: nothing would ever come, without any error."""
+    for name, told in _binlog_filters(connection, server):
+        listed = [part.strip() for part in told.split(",") if part.strip()]
+        is_listed = any(part.lower() == source.database.lower() for part in listed)
+        if listed and is_listed is (name == "binlog_ignore_db"):
+            yield Finding(
+                name,
+                told,
+                f"changes of {source.database} are not in the binlog",
+                f"Remove {name} from the server's configuration and restart it, then copy the replica again",
+            )
+        elif listed:
+            yield Finding(
+                name,
+                told,
+                "with statements it goes by the current database, so changes may be missing in the binlog",
+                f"Remove {name} from the server's configuration and restart it",
+                fatal=False,
+            )
+    name = "log_replica_updates" if variable(connection, "log_replica_updates") is not None else "log_slave_updates"
+    value = variable(connection, name) or "ON"
+    if value.upper() in {"OFF", "0"} and _is_replica(connection):
+        yield Finding(
+            name,
+            value,
+            "the server is a replica, and does not write to its binlog what it gets from its primary",
+            f"Set {name} = ON in the [mysqld] section of the server's configuration, and restart it; or replicate from "
+            "the primary",
+        )
+
+
+def _binlog_filters(connection: Any, server: MySqlServer) -> Iterator[tuple[str, str]]:
+    """binlog_do_db and binlog_ignore_db, which most servers have no variables for."""
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(status_statement(server))
+        except Exception:
+            return
+        names = [column[0].lower() for column in cursor.description or ()]
+        row = cursor.fetchone()
+    status = dict(zip(names, row or (), strict=False))
+    for name in ("binlog_do_db", "binlog_ignore_db"):
+        yield name, str(status.get(name) or "")
+
+
+def _is_replica(connection: Any) -> bool:
+    """As far as a user without further privileges can see it."""
+    for statement in (
+        "SHOW GLOBAL STATUS WHERE Variable_name = 'Slaves_running' AND Value > 0",
+        "SHOW GLOBAL VARIABLES WHERE Variable_name = 'gtid_slave_pos' AND Value <> ''",
+        "SHOW REPLICA STATUS",
+        "SHOW SLAVE STATUS",
+    ):
+        with contextlib.suppress(Exception):  # a word that this server does not know, or may not tell us
+            if query(connection, statement):
+                return True
+    return False
 
 
 def retention(connection: Any) -> float | None:

@@ -39,6 +39,9 @@ _MEANINGLESS = frozenset({"charset", "characterset", "collation", "timezone", "s
 _RETRYABLE = frozenset(
     {1040, 1053, 1158, 1159, 1160, 1161, 1203, 1205, 1213, 1317, 1927, 2002, 2003, 2006, 2013, 2055, 3024, 3169, 4031}
 )
+#: Ways to log in by which the other side is told the password as it is; and pymysql's number for refusing one.
+_CLEAR_TEXT = ("mysql_clear_password", "dialog")
+_CLEAR_TEXT_ASKED = 2061
 _HINTS = {
     1044: "Grant the user SELECT on the database",
     1045: "Check user and password in mysqlConnectionString: special characters must be percent-encoded",
@@ -47,6 +50,8 @@ _HINTS = {
     1227: "Grant the user REPLICATION SLAVE and REPLICATION CLIENT ON *.*",
     1698: "Check user and password in mysqlConnectionString: special characters must be percent-encoded",
     2003: "Check that the server runs and that host and port of mysqlConnectionString can be reached from here",
+    _CLEAR_TEXT_ASKED: "Add ssl-mode=VERIFY_IDENTITY and ssl-ca to mysqlConnectionString; or give the user another "
+    "way to log in, such as caching_sha2_password",
     2026: "Check ssl-mode and ssl-ca of mysqlConnectionString",
 }
 
@@ -196,6 +201,21 @@ def _options(query: str) -> tuple[dict[str, str], tuple[str, ...]]:
 _SESSION = "SET time_zone = '+00:00', sql_mode = '', net_write_timeout = 600, net_read_timeout = 600"
 
 
+class _RefusedPlugin:
+    """pymysql's handler of a way to log in that is not gone: any machine in between could ask for it."""
+
+    def __init__(self, connection: Any) -> None:
+        del connection
+
+    def authenticate(self, packet: Any) -> Any:
+        import pymysql.err
+
+        del packet
+        raise pymysql.err.OperationalError(
+            _CLEAR_TEXT_ASKED, "the server asked for the password in clear text, and it is not certain who that is"
+        )
+
+
 def connect(
     source: Source, *, cursor: Literal["list", "stream"] = "list", autocommit: bool = True, read_timeout: float = 600.0
 ) -> Any:
@@ -209,9 +229,11 @@ def connect(
 
     cursor_class = pymysql.cursors.SSCursor if cursor == "stream" else pymysql.cursors.Cursor
     settings = source.settings()
+    is_safe = source.tls.mode.startswith("VERIFY") or source.unix_socket
     with translated(source, "connect"):
         return pymysql.connect(
             **settings,
+            auth_plugin_map={} if is_safe else dict.fromkeys(_CLEAR_TEXT, _RefusedPlugin),
             database=source.database,
             autocommit=autocommit,
             cursorclass=cursor_class,
@@ -230,6 +252,17 @@ def translated(source: Source, operation: str) -> Iterator[None]:
         yield
     except pymysql.err.Error as error:
         raise source_error(error, source, operation) from error
+    except RuntimeError as error:
+        # pymysql has no error of its own for it.
+        if "LOAD_LOCAL" not in str(error):
+            raise
+        raise SourceError(
+            "the server asked for a file of this machine (LOAD DATA LOCAL INFILE), which no statement of ours calls "
+            "for; nothing was sent",
+            operation=operation,
+            subject=source.subject,
+            hint="Find out what answers at that address before anything else is trusted",
+        ) from error
     except (OSError, EOFError) as error:
         raise SourceError(
             f"{type(error).__name__}: {error}", operation=operation, subject=source.subject, retryable=True
@@ -304,6 +337,12 @@ def server_of(connection: Any) -> MySqlServer:
     return MySqlServer("mysql", version, identity, (variable(connection, "gtid_mode") or "OFF").upper() == "ON")
 
 
+def status_statement(server: MySqlServer) -> str:
+    """The statement that shows where the binlog stands."""
+    is_new = server.kind == "mysql" and server.version >= (8, 2)
+    return "SHOW BINARY LOG STATUS" if is_new else "SHOW MASTER STATUS"  # MariaDB knows no other before 10.5
+
+
 def current_position(connection: Any) -> Position:
     """The end of the binlog now.
 
@@ -311,11 +350,7 @@ def current_position(connection: Any) -> Position:
     """
     server = server_of(connection)
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SHOW BINARY LOG STATUS"
-            if server.kind == "mysql" and server.version >= (8, 2)
-            else "SHOW MASTER STATUS"  # MariaDB knows no other word before 10.5
-        )
+        cursor.execute(status_statement(server))
         names = [column[0].lower() for column in cursor.description or ()]
         row = cursor.fetchone()
     if row is None:
