@@ -48,9 +48,10 @@ def sync(
     for name, reason in done.recopy.items():
         session.terminal.warn(f"{name} will be copied again by the next sync: {reason}")
     if made_way:
-        session.terminal.say(f"{id}: made way after {done.changes} changes: {done.reason}")
+        waits = f"; changes wait for {human_seconds(done.lag)}" if done.lag else ""
+        session.terminal.say(f"{id}: made way after {done.changes} changes{waits}: {done.reason}")
         raise typer.Exit(FAILED)
-    lag = "up to date" if done.outcome == "caught up" else f"{human_seconds(done.lag)} behind"
+    lag = f"{human_seconds(done.lag)} behind" if done.lag else "up to date"
     at = f", at {done.position}" if done.position is not None else ""
     session.terminal.say(f"{id}: {done.changes} changes applied, {lag}{at}")
 

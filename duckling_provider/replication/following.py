@@ -50,6 +50,10 @@ class Following:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        #: When the oldest change was made that this run has met and not applied, seconds since 1970.
+        self.waiting_since: float | None = None
+        #: When the replica had all that the server had, as far as this run knows.
+        self.current_at: float | None = None
 
     def apply_until(self, path: Path, end: Position) -> None:
         """Apply the binlog to the file at `path`, from its own position to `end`; its lock is the caller's matter."""
@@ -68,7 +72,7 @@ class Following:
 
     def follow(self, deadline: float | None) -> None:
         """Apply the binlog up to where the server stands now, or until `deadline` (of `time.monotonic`)."""
-        end = None
+        end, asked = None, time.time()
         if deadline is None:
             with contextlib.closing(connect(self._run.source)) as connection:
                 end = current_position(connection)
@@ -84,10 +88,13 @@ class Following:
                     log.info("the replica was replaced meanwhile")
                     self._run.look_at_replica()
                     continue
+            if end is not None:
+                self.current_at = asked
             return
 
     def _follow(self, events: Iterator[StreamEvent | None], deadline: float | None) -> None:
         saved, last = time.monotonic(), None
+        self.waiting_since = None
         while True:
             gathered, is_end = self._gather(events, deadline)
             if gathered and all(isinstance(event, Commit) for event in gathered):
@@ -99,12 +106,17 @@ class Following:
             elif is_end and not gathered and last is not None:
                 gathered = [last]
             if gathered:
+                self.waiting_since = _oldest(gathered)
                 is_end = self._stretch(gathered, events, deadline) or is_end
+                self.waiting_since = None
                 saved, last = time.monotonic(), None
             if is_end:
                 break
         if deadline is not None:
             self._run.done.outcome = "out of time"
+            if gathered:
+                # Events came until the end: there may be more.
+                self.waiting_since = self._run.done.timestamp or None
 
     def _gather(
         self, events: Iterator[StreamEvent | None], deadline: float | None
@@ -117,6 +129,8 @@ class Following:
             now = time.monotonic()
             is_late = deadline is not None and now >= deadline
             if event is None:
+                if not gathered:
+                    self.current_at = time.time()
                 if gathered or is_late:
                     return gathered, is_late
                 continue
@@ -159,6 +173,9 @@ class Following:
                 return True
             finally:
                 self._count(applier)
+                if applier.applied.timestamp:
+                    # What follows is as old at most.
+                    self.waiting_since = applier.applied.timestamp
 
     def _applier(self, connection: DuckDBPyConnection, ledger: Ledger) -> Applier:
         return Applier(
@@ -212,3 +229,9 @@ class Following:
         if applied.position is not None:
             self._run.position = applied.position
             done.timestamp = applied.timestamp
+
+
+def _oldest(events: list[StreamEvent | None]) -> float:
+    """When the first transaction among `events` ended, or now where none of them is an end."""
+    ends = (event.timestamp for event in events if isinstance(event, Commit | SchemaChange))
+    return next(ends, time.time())

@@ -41,7 +41,8 @@ class Synced:
     :param copied: tables that were copied, by name; all of them in a full copy.
     :param changes: row changes that were applied.
     :param timestamp: of the last applied transaction on the server, seconds since 1970.
-    :param lag: seconds between that and the end of the run; 0.0 when nothing was left to apply.
+    :param lag: age in seconds of the oldest change that is not applied, or a bound of it where the run could not look;
+        0.0 when there is none.
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
     :param notes: what could not be mirrored exactly, told by the runs that copy.
     """

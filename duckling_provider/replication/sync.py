@@ -19,6 +19,7 @@ from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replication.copying import copy_all, renew_tables
 from duckling_provider.replication.following import Following
+from duckling_provider.replication.freshness import Freshness, read_freshness, require_turn, write_freshness
 from duckling_provider.replication.model.ledger import Ledger, TableState, adopt
 from duckling_provider.replication.mysql.preflight import preflight
 from duckling_provider.replication.mysql.schema import read_tables
@@ -53,6 +54,7 @@ def sync(
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
     :raises ReplicaError: the file at ``duckdbPath`` is not ours.
+    :raises ReplicationError: it made way, as ``maxSyncYields`` runs in a row have.
     """
     control = control or Control()
     run = Run(database, control, owner, wait)
@@ -73,9 +75,31 @@ def sync(
     except BusyError as error:
         run.done.outcome, run.done.reason = "made way", str(error)
     run.done.position = run.position
-    if run.done.outcome != "caught up" and run.done.timestamp:
-        run.done.lag = max(0.0, time.time() - run.done.timestamp)
+    _note_freshness(run, following)
     return run.done
+
+
+def _note_freshness(run: Run, following: Following) -> None:
+    """The result's lag, and what the next runs have to know of it.
+
+    :raises ReplicationError: too many runs in a row made way.
+    """
+    replica, now, done = run.database.replica, time.time(), run.done
+    made_way = done.outcome == "made way"
+    before = read_freshness(replica)
+    waiting, current = following.waiting_since, following.current_at
+    if made_way and waiting is None and current is None:
+        # It did not even learn what the binlog has: what waited still waits.
+        waiting, current = before.waiting_since, before.current_at
+    current = current if current is not None else before.current_at
+    freshness = Freshness(before.yields + 1 if made_way else 0, waiting, current)
+    if made_way or waiting is not None:
+        done.lag = freshness.lag(now)
+    if replica.parent.is_dir():
+        write_freshness(replica, freshness)
+    if made_way:
+        most = run.database.max_sync_yields
+        require_turn(freshness, most, reason=done.reason, lag=done.lag, subject=run.database.id)
 
 
 def adopt_replica(

@@ -154,6 +154,7 @@ def test_the_fields_of_the_replication_arrive(site: Site) -> None:
         "includeTables": ["orders", "Kunden 2"],
         "excludeTables": ["sessions"],
         "onPositionLost": "resync",
+        "maxSyncYields": 3,
         "storageVersion": "v1.4.0",
     }
     installation = site.load([{**ENTRY, **given}])
@@ -162,6 +163,7 @@ def test_the_fields_of_the_replication_arrive(site: Site) -> None:
     assert (database.writer, database.writer_conn_id) == ("duckling-server", "the_server")
     assert (database.include_tables, database.exclude_tables) == (("orders", "Kunden 2"), ("sessions",))
     assert (database.on_position_lost, database.storage_version) == ("resync", "v1.4.0")
+    assert database.max_sync_yields == 3
     nulls = site.load([{**ENTRY, **dict.fromkeys(given)}])
     assert nulls.databases[0].masked() == {**ENTRY, "mysqlConnectionString": MASKED_URL, **dict.fromkeys(given)}
     assert nulls.databases[0].writer == "duckling"
@@ -198,6 +200,8 @@ def test_tables_are_chosen_by_both_lists_and_the_environment(
         ({"includeTables": ["a", ""]}, "includeTables.1: is empty"),
         ({"excludeTables": ["a "]}, "excludeTables.0: white space at its ends"),
         ({"onPositionLost": "ask"}, "onPositionLost: expected resync or fail, got a string of 3 characters"),
+        ({"maxSyncYields": -1}, "maxSyncYields: expected a whole number from 0 to 10000"),
+        ({"maxSyncYields": "3"}, "maxSyncYields: expected a whole number, got a string"),
         ({"storageVersion": "1.5.0"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
         ({"storageVersion": "v1.5.0'"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
         ({"storageVersion": ""}, "storageVersion: expected a DuckDB version such as v1.5.0"),

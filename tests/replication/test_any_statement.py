@@ -146,6 +146,8 @@ def theirs(column, value):
         return int.from_bytes(value, "big")
     if kind == "float":
         return f"{value:.5g}"
+    if kind in {"enum", "set"} and isinstance(value, bytes):
+        return value.decode()  # of the character set binary
     if kind in {"date", "datetime", "timestamp"} and not isinstance(value, (date, datetime)):
         return None  # no calendar has it
     return value

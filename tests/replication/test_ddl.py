@@ -46,9 +46,6 @@ def column(definition):
         ("ALTER TABLE t ADD INDEX (x), DROP KEY y, ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES u (y), LOCK = NONE", []),
         ("ALTER TABLE t ADD PARTITION (PARTITION p VALUES LESS THAN (9)), ENGINE=InnoDB", []),
         ("ALTER TABLE other.t ADD x INT", []),
-        ("CREATE TEMPORARY TABLE t (a INT)", []),
-        ("DROP TEMPORARY TABLE t", []),
-        ("CREATE VIEW t AS SELECT 1", []),
         ("CREATE TABLE t LIKE u", [CreateTable(steps("CREATE TABLE t LIKE u")[0].table, like="u")]),
     ],
 )  # fmt: skip

@@ -48,28 +48,8 @@ def parse(statement: str | list[Token], database: str, *, schema: str | None = N
     return _Statement(tokens, database, database if schema is None else schema).steps()
 
 
-def redefines(tokens: list[Token]) -> bool:
-    """Whether a statement that `parse` takes changes or removes what writes rows on behalf of others."""
-    words = Tokens(tokens)
-    is_new = words.skip("CREATE") and not words.skip("OR", "REPLACE")
-    words.skip_any("ALTER", "DROP")
-    return not is_new and (words.is_word("TABLE", "TABLES") or _other_object(words) in _WRITERS)
-
-
 # ---- statements ----
 
-#: Views, and what runs statements.
-_WRITERS = frozenset({"VIEW", "TRIGGER", "FUNCTION", "PROCEDURE", "PACKAGE"})
-#: What else than tables CREATE, ALTER and DROP are for, without a change of rows.
-_OTHERS = _WRITERS | {
-    "EVENT", "USER", "ROLE", "SERVER", "DATABASE", "SCHEMA", "SEQUENCE", "TABLESPACE", "UNDO", "LOGFILE", "INSTANCE",
-    "RESOURCE", "TEMPORARY", "PREPARE",
-}  # fmt: skip
-#: What stands between CREATE and such a word.
-_MODIFIERS = frozenset(
-    {"OR", "REPLACE", "DEFINER", "CURRENT_USER", "CURRENT_ROLE", "ALGORITHM", "UNDEFINED", "MERGE", "TEMPTABLE", "SQL",
-     "SECURITY", "INVOKER", "AGGREGATE"}
-)  # fmt: skip
 #: Not REPAIR: it may leave rows out.
 _PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK"})
 #: Engines that keep exactly the rows that they are given.
@@ -113,8 +93,6 @@ class _Statement:
             indexed = self._index()
             if indexed is not None:
                 return indexed
-        if verb in {"CREATE", "ALTER", "DROP"} and _other_object(tokens):
-            return []
         raise tokens.unknown()
 
     def _index(self) -> list[Step] | None:
@@ -249,25 +227,6 @@ class _Statement:
         if action.skip_sign("."):
             schema, name = name, action.name()
         return schema == self._database, name
-
-
-def _other_object(tokens: Tokens) -> str:
-    """What else than a table a CREATE, ALTER or DROP is about; empty when that is not known."""
-    while not tokens.done:
-        if tokens.is_word(*_OTHERS):
-            return tokens.next()[1].upper()
-        if tokens.skip("SPATIAL", "REFERENCE", "SYSTEM"):
-            return "SPATIAL REFERENCE SYSTEM"
-        if tokens.is_word("DEFINER") and tokens.peek(1) == ("sign", "="):
-            for _ in range(3):
-                tokens.next()
-            if tokens.peek() == ("sign", "("):
-                tokens.group()
-            if tokens.skip_sign("@"):
-                tokens.next()
-        elif not tokens.skip_any(*_MODIFIERS) and not tokens.skip_sign("="):
-            return ""
-    return ""
 
 
 def _renamed(old: tuple[bool, str], new: tuple[bool, str]) -> list[Step]:

@@ -19,6 +19,18 @@ _HARMLESS = (
     ("GRANT",), ("REVOKE",), ("ANALYZE",), ("OPTIMIZE",), ("FLUSH",), ("SAVEPOINT",), ("RELEASE",), ("ROLLBACK",),
     ("SET", "PASSWORD"), ("SET", "DEFAULT", "ROLE"), ("INSTALL",), ("UNINSTALL",), ("RENAME", "USER"),
 )  # fmt: skip
+#: Views, and what runs statements.
+_WRITERS = frozenset({"VIEW", "TRIGGER", "FUNCTION", "PROCEDURE", "PACKAGE"})
+#: What else than tables CREATE, ALTER and DROP are for, without a change of rows.
+_OTHERS = _WRITERS | {
+    "EVENT", "USER", "ROLE", "SERVER", "DATABASE", "SCHEMA", "SEQUENCE", "TABLESPACE", "UNDO", "LOGFILE", "INSTANCE",
+    "RESOURCE", "TEMPORARY", "PREPARE",
+}  # fmt: skip
+#: What stands between CREATE and such a word.
+_MODIFIERS = frozenset(
+    {"OR", "REPLACE", "DEFINER", "CURRENT_USER", "CURRENT_ROLE", "ALGORITHM", "UNDEFINED", "MERGE", "TEMPTABLE", "SQL",
+     "SECURITY", "INVOKER", "AGGREGATE"}
+)  # fmt: skip
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
 #: Session variables that neither values nor the meaning of a statement depend on.
 _HARMLESS_SETTINGS = frozenset(
@@ -87,8 +99,11 @@ def read_statement(statement: str, database: str, schema: str) -> Meaning:
         return _unknown(tokens, f"a statement that is not known: {word[:20] or 'without a word'}", known=False)
     if ddl.drops_database(tokens, database):
         return Followed((), redefines=True, drops_all=True)
+    words = Tokens(tokens)
+    if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
+        return Followed((), _redefines(tokens))
     try:
-        return Followed(tuple(ddl.parse(tokens, database, schema=schema)), ddl.redefines(tokens))
+        return Followed(tuple(ddl.parse(tokens, database, schema=schema)), _redefines(tokens))
     except NotUnderstoodError as error:
         return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
 
@@ -140,3 +155,30 @@ def _without_settings(tokens: list[Token]) -> tuple[list[Token], str]:
             matters = text[:40]
         is_name = not depth and (kind, text) == ("sign", ",")
     return tokens, "STATEMENT"
+
+
+def _redefines(tokens: list[Token]) -> bool:
+    """Whether a statement of DDL changes or removes what writes rows on behalf of others."""
+    words = Tokens(tokens)
+    is_new = words.skip("CREATE") and not words.skip("OR", "REPLACE")
+    words.skip_any("ALTER", "DROP")
+    return not is_new and (words.is_word("TABLE", "TABLES") or _other_object(words) in _WRITERS)
+
+
+def _other_object(tokens: Tokens) -> str:
+    """What else than a table a CREATE, ALTER or DROP is about; empty when that is not known."""
+    while not tokens.done:
+        if tokens.is_word(*_OTHERS):
+            return tokens.next()[1].upper()
+        if tokens.skip("SPATIAL", "REFERENCE", "SYSTEM"):
+            return "SPATIAL REFERENCE SYSTEM"
+        if tokens.is_word("DEFINER") and tokens.peek(1) == ("sign", "="):
+            for _ in range(3):
+                tokens.next()
+            if tokens.peek() == ("sign", "("):
+                tokens.group()
+            if tokens.skip_sign("@"):
+                tokens.next()
+        elif not tokens.skip_any(*_MODIFIERS) and not tokens.skip_sign("="):
+            return ""
+    return ""

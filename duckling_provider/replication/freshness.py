@@ -1,0 +1,76 @@
+"""How old the oldest change is that is not in the replica, and how often syncs in a row had to make way.
+
+The replica itself can't be asked while another process has it open, so both are kept in a file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from duckling_provider.base.errors import ReplicationError
+from duckling_provider.base.state_files import open_state, read_state
+from duckling_provider.base.units import human_seconds
+from duckling_provider.replica.locks import state_path
+
+SYNC_SUFFIX = ".duckling-sync"
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """What the last runs left; times in seconds since 1970.
+
+    :param yields: runs in a row that made way to other processes.
+    :param waiting_since: when the oldest change was made that was not applied; None when there was none.
+    :param current_at: when the replica was last known to have everything; None when that was never so.
+    """
+
+    yields: int = 0
+    waiting_since: float | None = None
+    current_at: float | None = None
+
+    def lag(self, now: float) -> float:
+        """Seconds that the replica may be behind: the age of the oldest change not applied, or at most that."""
+        since = self.waiting_since if self.waiting_since is not None else self.current_at
+        return 0.0 if since is None else max(0.0, now - since)
+
+
+def read_freshness(replica: Path) -> Freshness:
+    """What is noted beside `replica`; nothing where no sync has ended yet, or what is there makes no sense.
+
+    :raises StateFileError: the file is none of ours.
+    """
+    try:
+        found = json.loads(read_state(state_path(replica, SYNC_SUFFIX)))
+        yields, waiting, current = found["yields"], found["waiting_since"], found["current_at"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Freshness()
+    times = [None if moment is None or not isinstance(moment, (int, float)) else float(moment)
+             for moment in (waiting, current)]  # fmt: skip
+    return Freshness(yields if isinstance(yields, int) else 0, *times)
+
+
+def write_freshness(replica: Path, freshness: Freshness) -> None:
+    """Note it beside `replica`. Losing it loses a count, so it is written in place."""
+    fd = open_state(state_path(replica, SYNC_SUFFIX), os.O_WRONLY, create=True)
+    with os.fdopen(fd, "wb") as file:
+        file.truncate()
+        file.write(json.dumps(asdict(freshness)).encode())
+
+
+def require_turn(freshness: Freshness, most: int, *, reason: str, lag: float, subject: str) -> None:
+    """Fail the run that is one too many to make way.
+
+    :param most: how many may make way in a row; 0 for any number.
+    :raises ReplicationError: they were as many.
+    """
+    if most and freshness.yields >= most:
+        raise ReplicationError(
+            f"{freshness.yields} runs in a row made way, and changes wait for {human_seconds(lag)}: {reason}",
+            subject=subject,
+            operation="sync",
+            hint="End the program that keeps the replica open, or let it close the file between queries; "
+            "maxSyncYields says how many runs may make way.",
+        )
