@@ -12,7 +12,7 @@ from duckling_provider.replication.model.shapes import difference
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.sync import sync, validate_replica
 
-pytestmark = pytest.mark.mysql
+pytestmark = [pytest.mark.mysql, pytest.mark.mariadb_only]
 
 
 def history(entry):

@@ -17,7 +17,7 @@ from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.model.shapes import difference
 from duckling_provider.replication.mysql.schema import read_tables
 
-pytestmark = pytest.mark.mysql
+pytestmark = [pytest.mark.mysql, pytest.mark.mariadb_only]
 
 STATEMENTS = int(os.environ.get("DUCKLING_STATEMENTS", "240"))
 #: Statements between two comparisons.

@@ -124,6 +124,7 @@ def test_a_statement_reaches_what_triggers_views_routines_and_keys_write():
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 @pytest.mark.parametrize(
     "statements,expected",
     [
@@ -164,6 +165,7 @@ def test_ddl_differs_from_the_server_in_no_table_that_is_not_marked(mirror, stat
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
     mirror.run(
         "CREATE TABLE p (id INT PRIMARY KEY) PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (100))",
@@ -178,6 +180,7 @@ def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 @pytest.mark.parametrize("expression", ["id * 3", "id + 1"])
 @pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
 def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expression, kind):
@@ -190,6 +193,7 @@ def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expre
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 @pytest.mark.parametrize(
     "definition,is_followed",
     [
@@ -247,6 +251,7 @@ BY_STATEMENT = {
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 @pytest.mark.parametrize("sees_triggers", [True, False])
 @pytest.mark.parametrize("way", BY_STATEMENT)
 def test_statements_mark_what_they_reach(mirror, tmp_path, way, sees_triggers):
@@ -283,6 +288,7 @@ def test_statements_mark_what_they_reach(mirror, tmp_path, way, sees_triggers):
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_tables_that_a_statement_only_reads_are_not_copied_again(mirror):
     mirror.run(*TABLES)
     mirror.catch_up()
@@ -294,6 +300,7 @@ def test_tables_that_a_statement_only_reads_are_not_copied_again(mirror):
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mirror):
     mirror.run(*TABLES)
     mirror.run("CREATE TRIGGER after_w AFTER INSERT ON w FOR EACH ROW INSERT INTO u VALUES (NEW.id + 50, 'x', 0)")
@@ -305,6 +312,7 @@ def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mi
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_a_statement_that_is_not_known_leaves_a_line_in_the_history(mirror):
     mirror.run(*TABLES)
     mirror.catch_up()
@@ -315,6 +323,17 @@ def test_a_statement_that_is_not_known_leaves_a_line_in_the_history(mirror):
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
+@pytest.mark.parametrize("kind", ["ENUM", "SET"])
+def test_choices_among_bytes_are_copied_again(mirror, kind):
+    mirror.run(f"CREATE TABLE c (id INT PRIMARY KEY, v {kind}('p','q')) CHARACTER SET binary")
+    mirror.run("INSERT INTO c VALUES (1, 'p')")
+    mirror.catch_up()
+    assert marked(mirror) == {"c"}
+
+
+@pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_a_column_called_rowid_is_a_column_like_others(mirror):
     mirror.run("CREATE TABLE k (rowid INT, v INT)", "INSERT INTO k VALUES (1, 1), (1, 2), (NULL, 9), (5, 5)")
     mirror.catch_up()
@@ -325,6 +344,7 @@ def test_a_column_called_rowid_is_a_column_like_others(mirror):
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_keys_with_dates_that_no_calendar_has_do_not_take_each_others_place(mirror):
     mirror.run(
         "CREATE TABLE d (d DATE, n INT, PRIMARY KEY (d))",
@@ -343,6 +363,7 @@ def test_keys_with_dates_that_no_calendar_has_do_not_take_each_others_place(mirr
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_a_table_that_an_online_change_replaces_keeps_its_old_rows_until_the_new_one_is_copied(mirror):
     mirror.run(*TABLES)
     wanted = {"t", "u", "w"}.__contains__
@@ -356,6 +377,7 @@ def test_a_table_that_an_online_change_replaces_keeps_its_old_rows_until_the_new
 
 
 @pytest.mark.mysql
+@pytest.mark.mariadb_only
 def test_the_user_of_the_replica_sees_triggers_only_with_the_right_to(mirror):
     mirror.run(*TABLES, "CREATE TRIGGER after_t AFTER INSERT ON t FOR EACH ROW DELETE FROM u")
     assert mirror.reach().is_hidden

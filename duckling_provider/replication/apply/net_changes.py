@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.binlog.rows import ZERO_DATE
 from duckling_provider.replication.model import types
-from duckling_provider.replication.model.families import DATES
+from duckling_provider.replication.model.families import CHOICES, DATES
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote
 from duckling_provider.replication.model.tables import Column, RowChange
@@ -44,6 +44,9 @@ class Pending:
         if set(known) != set(columns):
             other = ", ".join(sorted(set(known) ^ set(columns)))
             raise NotFollowedError(state.name, f"its columns in the binlog are not those of the replica: {other}")
+        for column in state.table.columns:
+            if column.data_type in CHOICES and column.charset == "binary":
+                raise NotFollowedError(state.name, f"{column.name} is {column.data_type.upper()} of bytes, not of text")
         where = [places[name] for name in known]
         if state.table.primary_key:
             return _Keyed(state, columns, where)
