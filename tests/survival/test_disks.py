@@ -78,9 +78,7 @@ def test_a_disk_that_fills_up_at_any_step_leaves_the_old_replica_or_the_new_one(
     assert 1 in ends
 
 
-def test_a_disk_too_small_is_told_with_its_margin_before_anything_is_written(
-    make_site, s3_server, contents, mount, tmp_path
-):
+def test_a_disk_too_small_is_told_before_anything_is_written(make_site, s3_server, contents, mount, tmp_path):
     site = make_site(s3_server)
     site.replica.write_bytes(contents.new)
     assert site.duckling("backup", "production").code == 0
