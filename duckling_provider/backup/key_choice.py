@@ -52,12 +52,14 @@ def choose_key(keys: Sequence[EncryptionKey], head: bytes, *, fingerprint: str |
         if _opens(key, head):
             return key
     which = "s3.encryptionKey" if len(keys) == 1 else f"any of the {len(keys)} keys"
-    raise WrongKeyError(
+    error = WrongKeyError(
         f"HMAC verification would fail: decrypted with {which}, it is no DuckDB file, so the key is wrong (or its "
         "first bytes are damaged)",
         subject=subject,
         hint=_HINT,
     )
+    error.proven = False
+    raise error
 
 
 def key_of(store: BackupSource, key: str, keys: Sequence[EncryptionKey]) -> str | None:

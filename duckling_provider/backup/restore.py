@@ -237,7 +237,7 @@ def _first_sound(
             return use(identify_backup(database, store, key, chosen=chosen))
         except _DAMAGE as error:
             # A key that is proven to be another one is no damage: with the right one, the backup is good.
-            goes_on = fallback and not isinstance(error, WrongKeyError)
+            goes_on = fallback and not (isinstance(error, WrongKeyError) and error.proven)
             older = _next_whole(database, store, key, strict=goes_on)
             if older is None:
                 raise

@@ -196,7 +196,12 @@ class IntegrityError(DucklingError):
 
 
 class WrongKeyError(IntegrityError):
-    """The object was encrypted with another key than the configured one."""
+    """The object was encrypted with another key than the configured one.
+
+    `proven`: its fingerprint says so. Otherwise damage to its first bytes would look the same.
+    """
+
+    proven: bool = True
 
 
 class ModeError(DucklingError):

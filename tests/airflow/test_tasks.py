@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 
@@ -11,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.tasks.run import airflow_errors
+from duckling_provider.tasks.run import CoreTask, airflow_errors
 
 pytestmark = pytest.mark.airflow
 
@@ -244,3 +245,19 @@ def test_a_database_without_s3_has_no_store(installation):
     installation.write(installation.entry("shop"))
     with pytest.raises(ConfigError, match="shop: s3: "):
         DucklingHook("shop").store()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_task_of_root_acts_as_the_owner_of_the_replica_s_folder(installation, monkeypatch):
+    class Task(CoreTask):
+        log = logging.getLogger("task")
+        database_id = "production"
+
+    folder = installation.data_path / "of-another-user"
+    folder.mkdir()
+    os.chown(folder, 54321, 54321)
+    installation.write(installation.entry(duckdbPath=str(folder / "production.db")))
+    monkeypatch.setattr("sys.executable", "/bin/sh")  # one that every user can run
+    with Task().core_call():
+        assert os.geteuid() == 54321
+    assert os.geteuid() == 0

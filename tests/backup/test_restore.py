@@ -538,6 +538,18 @@ def test_a_wrong_key_is_no_damage_that_a_fallback_passes_over(make_site: Callabl
         restore_backup(site.database(key=OTHER_KEY), bucket, fallback=True, wait=0)
 
 
+def test_garbage_in_the_place_of_a_backup_is_passed_over(make_site: Callable[..., Site]):
+    """Without metadata it looks like a wrong key, and that is not proven."""
+    site = make_site("client-aes256")
+    bucket = site.bucket()
+    bucket.add(site.good, NEWER, metadata=False)
+    bucket.spoil(os.urandom(5000), NEWER)
+    with site.untouched(), pytest.raises(WrongKeyError, match="or its first bytes are damaged") as caught:
+        restore_backup(site.database(), bucket, wait=0)
+    assert NAME in (caught.value.hint or "")
+    assert restore_backup(site.database(), bucket, fallback=True, wait=0).key == OBJECT
+
+
 def test_a_damaged_local_backup_falls_back_to_the_one_before(make_site: Callable[..., Site]):
     site = make_site()
     database = site.database()
