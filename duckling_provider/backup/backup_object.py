@@ -66,6 +66,14 @@ def describe(
     return metadata
 
 
+def is_complete(backup: ListedBackup, mode: str) -> bool:
+    """False for a listed backup that lacks the ``.mac`` which the mode demands: it can't be restored.
+
+    :param mode: the store's.
+    """
+    return backup.has_mac or mode != CLIENT
+
+
 @dataclass(frozen=True)
 class StoredBackup:
     """A backup that was looked at and may be read: `size` is the ``.db`` file's, `object_size` the object's, in bytes.

@@ -129,27 +129,37 @@ def _folder(database: Database) -> str:
     return f"{folder}, {human_bytes(shutil.disk_usage(existing).free)} free"
 
 
-def size_faults(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, str], DucklingError | None]:
-    """Why listed backups can't be whole, by key: they have another size than was recorded when they were made.
-
-    One request for each backup.
-
-    :returns: the faults; and why the size of some could not be compared, None when all could be.
+@dataclass(frozen=True)
+class Look:
+    """What one request tells of a stored backup: why it can't be whole (empty: nothing says so), its mode and the
+    fingerprint of its key, None where its metadata say nothing.
     """
 
-    def look(backup: ListedBackup) -> tuple[str, DucklingError | None]:
+    fault: str = ""
+    mode: str | None = None
+    fingerprint: str | None = None
+
+
+def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, Look], DucklingError | None]:
+    """A look at each of the listed backups, by key.
+
+    :returns: the looks; and why some could not be looked at, None when all could be.
+    """
+
+    def look(backup: ListedBackup) -> tuple[Look, DucklingError | None]:
         try:
             stored = store.head(backup.key)
-            encrypted = stored.metadata.get("duckling-mode", store.mode) == CLIENT
-            return size_fault(stored, lead=IV_BYTES if encrypted else 0), None
         except NotFoundError:
-            return "", None  # deleted since it was listed
+            return Look(), None  # deleted since it was listed
         except DamagedError as error:
-            return error.cause, None
+            return Look(error.cause), None
         except DucklingError as error:
-            return "", error
+            return Look(), error
+        mode = stored.metadata.get("duckling-mode")
+        fault = size_fault(stored, lead=IV_BYTES if (mode or store.mode) == CLIENT else 0)
+        return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint")), None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(look, backups))
-    faults = {backup.key: fault for backup, (fault, _) in zip(backups, found, strict=True) if fault}
-    return faults, next((error for _, error in found if error is not None), None)
+    by_key = {backup.key: look for backup, (look, _) in zip(backups, found, strict=True)}
+    return by_key, next((error for _, error in found if error is not None), None)

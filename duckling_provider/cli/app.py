@@ -17,39 +17,53 @@ import typer
 
 from duckling_provider import __version__
 from duckling_provider.base.errors import CancelledError
-from duckling_provider.cli import adopt, backups, databases, keys, recovery_kit, replication, restores
+from duckling_provider.cli import adopt, backups, databases, keys, listing, recovery_kit, replication, restores
+from duckling_provider.cli.options import Command, Group
 from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, Stopped, code_of
 from duckling_provider.cli.terminal import LogLines, Terminal
 
 app = typer.Typer(
     name="duckling",
-    help="Backups of DuckDB replicas in S3: make, list, verify and restore them.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 130 Ctrl-C, 143 SIGTERM.",
-    add_completion=False,
+    cls=Group,
+    help="DuckDB replicas of MySQL databases: make them and keep them up to date, back them up to S3, bring them back.",
+    epilog="The environment is that of Airflow: DATA_PATH (the folder of databases.json), BACKUP_PATH, DUCKLING_HOST. "
+    "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 130 Ctrl-C, 143 SIGTERM. "
+    "duckling COMMAND --help shows the options of a command.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 #: In the order of ``duckling --help``.
-_COMMANDS: Mapping[str, Callable[..., None]] = {
-    "databases": databases.databases,
-    "check": databases.check,
-    "backup": backups.backup,
-    "list": backups.list_,
-    "verify": backups.verify,
-    "restore": restores.restore,
-    "delete": backups.delete,
-    "cleanup": backups.cleanup,
-    "release": restores.release,
-    "keygen": keys.keygen,
-    "recovery-kit": recovery_kit.recovery_kit,
-    "sync": replication.sync,
-    "adopt": adopt.adopt,
-    "validate": replication.validate,
+_COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
+    "Look around": {
+        "databases": databases.databases,
+        "check": databases.check,
+        "list": listing.list_,
+    },
+    "Backups": {
+        "backup": backups.backup,
+        "verify": backups.verify,
+        "cleanup": backups.cleanup,
+        "delete": backups.delete,
+    },
+    "Restores": {
+        "restore": restores.restore,
+        "release": restores.release,
+    },
+    "Replicas": {
+        "sync": replication.sync,
+        "validate": replication.validate,
+        "adopt": adopt.adopt,
+    },
+    "Keys": {
+        "keygen": keys.keygen,
+        "recovery-kit": recovery_kit.recovery_kit,
+    },
 }
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
-app.add_typer(keys.app, name="keys")
+for _panel, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=Command, rich_help_panel=_panel)(_command)
+app.add_typer(keys.app, name="keys", cls=Group, rich_help_panel="Keys")
 
 
 @runtime_checkable

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 
 from duckling_provider.backup.names import LATEST, parse_name
-from duckling_provider.base.errors import DucklingError, WrongHostError
-from duckling_provider.base.moments import iso
-from duckling_provider.base.units import human_bytes, human_seconds, short_ago
+from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, code_of, full_key, session_of, with_key
-
-if TYPE_CHECKING:
-    from duckling_provider.backup.names import ListedBackup
-    from duckling_provider.cli.terminal import Terminal
-    from duckling_provider.config.databases import Database
-    from duckling_provider.stores.store import BackupSource
-
-    _Row: TypeAlias = tuple[ListedBackup, str, bool]
+from duckling_provider.cli.session import FAILED, UsageError, full_key, session_of, with_key
 
 
 def backup(
@@ -72,14 +62,6 @@ def backup(
     deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted) if done.cleanup else ()
     if deleted:
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
-
-
-def list_(context: typer.Context, id: Id, as_json: Json = False) -> None:
-    """List the backups of a database, newest first, local ones and those in S3."""
-    session = session_of(context, as_json)
-    error = _show_backups(session, session.database(id))
-    if error is not None:
-        raise typer.Exit(code_of(error))
 
 
 def verify(
@@ -190,69 +172,3 @@ def cleanup(
         session.terminal.say(f"{verb} what a killed restore had left: {path}")
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")
-
-
-def _show_backups(session: Session, database: Database) -> DucklingError | None:
-    """Local backups and those in S3, newest first.
-
-    :returns: why one of the two could not be listed; the other is shown, and so is the error.
-    """
-    from duckling_provider.backup.local_backups import LocalBackups
-
-    terminal, now = session.terminal, datetime.now(timezone.utc)
-    local: list[_Row] = []
-    remote: list[_Row] = []
-    error: DucklingError | None = None
-    try:
-        local = _rows(terminal, LocalBackups(database), now)
-    except WrongHostError as caught:
-        error = caught
-    try:
-        store = session.store(database)
-        remote = _rows(terminal, store, now) if store is not None else []
-    except DucklingError as caught:
-        error = error or caught
-    shown = {
-        "local": [{"filename": b.name, "size": b.size, "createdAt": iso(b.created)} for b, _, _ in local],
-        "s3": [
-            {"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created), "complete": whole}
-            for b, _, whole in remote
-        ],
-    }
-    if terminal.json:
-        if error is None:
-            terminal.document(shown)
-        else:
-            terminal.fail_with(error, **shown)
-        return error
-    rows = [
-        [where, b.key, human_bytes(b.size), short_ago(b.created, now), state]
-        for where, found in (("local", local), ("s3", remote))
-        for b, state, _ in found
-    ]
-    if rows:
-        terminal.table(["WHERE", "KEY", "SIZE>", "MADE>", ""], rows)
-    if error is not None:
-        terminal.fail_with(error)
-    elif not rows:
-        terminal.note(f"no backups of {database.id} yet; make one: duckling backup {database.id}")
-    return error
-
-
-def _rows(terminal: Terminal, source: BackupSource, now: datetime) -> list[_Row]:
-    """Each backup with what is wrong with it (empty: nothing that a look at it shows), and whether it can be whole."""
-    from duckling_provider.backup.backup_object import list_backups
-    from duckling_provider.backup.check import size_faults
-    from duckling_provider.config.s3 import CLIENT
-
-    backups = list_backups(source)
-    faults, unknown = size_faults(source, backups)
-    if unknown is not None:
-        terminal.warn(f"not all sizes could be compared with those recorded: {unknown}")
-    rows: list[_Row] = []
-    for backup in backups:
-        fault = faults.get(backup.key, "")
-        if source.mode == CLIENT and not backup.has_mac:
-            fault = "incomplete: no .mac"
-        rows.append((backup, fault or backup.remark(now), not fault))
-    return rows

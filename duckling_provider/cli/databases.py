@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from duckling_provider.base.errors import DucklingError, FileSystemError
 from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.base.units import human_bytes, short_ago
-from duckling_provider.cli.options import Json
+from duckling_provider.cli.options import AnyId, Json
 from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, session_of
 from duckling_provider.cli.terminal import Terminal
 
@@ -31,9 +31,7 @@ def databases(context: typer.Context, as_json: Json = False) -> None:
 
 def check(
     context: typer.Context,
-    id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="One entry; all when omitted.", show_default=False)
-    ] = None,
+    id: AnyId = None,
     as_json: Json = False,
 ) -> None:
     """Try whether a backup and a restore would work now: replica, folders, and the store under its prefix for real."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.cli.options import Id, Json
+from duckling_provider.cli.options import Command, Id, Json
 from duckling_provider.cli.session import FAILED, Session, session_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def keygen(context: typer.Context, as_json: Json = False) -> None:
     session.terminal.note("Put it into s3.encryptionKey and keep a copy elsewhere: without it no backup can be read.")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     context: typer.Context,
     id: Id,
@@ -82,7 +82,7 @@ def show(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(cls=Command)
 def rotate(
     context: typer.Context,
     id: Id,
@@ -116,7 +116,7 @@ def rotate(
     session.terminal.note(f"Keep a copy of the new key elsewhere (duckling recovery-kit {id}), and back up now.")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     context: typer.Context,
     id: Id,

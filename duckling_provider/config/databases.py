@@ -128,7 +128,7 @@ def interpret(
     if not isinstance(entries, list):
         brackets = "Put [ and ] around the entry." if isinstance(entries, dict) else None
         raise ConfigError(f"expected a list of entries, got {kind(entries)}", entry=DATABASES_FILE, hint=brackets)
-    warnings: list[str] = []
+    warnings = [*settings.warnings()]
     if mode & 0o044:
         others = f"others than its owner can read {settings.databases_file} (mode {mode:04o})"
         warnings.append(f"{DATABASES_FILE}: {others}: it holds secrets, chmod 600")

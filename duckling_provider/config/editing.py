@@ -12,14 +12,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import BusyError, ConfigError, FileSystemError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
-from duckling_provider.config.databases import Database, Installation, interpret, require_private
+from duckling_provider.config.databases import Database, Encryption, Installation, interpret, require_private
 from duckling_provider.config.environment import Settings
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.masking import MASK
@@ -46,6 +46,7 @@ def change_s3(
         if s3 is None:
             entry.pop("s3", None)
         else:
+            _require_secrets(s3, entry.get("s3"), database_id)
             entry["s3"] = _unmasked(dict(s3), entry.get("s3"), database_id, "s3")
 
     return _changed(settings, database_id, edit, now)
@@ -167,6 +168,46 @@ def _unmasked(value: Any, current: Any, entry: str, path: str, depth: int = 0) -
 def _points_elsewhere(value: Any) -> bool:
     """Whoever may edit by the API could otherwise have any file or variable of the server used as a credential."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+
+
+def _require_secrets(sent: Mapping[str, Any], current: Any, entry: str) -> None:
+    """Who may edit settings need not know the secrets in them, and must not be able to send them, or backups that they
+    protected, to another place.
+
+    :raises ConfigError: ``***`` was sent together with another endpoint or bucket, or with weaker encryption.
+    """
+    if not isinstance(current, dict) or not _holds_mask(sent):
+        return
+    changed = next(
+        (name for name in ("endpoint", "bucket") if _place(sent.get(name)) != _place(current.get(name))), None
+    )
+    if changed is None and _strength(sent.get("encryption")) < _strength(current.get("encryption")):
+        changed = "encryption"
+    if changed is not None:
+        what = "weaker encryption" if changed == "encryption" else f"another {changed}"
+        raise ConfigError(
+            f"{what} needs the secrets in full, and {MASK} was sent for one",
+            entry=entry,
+            field=f"s3.{changed}",
+            hint="Send secretAccessKey and encryptionKey in full.",
+        )
+
+
+def _holds_mask(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (dict, list)) and depth <= MAX_DEPTH:
+        items = value.values() if isinstance(value, dict) else value
+        return any(_holds_mask(item, depth + 1) for item in items)
+    return bool(value == MASK)
+
+
+def _place(value: Any) -> Any:
+    return (value or "").rstrip("/").lower() if isinstance(value or "", str) else value
+
+
+def _strength(mode: Any) -> int:
+    """The rank of an encryption mode; unknown ones are refused elsewhere."""
+    modes = get_args(Encryption)
+    return modes.index(mode or "none") if (mode or "none") in modes else len(modes)
 
 
 def _harms_nobody(after: Installation, before: Installation) -> None:

@@ -18,6 +18,8 @@ from duckling_provider.config.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host
 from duckling_provider.config.s3 import MODES, Encryption
 
 DATABASES_FILE = "databases.json"
+#: Characters of an API key below which it is warned of.
+SHORTEST_API_KEY = 24
 DEFAULT_POOL = "duckling_transfers"
 
 
@@ -45,6 +47,14 @@ class Settings:
     @property
     def databases_file(self) -> Path:
         return self.data_path / DATABASES_FILE
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and unwise."""
+        length = len(self.api_key.get_secret_value()) if self.api_key is not None else SHORTEST_API_KEY
+        if length >= SHORTEST_API_KEY:
+            return ()
+        more = f"take {SHORTEST_API_KEY} or more: openssl rand -hex 32"
+        return (f"DUCKLING_API_KEY: has {length} characters only, and its holder may do everything; {more}",)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

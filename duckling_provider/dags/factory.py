@@ -41,8 +41,9 @@ from duckling_provider.timetable import StaggeredTimetable
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database, Installation, Settings
 
-#: Any fixed moment in the past: schedules start when Airflow first sees the DAG.
-_START = datetime(2024, 1, 1, tzinfo=timezone.utc)
+#: Any fixed moment long past: schedules start when Airflow first sees the DAG. Of a run with an earlier logical date,
+#: Airflow starts no task, and calls it a success.
+_START = datetime(1971, 1, 1, tzinfo=timezone.utc)
 
 # Delays double from try to try: a store that is down, or a replica held by a long restore, has some hours to come back.
 _BACKUP_RETRY_DELAY = timedelta(minutes=5)
@@ -192,6 +193,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             keep_old="{{ params.keep_old }}",
             encryption=encryption,
             fallback="{{ params.fallback }}",
+            local="{{ params.local }}",
             outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
@@ -345,5 +347,11 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type="boolean",
             title="Pass over damaged backups",
             description="Where the backup is damaged, take the newest older one that is not.",
+        ),
+        "local": Param(
+            False,
+            type="boolean",
+            title="From the local backups",
+            description="Take the local backups although S3 is configured.",
         ),
     }

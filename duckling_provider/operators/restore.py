@@ -31,6 +31,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param encryption: the mode of this one backup, in place of the entry's; a weaker one needs a `key`. (templated;
         empty means the entry's)
     :param fallback: where the backup is damaged, take the newest older one that is not. (templated; as `keep_old`)
+    :param local: take the local backups although S3 is configured. (templated; text counts as for `keep_old`)
     :param wait_seconds: how long to wait for a process that has the replica open.
     :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None, and
         for an encrypted backup ``key_fingerprint``.
@@ -44,6 +45,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         "keep_old",
         "encryption",
         "fallback",
+        "local",
     )
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#d9ecff"
@@ -58,6 +60,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         keep_old: bool | str = False,
         encryption: str | None = None,
         fallback: bool | str = False,
+        local: bool | str = False,
         wait_seconds: float = 300.0,
         **kwargs: Any,
     ) -> None:
@@ -69,10 +72,12 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.keep_old = keep_old
         self.encryption = encryption
         self.fallback = fallback
+        self.local = local
         self.wait_seconds = wait_seconds
 
     def execute(self, context: Context) -> BackupRestored:
         with self.core_call() as control:
+            from duckling_provider.backup.local_backups import LocalBackups
             from duckling_provider.backup.restore import restore_backup
             from duckling_provider.base.durable_files import make_folder
             from duckling_provider.base.moments import parse_moment
@@ -85,7 +90,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             database = hook.read_as(key, self.encryption)
             done = restore_backup(
                 database,
-                hook.backups(database),
+                LocalBackups(database) if _flag("local", self.local) else hook.backups(database),
                 key,
                 before=parse_moment(self.before) if self.before else None,
                 to=target,

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from duckling_provider import __version__
 from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.strict_json import printable
 from duckling_provider.web.api import backups, databases, monitoring
 from duckling_provider.web.page import views
 from duckling_provider.web.page.render import error_page, wants_page
@@ -74,11 +75,19 @@ async def _invalid(request: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in inside)
         if problem["type"] == "json_invalid":
             mistakes.append(f"the body is not JSON: {problem['ctx']['error']} at character {place}")
-        elif where == "body" and not place and "json" not in request.headers.get("content-type", ""):
-            mistakes.append("the body must be a JSON object, sent with Content-Type: application/json")
+        elif where == "body" and not place and not _says_json(request):
+            sent = printable(request.headers.get("content-type", ""), limit=100)
+            mistakes.append(
+                "the body must be a JSON object, sent with the header Content-Type: application/json; "
+                f"{f'this one came as {sent}' if sent else 'this one has none'} (curl -d needs -H)"
+            )
         else:
             mistakes.append(f"{place or where}: {problem['msg']}")
     return _answer(request, ApiError(400, "; ".join(mistakes)))
+
+
+def _says_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
 
 
 async def _http(request: Request, error: Exception) -> Response:

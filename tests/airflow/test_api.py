@@ -37,6 +37,9 @@ def client(airflow_app, installation, monkeypatch):
     """`client(method, path, …)` with the API key; the API's limits are as good as off."""
     from starlette.testclient import TestClient
 
+    from duckling_provider.web.services import limits
+
+    limits._limiter.storage.reset()  # what earlier tests guessed
     monkeypatch.setenv("DUCKLING_API_KEY", API_KEY)
     monkeypatch.setenv("DUCKLING_API_RATE", "100000/second")
     test_client = TestClient(airflow_app, raise_server_exceptions=False)
@@ -222,14 +225,27 @@ def test_a_cookie_counts_for_pages_of_this_server_only(client, shop):
     assert client.post(test, headers={"Origin": "http://testserver"}).status_code == 200
 
 
-def test_guessing_gets_slow(client, shop):
-    from duckling_provider.web.services import limits
+def test_after_too_many_wrong_tokens_the_right_one_is_told_from_none(client, shop):
+    guesses = [client.get("/api/databases", headers=bearer(f"guess-{n}")).status_code for n in range(32)]
+    assert guesses == [401] * 30 + [429] * 2
+    right = client.get("/api/databases")
+    assert (right.status_code, int(right.headers["Retry-After"]) > 0) == (429, True)
+    assert client.get("/health", headers={"Authorization": ""}).status_code == 503  # who shows no token guesses none
 
-    limits._limiter.storage.reset()
-    statuses = [client.get("/api/databases", headers=bearer(f"guess-{n}")).status_code for n in range(40)]
-    limits._limiter.storage.reset()
-    assert statuses[0] == 401
-    assert statuses[-1] == 429
+
+def test_right_tokens_are_not_counted_as_guesses(client, shop):
+    assert {client.get("/api/databases").status_code for _ in range(40)} == {200}
+
+
+def test_a_short_api_key_is_warned_of(client, shop, monkeypatch):
+    from duckling_provider import config
+
+    monkeypatch.setenv("DUCKLING_API_KEY", "short")
+    (warning,) = (w for w in config.load().warnings if w.startswith("DUCKLING_API_KEY"))
+    assert "5 characters" in warning
+    assert "short" not in warning
+    monkeypatch.setenv("DUCKLING_API_KEY", "x" * 24)
+    assert not any(w.startswith("DUCKLING_API_KEY") for w in config.load().warnings)
 
 
 def test_writes_are_counted(client, shop, monkeypatch):
@@ -252,8 +268,8 @@ def test_backups_are_listed_newest_first_without_macs(client, shop, installation
     assert [b["key"] for b in found["s3"]] == [second, first]
     assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
     assert set(found) == {"local", "s3"}
-    assert set(found["s3"][0]) == {"key", "size", "lastModified"}
-    assert set(found["local"][0]) == {"filename", "size", "createdAt"}
+    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete"}
+    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete"}
 
 
 def answered_when_ended(client: Any, shop: Runs, kind: str, path: str, **end: Any) -> Any:
@@ -297,7 +313,29 @@ def test_a_restore_carries_the_key_and_is_answered_with_its_result(client, shop,
         results={"restore": done},
     )  # fmt: skip
     assert conf == {"key": key}
-    assert answer.json() == {"success": True, "key": key, "size": 10, "duration": 5}
+    assert answer.json() == {"success": True, "key": key, "size": 10, "duration": 7000}  # of the run, as of a backup
+
+
+def test_the_original_calls_for_local_backups_name_their_file(client, shop, installation):
+    database = installation.database("shop")
+    answer = client.post("/api/automation/restore?db=shop")
+    assert (answer.status_code, "no local backup" in answer.json()["error"]) == (404, True)
+    name = back_up(database).removeprefix("shop/")
+    done = {"key": name, "size": 10, "duration": 5, "path": "/x", "kept": None}
+    for kind, task, conf in (("backup", "snapshot", {}), ("restore", "restore", {"key": "latest", "local": True})):
+        answer, given = answered_when_ended(
+            client, shop, kind, f"/api/automation/{kind}?db=shop", state="success", results={task: done}
+        )
+        assert given == conf
+        assert set(answer.json()) == {"success", "message", "path"}
+        assert answer.json()["path"] == str(database.backup_path / name)
+
+
+def test_an_incomplete_backup_says_so(client, shop, installation, s3_server):
+    key = back_up(installation.database("shop"))
+    assert [b["complete"] for b in client.get("/api/backups?db=shop").json()["s3"]] == [True]
+    s3_server.client().delete_object(Bucket=installation.database("shop").s3.bucket, Key=key + ".mac")
+    assert [b["complete"] for b in client.get("/api/backups?db=shop").json()["s3"]] == [False]
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
@@ -414,6 +452,15 @@ def test_keys_that_are_none_are_refused_before_anything_begins(client, shop, key
     assert client.delete("/api/backups/s3", params={"db": "shop", "key": key}).status_code == status
 
 
+def test_a_body_of_another_type_is_told_which_header_it_needs(client, shop):
+    for type_, told in (("application/x-www-form-urlencoded", "x-www-form-urlencoded"), (None, "has none")):
+        headers = {"Content-Type": type_} if type_ else {}
+        answer = client.post("/api/backups/s3/restore?db=shop", content=b'{"key": "latest"}', headers=headers)
+        assert answer.status_code == 400
+        assert "Content-Type: application/json" in answer.json()["error"]
+        assert told in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     "content,type_",
     [
@@ -467,6 +514,31 @@ def test_a_backup_is_not_deleted_while_it_may_be_read(client, shop, installation
     key = back_up(installation.database("shop"))
     shop.add("restore", "running")
     assert client.delete("/api/backups/s3", params={"db": "shop", "key": key}).status_code == 409
+
+
+def silent_store(monkeypatch: Any, s3: dict[str, Any]) -> dict[str, Any]:
+    """`s3` with an endpoint that takes connections and never answers; a request gives up on it after a moment."""
+    import socket
+
+    from duckling_provider.web.services import actions
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(actions, "STORE_SECONDS", 0.2)
+    monkeypatch.setattr(actions, "_silent_in_a_test", listener, raising=False)  # kept open until the test ends
+    return s3 | {"endpoint": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_local_backups_are_answered_while_the_store_is_down_or_silent(
+    client, shop, installation, s3_server, monkeypatch, silent
+):
+    name = back_up(installation.database("shop")).removeprefix("shop/")
+    s3 = s3_server.s3("there-is-no-such-bucket")
+    installation.write(installation.entry("shop", s3=silent_store(monkeypatch, s3) if silent else s3))
+    answer = client.get("/api/backups?db=shop")
+    assert (answer.status_code, answer.json()["success"]) == (502, False)
+    assert ("did not answer within" if silent else "bucket") in answer.json()["error"]
+    assert [b["filename"] for b in answer.json()["local"]] == [name]
 
 
 def test_a_store_that_is_gone_is_a_502(client, installation, s3_server, add_dags):
@@ -578,6 +650,48 @@ def test_a_secret_that_stands_in_a_file_is_kept_by_a_change_and_never_set_by_one
         refused = client.put("/api/databases/shop/s3", json={**s3, "accessKeyId": value})
         assert (refused.status_code, "not through an edit" in refused.json()["error"]) == (400, True)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoint": "https://elsewhere.example"},
+        {"bucket": "another-bucket"},
+        {"encryption": "none"},
+        {"encryption": "sse-kms"},
+        {"encryption": None},
+        {"endpoint": "https://elsewhere.example", "enabled": False},
+    ],
+)
+def test_another_place_or_weaker_encryption_needs_the_secrets_in_full(client, shop, installation, change):
+    before = (installation.data_path / "databases.json").read_bytes()
+    (shown,) = (entry["s3"] for entry in client.get("/api/databases").json()["databases"])
+    answer = client.put("/api/databases/shop/s3", json={k: v for k, v in (shown | change).items() if v is not None})
+    assert answer.status_code == 400
+    assert "needs the secrets in full" in answer.json()["error"]
+    assert (installation.data_path / "databases.json").read_bytes() == before
+    secrets = {"secretAccessKey": "new-secret", "encryptionKey": KEY}
+    full = {k: v for k, v in (shown | secrets | change).items() if v is not None}
+    assert client.put("/api/databases/shop/s3", json=full).status_code == 200
+
+
+def test_other_changes_keep_the_secrets_that_are_there(client, shop, installation):
+    shown = client.get("/api/databases/shop/s3").json()["s3"]
+    changed = shown | {"s3BackupRetentionDays": 5, "endpoint": shown["endpoint"] + "/"}
+    assert client.put("/api/databases/shop/s3", json=changed).status_code == 200
+    assert installation.database("shop").s3.encryption_key.hex() == KEY
+
+
+@pytest.mark.parametrize("role", ["VIEWER", "USER"])
+def test_where_the_data_lies_is_for_those_who_may_edit_connections(client, shop, role):
+    def entry(**options: Any) -> dict[str, Any]:
+        (found,) = client.get("/api/databases", **options).json()["databases"]
+        return found
+
+    assert {"s3", "mysqlConnectionString"} <= set(entry())
+    shown = entry(headers=bearer(token(role)))
+    assert {"s3", "mysqlConnectionString"} & set(shown) == set()
+    assert (shown["id"], shown["status"]["state"]) == ("shop", "no backup")
 
 
 def test_the_list_shows_how_each_database_stands(client, shop):

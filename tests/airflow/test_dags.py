@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,15 @@ def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installatio
     assert {task.queue for task in tasks["a"] if task.is_teardown} == {"host-7"}
 
 
+def test_a_run_with_an_old_logical_date_has_its_tasks(installation, parse_dags):
+    """Before a DAG's start, Airflow starts no task, and calls the run a success."""
+    installation.write(installation.entry("a", s3=S3))
+    long_ago = datetime(1999, 12, 31, tzinfo=timezone.utc)
+    assert {
+        task.task_id for dag in good_dags(parse_dags).values() for task in dag.tasks if task.start_date > long_ago
+    } == set()
+
+
 def test_no_task_names_a_queue_of_its_own(installation, parse_dags):
     """Only so does an entry without a queue run on Airflow's default, whatever that is called."""
     from airflow.sdk.bases.operator import DEFAULT_QUEUE
@@ -165,6 +174,7 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
         "keep_old",
         "encryption",
         "fallback",
+        "local",
     }
     assert set(dags["duckling_verify__a"].params) == {"key"}
     assert [task.task_id for dag in dags.values() for task in dag.tasks if task.params] == []
@@ -208,6 +218,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         "keep_old": False,
         "encryption": None,
         "fallback": False,
+        "local": False,
     }
 
 

@@ -146,6 +146,13 @@ def test_only_buttons_that_the_user_may_press_are_there(page, shop):
 # ---- what it shows and does ------------------------------------------------------------------------------------
 
 
+def test_where_backups_lie_is_shown_to_those_who_may_edit_connections(page, shop, installation):
+    bucket = installation.database("shop").s3.bucket
+    for path in ("", "databases/shop"):
+        assert bucket in page(path).text
+        assert bucket not in page(path, role="VIEWER").text
+
+
 def test_a_restore_wants_the_name_and_then_leads_to_its_run(page, shop, installation):
     key = back_up(installation.database("shop"))
     asked = page("databases/shop/restore").text

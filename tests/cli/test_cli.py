@@ -153,8 +153,9 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     listed = duckling.apart("list", "production", "--json").json
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
-    assert set(listed["local"][0]) == {"filename", "size", "createdAt"}
-    assert set(listed["s3"][0]) == {"key", "size", "lastModified", "complete"}
+    more = {"complete", "state", "mode", "keyFingerprint", "createdAt"}
+    assert set(listed["local"][0]) == {"filename", "size", *more}
+    assert set(listed["s3"][0]) == {"key", "size", "lastModified", *more}
     assert listed["s3"][0]["size"] == backup["size"] + 16
     assert ISO.fullmatch(listed["local"][0]["createdAt"])
     assert ISO.fullmatch(listed["s3"][0]["lastModified"])
@@ -494,7 +495,7 @@ def test_release_leaves_the_hold_of_a_living_process(duckling, site):
     "arguments",
     [
         ["frob"],
-        ["list"],
+        ["verify"],
         ["list", "production", "--frob"],
         ["backup", "production", "--wait", "soon"],
         ["restore", "production", "latest", "--before", "yesterday"],

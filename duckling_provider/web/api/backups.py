@@ -10,17 +10,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.backup_object import is_complete
 from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.backup.names import ListedBackup
+from duckling_provider.backup.names import LATEST, ListedBackup
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
-from duckling_provider.dags.ids import RESTORE, UPLOAD, VERIFY
+from duckling_provider.config.databases import Database
+from duckling_provider.dags.ids import RESTORE, SNAPSHOT, UPLOAD, VERIFY
 from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.access import Caller
-from duckling_provider.web.services.actions import delete_backup_now, existing_key
+from duckling_provider.web.services.actions import delete_backup_now, existing_key, listed_in
 from duckling_provider.web.services.dependencies import CallerDep, database_for, now, remote_store
-from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.errors import ApiError, of_core
 
 _KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
 _DONE: dict[str, Any] = {"success": True, "key": _KEY, "size": 214748364800, "duration": 92384}
@@ -45,7 +47,7 @@ class Done(Shape):
     success: bool = True
     key: str
     size: int = Field(description="Bytes of the .db file.")
-    duration: int = Field(description="Milliseconds.")
+    duration: int = Field(description="Milliseconds that the run took, from its first task to its last.")
 
 
 class Accepted(Shape):
@@ -63,6 +65,7 @@ class LocalBackup(Shape):
     filename: str
     size: int
     created_at: str
+    complete: bool
     misdated: str = _Misdated
 
 
@@ -70,6 +73,7 @@ class S3Backup(Shape):
     key: str
     size: int
     last_modified: str
+    complete: bool = Field(description="false: an encrypted one without its .mac, which can't be restored.")
     misdated: str = _Misdated
 
 
@@ -78,6 +82,14 @@ class Listing(Shape):
 
     local: list[LocalBackup]
     s3: list[S3Backup]
+
+
+class Local(Shape):
+    """A local backup that was made or restored."""
+
+    success: bool = True
+    message: str
+    path: str = Field(description="The backup's file, on the replica's host.")
 
 
 class KeyBody(BaseModel):
@@ -107,23 +119,41 @@ async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:
             raise ApiError(400, f'S3 is not configured for "{db}"; its local backups are made by schedule')
         return runs.begin("backup", db, caller=caller)
 
-    return await _answer(await run_in_threadpool(begin), UPLOAD, wait=wait, whole=True)
+    return await _answer(await run_in_threadpool(begin), UPLOAD, wait=wait)
 
 
 @router.get("/api/backups", response_model=Listing, responses=problems(502))
 def backups(caller: CallerDep, db: Db) -> JSONResponse:
-    """All backups of a database: local ones on this host, and those in S3, every page of the listing read."""
+    """All backups of a database: local ones on this host, and those in S3, every page of the listing read. Where the
+    store does not answer, the error has the local ones beside it.
+    """
     database = database_for(caller, "read", db)
-    local, moment = listed_here(database), now()
-    remote = list_backups(remote_store(database)) if database.s3 is not None else []
+    moment = now()
     # As plain JSON: the models of ten thousand rows would cost more than the listing.
+    local = [
+        {"filename": b.name, "size": b.size, "createdAt": iso(b.created), "complete": True, **_misdated(b, moment)}
+        for b in listed_here(database)
+    ]
+    if database.s3 is None:
+        return JSONResponse({"local": local, "s3": []})
+    try:
+        store = remote_store(database)
+        remote = listed_in(store)
+    except DucklingError as error:
+        problem = of_core(error)
+        problem.more |= {"local": local, "s3": []}
+        raise problem from error
     return JSONResponse(
         {
-            "local": [
-                {"filename": b.name, "size": b.size, "createdAt": iso(b.created), **_misdated(b, moment)} for b in local
-            ],
+            "local": local,
             "s3": [
-                {"key": b.key, "size": b.size, "lastModified": iso(b.modified or b.created), **_misdated(b, moment)}
+                {
+                    "key": b.key,
+                    "size": b.size,
+                    "lastModified": iso(b.modified or b.created),
+                    "complete": is_complete(b, store.mode),
+                    **_misdated(b, moment),
+                }
                 for b in remote
             ],
         }
@@ -167,24 +197,65 @@ async def _with_key(
     return await _answer(await run_in_threadpool(begin), kind, wait=wait)
 
 
-async def _answer(
-    begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool, whole: bool = False
-) -> JSONResponse:
-    """:param task: whose result is the answer.
-    :param whole: the duration is that of the run, not of the task alone.
-    """
-    headers = {"X-Duckling-Run": begun.run_id}
+async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:
+    """:param task: whose result is the answer; the duration is the whole run's, which is what the caller waited for."""
     if not wait:
-        body = Accepted(run_id=begun.run_id, url=begun.url).model_dump(by_alias=True)
-        return JSONResponse(body, status_code=202, headers=headers | {"Location": begun.url})
+        return _accepted(begun)
     outcome = await runs.finished(begun)
     result = outcome.results.get(task)
     if result is None:
         raise ApiError(500, f"run {begun.run_id} succeeded and left no result", more={"runId": begun.run_id})
-    duration = outcome.run.duration_ms if whole else None
+    duration = outcome.run.duration_ms
     done = {
         "key": result["key"],
         "size": result["size"],
         "duration": result["duration"] if duration is None else duration,
     }
-    return JSONResponse({"success": True, **done}, headers=headers)
+    return JSONResponse({"success": True, **done}, headers=_named(begun))
+
+
+def _accepted(begun: runs.Begun) -> JSONResponse:
+    body = Accepted(run_id=begun.run_id, url=begun.url).model_dump(by_alias=True)
+    return JSONResponse(body, status_code=202, headers=_named(begun) | {"Location": begun.url})
+
+
+def _named(begun: runs.Begun) -> dict[str, str]:
+    return {"X-Duckling-Run": begun.run_id}
+
+
+@router.post("/api/automation/backup", response_model=Local, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
+async def back_up_locally(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
+    """Back up now, as the Node.js server's call does: the answer names the local copy. With S3 it is uploaded too."""
+
+    def begin() -> tuple[runs.Begun, Database]:
+        database = database_for(caller, "backup", db)
+        return runs.begin("backup", db, caller=caller), database
+
+    begun, database = await run_in_threadpool(begin)
+    return await _answer_locally(begun, database, SNAPSHOT, "Backup created", wait=wait)
+
+
+@router.post("/api/automation/restore", response_model=Local, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
+async def restore_locally(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
+    """Restore the newest local backup, as the Node.js server's call does; the answer names it."""
+
+    def begin() -> tuple[runs.Begun, Database]:
+        database = database_for(caller, "restore", db)
+        if database.is_here and not listed_here(database):
+            raise ApiError(404, f'there is no local backup of "{db}" in {database.backup_path}')
+        return runs.begin("restore", db, caller=caller, conf={"key": LATEST, "local": True}), database
+
+    begun, database = await run_in_threadpool(begin)
+    return await _answer_locally(begun, database, RESTORE, "Restored from the newest local backup", wait=wait)
+
+
+async def _answer_locally(
+    begun: runs.Begun, database: Database, task: Literal["snapshot", "restore"], message: str, *, wait: bool
+) -> JSONResponse:
+    if not wait:
+        return _accepted(begun)
+    result = (await runs.finished(begun)).results.get(task)
+    if result is None:
+        raise ApiError(500, f"run {begun.run_id} succeeded and left no result", more={"runId": begun.run_id})
+    path = database.backup_path / result["key"]
+    return JSONResponse({"success": True, "message": message, "path": str(path)}, headers=_named(begun))

@@ -44,6 +44,10 @@ _S3: dict[str, Any] = {
 }
 
 
+#: Fields of an entry that tell where its data lies.
+_PLACES = ("s3", "mysqlConnectionString")
+
+
 class Listed(Shape):
     success: bool = True
     databases: list[dict[str, Any]] = Field(
@@ -110,12 +114,19 @@ class Automation(Shape):
 
 @router.get("/api/databases", response_model=Listed, responses=problems())
 def databases(caller: CallerDep) -> Listed:
-    """Every database that the caller may see, secrets masked, and how it stands by what runs recorded."""
+    """Every database that the caller may see, secrets masked, and how it stands by what runs recorded. Where it lies in
+    S3 and in MySQL is for those who may edit connections.
+    """
     found = installation()
     visible = caller.visible(found.databases)
+    # The same for every database: it is a right to connections.
+    left_out = () if visible and caller.may("configure", visible[0].id) else _PLACES
     return Listed(
         databases=[
-            {**database.masked(), "status": status_json(status).model_dump(by_alias=True)}
+            {
+                **{name: value for name, value in database.masked().items() if name not in left_out},
+                "status": status_json(status).model_dump(by_alias=True),
+            }
             for database, status in zip(visible, statuses(visible), strict=True)
         ],
         # Who may not see every entry may not read about the broken ones either.

@@ -9,7 +9,6 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import listed_here
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError
@@ -26,7 +25,13 @@ from duckling_provider.web.page.progress import in_order, read_progress
 from duckling_provider.web.page.render import STATIC, Urls, page
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.access import Action, Caller
-from duckling_provider.web.services.actions import connection_steps, delete_backup_now, existing_key
+from duckling_provider.web.services.actions import (
+    connection_steps,
+    delete_backup_now,
+    existing_key,
+    listed_in,
+    patiently,
+)
 from duckling_provider.web.services.dependencies import CallerDep, database_for, installation, now, statuses
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.records import read_history
@@ -34,7 +39,7 @@ from duckling_provider.web.services.records import read_history
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
 _SECONDS = Scale((1.0, 60.0, 3600.0), wording.took)
-_ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "delete")
+_ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "delete", "configure")
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -70,6 +75,8 @@ def everything(request: Request, caller: CallerDep, q: Search = "", state: Searc
         matching=len(matching),
         counts=overview.counts(matching),
         paged=overview.cut(chosen, page_),
+        # The same for every database: it is a right to connections.
+        shows_place=bool(visible) and caller.may("configure", visible[0].id),
         q=q,
         state=state,
     )
@@ -229,9 +236,12 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
         return merge(recorded, None, local, now=now()), ""
     try:
         store = DucklingHook(database.id).store()
-        return merge(recorded, list_backups(store), local, now=now(), needs_mac=store.mode == CLIENT), ""
+        return merge(recorded, listed_in(store), local, now=now(), needs_mac=store.mode == CLIENT), ""
     except DucklingError as error:
-        return recorded, str(error)
+        here = merge(recorded, None, local, now=now())
+        names = {item.name for item in here}
+        elsewhere = [item for item in recorded if item.name not in names]
+        return sorted(here + elsewhere, key=lambda item: item.created, reverse=True), str(error)
 
 
 def _backups(database: Database) -> BackupSource:
@@ -275,13 +285,14 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
     """
     store = _backups(database)
     full = existing_key(database, store, key)
-    stored = store.head(full)
     complete = True
-    if store.mode == CLIENT:
-        try:
-            store.head(full + MAC_SUFFIX)
-        except NotFoundError:
-            complete = False
+    with patiently(store) as bound:
+        stored = bound.head(full)
+        if store.mode == CLIENT:
+            try:
+                bound.head(full + MAC_SUFFIX)
+            except NotFoundError:
+                complete = False
     with create_session() as session:
         _, recorded = read_history(session, database)
     known = next((backup for backup in recorded if backup.key == full), None)

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -104,6 +105,8 @@ async def identify_caller(request: Request) -> Caller | None:
 
 async def _by_token(token: str) -> Caller:
     settings = await run_in_threadpool(Settings.from_env, os.environ)
+    for warning in settings.warnings():
+        _warn_once(warning)
     # No key, no such way in: an empty token never equals it.
     if settings.api_key is not None and hmac.compare_digest(
         token.encode(errors="surrogateescape"), settings.api_key.get_secret_value().encode(errors="surrogateescape")
@@ -115,6 +118,11 @@ async def _by_token(token: str) -> Caller:
     if user is None:
         raise ApiError(401, "the token is wrong or has expired")
     return Caller(user.get_name(), user)
+
+
+@lru_cache(maxsize=4)
+def _warn_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 async def _airflow_user(token: str) -> BaseUser | None:

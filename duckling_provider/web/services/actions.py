@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TypedDict
 
 from airflow.utils.session import create_session
 
-from duckling_provider.backup.backup_object import resolve
+from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.backup.check import check_database
 from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.cancellation import Control
+from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.records import forget_backup
+
+#: Seconds that a request of ours waits for a store: less than proxies wait for us.
+STORE_SECONDS = 45.0
 
 
 class ShownStep(TypedDict):
@@ -26,6 +33,35 @@ class ShownStep(TypedDict):
     name: str
     detail: str
     error: str | None
+
+
+@contextmanager
+def patiently(source: BackupSource) -> Iterator[BackupSource]:
+    """`source` for as long as a request may wait for it.
+
+    :raises StoreError: it did not answer in time.
+    """
+    control = Control()
+    timer = threading.Timer(STORE_SECONDS, control.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield source.under(control)
+    except CancelledError as error:
+        raise StoreError(
+            f"the store did not answer within {STORE_SECONDS:g} s", subject=source.url, hint="Try again later."
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def listed_in(source: BackupSource) -> list[ListedBackup]:
+    """The backups that a store has, newest first.
+
+    :raises DucklingError: it refused, failed, or did not answer in time.
+    """
+    with patiently(source) as bound:
+        return list_backups(bound)
 
 
 def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
@@ -53,11 +89,12 @@ def existing_key(database: Database, store: BackupSource, key: str) -> str:
     :raises DucklingError: it lies outside the prefix.
     :raises NotFoundError: there is no such backup.
     """
-    if key == LATEST:
-        return resolve(database, store, key)
-    full, _ = _backup_key(store, key)
-    store.head(full)
-    return full
+    with patiently(store) as bound:
+        if key == LATEST:
+            return resolve(database, bound, key)
+        full, _ = _backup_key(bound, key)
+        bound.head(full)
+        return full
 
 
 def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:

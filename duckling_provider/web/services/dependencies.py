@@ -18,7 +18,7 @@ from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.store import Store
 from duckling_provider.web.services.access import Action, Caller, identify_caller
 from duckling_provider.web.services.errors import ApiError
-from duckling_provider.web.services.limits import count_guess, count_write
+from duckling_provider.web.services.limits import count_guess, count_write, refuse_guesser
 from duckling_provider.web.services.records import read_records
 from duckling_provider.web.services.status import Status, status_of
 
@@ -31,11 +31,14 @@ _bearer = HTTPBearer(auto_error=False, description="DUCKLING_API_KEY, or a token
 
 async def guest(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Caller | None:
     """The caller, None for who shows no credentials; wrong ones are counted and refused."""
+    address = request.client.host if request.client else "?"
+    if request.headers.get("authorization", "").strip():  # Airflow's cookies are signed: nobody guesses one
+        refuse_guesser(address)
     try:
         caller = await identify_caller(request)
     except ApiError as error:
         if error.status == 401:
-            count_guess(request.client.host if request.client else "?")
+            count_guess(address)
         raise
     request.state.duckling_caller = caller.name if caller else "-"
     if caller is not None and request.method not in ("GET", "HEAD"):

@@ -40,15 +40,29 @@ def count_write(caller: str) -> None:
     _count(_rate(Settings.from_env(os.environ).api_rate), "write", caller, "too many requests that change something")
 
 
+def refuse_guesser(address: str) -> None:
+    """To be asked before a token is looked at: an address that guessed too often learns nothing, not even from the
+    right one.
+
+    :raises ApiError: 429 after too many wrong credentials from one address.
+    """
+    if not _limiter.test(_rate(_GUESSES), "guess", address):
+        raise _too_many(_rate(_GUESSES), "guess", address, "too many wrong credentials from this address")
+
+
 def count_guess(address: str) -> None:
-    """:raises ApiError: 429 after too many wrong credentials from one address."""
-    _count(_rate(_GUESSES), "guess", address, "too many wrong credentials")
+    """Wrong credentials came from there."""
+    _limiter.hit(_rate(_GUESSES), "guess", address)
 
 
 def _count(rate: RateLimitItem, kind: str, who: str, error: str) -> None:
     if not _limiter.hit(rate, kind, who):
-        wait = max(1, int(_limiter.get_window_stats(rate, kind, who).reset_time - time.time()) + 1)
-        raise ApiError(429, f"{error}; try again in {wait} s", headers={"Retry-After": str(wait)})
+        raise _too_many(rate, kind, who, error)
+
+
+def _too_many(rate: RateLimitItem, kind: str, who: str, error: str) -> ApiError:
+    wait = max(1, int(_limiter.get_window_stats(rate, kind, who).reset_time - time.time()) + 1)
+    return ApiError(429, f"{error}; try again in {wait} s", headers={"Retry-After": str(wait)})
 
 
 class Guard:

@@ -64,7 +64,7 @@ def run_url(dag: str, run_id: str) -> str:
     return f"{API_ROOT_PATH.rstrip('/')}/dags/{quote(dag)}/runs/{quote(run_id, safe='')}"
 
 
-def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, str] | None = None) -> Begun:
+def begin(kind: Kind, database_id: str, *, caller: Caller, conf: Mapping[str, object] | None = None) -> Begun:
     """Trigger a run.
 
     :raises ApiError: 409 when the database is busy with another run, or its DAG can't run now.

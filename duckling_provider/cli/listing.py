@@ -1,0 +1,166 @@
+"""The command ``list``: the backups there are, of one database or of all, and what each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from duckling_provider.base.errors import DucklingError, WrongHostError
+from duckling_provider.base.moments import iso
+from duckling_provider.base.units import human_bytes, short_ago
+from duckling_provider.cli.options import AnyId, Json
+from duckling_provider.cli.session import BAD_USAGE, Session, code_of, session_of
+
+if TYPE_CHECKING:
+    from duckling_provider.backup.names import ListedBackup
+    from duckling_provider.config.databases import Database
+    from duckling_provider.stores.store import BackupSource
+
+_COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FINGERPRINT", "")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One backup. `state` is ``uploaded`` for an object, ``verified`` for a local backup, which was proven while it was
+    taken, and ``incomplete`` for an object that can't be restored; `remark` says what is odd about it. `mode` and
+    `fingerprint` are None where nothing tells.
+    """
+
+    backup: ListedBackup
+    where: str
+    state: str
+    mode: str | None = None
+    fingerprint: str | None = None
+    remark: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.state != "incomplete"
+
+    def json(self) -> dict[str, Any]:
+        backup = self.backup
+        if self.where == "local":
+            named: dict[str, Any] = {"filename": backup.name, "size": backup.size, "createdAt": iso(backup.created)}
+        else:
+            modified = iso(backup.modified or backup.created)
+            named = {"key": backup.key, "size": backup.size, "lastModified": modified, "createdAt": iso(backup.created)}
+        facts = {"complete": self.complete, "state": self.state, "mode": self.mode, "keyFingerprint": self.fingerprint}
+        return named | facts | ({"remark": self.remark} if self.remark else {})
+
+    def cells(self, now: datetime) -> list[str]:
+        backup = self.backup
+        taken = f"{backup.created:%Y-%m-%d %H:%M:%S}"
+        facts = [human_bytes(backup.size), taken, short_ago(backup.created, now), self.state]
+        return [self.where, backup.key, *facts, self.mode or "-", self.fingerprint or "-", self.remark]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The backups of one database, newest first, and why one of the two places could not be listed."""
+
+    database: Database
+    local: list[_Row] = field(default_factory=list)
+    remote: list[_Row] = field(default_factory=list)
+    error: DucklingError | None = None
+
+    def json(self) -> dict[str, Any]:
+        return {"local": [row.json() for row in self.local], "s3": [row.json() for row in self.remote]}
+
+
+def list_(context: typer.Context, id: AnyId = None, as_json: Json = False) -> None:
+    """List backups, newest first, local ones and those in S3: of one database, or of all."""
+    session = session_of(context, as_json)
+    if id is None:
+        _list_all(session)
+        return
+    found = _find(session, session.database(id), is_chosen=True)
+    terminal = session.terminal
+    if terminal.json:
+        if found.error is None:
+            terminal.document(found.json())
+        else:
+            terminal.fail_with(found.error, **found.json())
+    else:
+        _show(session, [found], named=False)
+    if found.error is not None:
+        raise typer.Exit(code_of(found.error))
+
+
+def _list_all(session: Session) -> None:
+    installation, terminal = session.installation(), session.terminal
+    found = [_find(session, database, is_chosen=False) for database in installation.databases]
+    problems = [terminal.hide(str(problem)) for problem in installation.problems]
+    error = next((one.error for one in found if one.error is not None), None)
+    if terminal.json:
+        databases = [
+            {"id": one.database.id, **one.json(), **({"error": terminal.hide(str(one.error))} if one.error else {})}
+            for one in found
+        ]
+        facts = {"databases": databases, "problems": problems}
+        if error is not None:
+            terminal.fail_with(error, **facts)
+        else:
+            terminal.document({"success": not problems, **({"error": problems[0]} if problems else {}), **facts})
+    else:
+        _show(session, found, named=True)
+        for problem in problems:
+            terminal.say(f"BAD  {problem}")
+    if problems or error is not None:
+        raise typer.Exit(BAD_USAGE if problems or error is None else code_of(error))
+
+
+def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
+    """:param named: whether each row tells its database."""
+    terminal, now = session.terminal, datetime.now(timezone.utc)
+    rows = [([one.database.id] if named else []) + row.cells(now) for one in found for row in (*one.local, *one.remote)]
+    if rows:
+        terminal.table((["DATABASE"] if named else []) + list(_COLUMNS), rows)
+    for one in found:
+        if one.error is not None:
+            terminal.fail_with(one.error)
+        elif not one.local and not one.remote:
+            terminal.note(f"no backups of {one.database.id} yet; make one: duckling backup {one.database.id}")
+    if not found:
+        terminal.note("databases.json has no entries")
+
+
+def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
+    """:param is_chosen: that local backups are on another machine is an error; else they are passed over."""
+    from duckling_provider.backup.local_backups import LocalBackups
+
+    local: list[_Row] = []
+    remote: list[_Row] = []
+    error: DucklingError | None = None
+    try:
+        local = _rows(session, "local", LocalBackups(database))
+    except WrongHostError as caught:
+        error = caught if is_chosen else None
+    try:
+        store = session.store(database)
+        remote = _rows(session, "s3", store) if store is not None else []
+    except DucklingError as caught:
+        error = error or caught
+    return _Found(database, local, remote, error)
+
+
+def _rows(session: Session, where: str, source: BackupSource) -> list[_Row]:
+    from duckling_provider.backup.backup_object import is_complete, list_backups
+    from duckling_provider.backup.check import Look, looks
+    from duckling_provider.config.s3 import CLIENT
+
+    now, backups = datetime.now(timezone.utc), list_backups(source)
+    found, unknown = looks(source, backups)
+    if unknown is not None:
+        session.terminal.warn(f"not all sizes could be compared with those recorded: {unknown}")
+    rows = []
+    for backup in backups:
+        look = found.get(backup.key, Look())
+        fault = look.fault if is_complete(backup, source.mode) else "no .mac"
+        state = "incomplete" if fault else "verified" if where == "local" else "uploaded"
+        mode = look.mode or (CLIENT if backup.has_mac else None)
+        rows.append(_Row(backup, where, state, mode, look.fingerprint, fault or backup.remark(now)))
+    return rows

@@ -1,0 +1,179 @@
+"""`duckling list`, help and completion, in this process: what they print, against a real store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from duckling_provider.cli.app import run
+
+KEY = "0123456789abcdef" * 4
+OLD = "backup-2025-03-01T14-32-11-482Z.db"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def duckling(installation, capsys, monkeypatch):
+    """``duckling("list", …) -> Outcome``; what a command line changes in its process is put back afterwards."""
+    monkeypatch.setenv("COLUMNS", "120")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    loggers = {name: logging.getLogger(name) for name in (None, "duckling_provider")}
+    before = {name: (list(logger.handlers), logger.propagate) for name, logger in loggers.items()}
+
+    def call(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = run(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name, logger in loggers.items():
+        logger.handlers[:], logger.propagate = before[name]
+
+
+@pytest.fixture
+def two(installation, s3_server, make_replica):
+    """Two databases in one bucket, each with a backup; returns their S3 settings."""
+    from duckling_provider.backup.upload import back_up
+    from duckling_provider.stores.s3 import open_store
+
+    s3 = s3_server.s3(s3_server.new_bucket())
+    secret = {**s3, "encryption": "client-aes256", "encryptionKey": KEY}
+    installation.write(installation.entry("shop", s3=secret), installation.entry("crm", s3=s3))
+    for name in ("shop", "crm"):
+        make_replica(installation.replica(name), rows=50)
+        database = installation.database(name)
+        back_up(database, open_store(database))
+    return s3
+
+
+def fingerprint() -> str:
+    from duckling_provider.config.keys import EncryptionKey
+
+    return EncryptionKey.parse(KEY).fingerprint
+
+
+def test_a_list_tells_time_state_mode_and_key_of_each_backup(duckling, two):
+    shown = duckling("list", "shop")
+    assert shown.code == 0
+    header, local, remote = shown.out.splitlines()
+    assert re.split(r"\s{2,}", header.strip()) == [
+        "WHERE", "KEY", "SIZE", "TAKEN (UTC)", "AGE", "STATE", "MODE", "FINGERPRINT"
+    ]  # fmt: skip
+    taken = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.search(rf"^local .*{taken} .* verified +none +-", local)
+    assert re.search(rf"^s3 .*{taken} .* uploaded +client-aes256 +{fingerprint()}", remote)
+    found = duckling("list", "shop", "--json").json
+    (row,) = found["s3"]
+    assert datetime.fromisoformat(row["createdAt"]).tzinfo is not None
+    facts = {"complete": True, "state": "uploaded", "mode": "client-aes256", "keyFingerprint": fingerprint()}
+    assert facts.items() <= row.items()
+    (here,) = found["local"]
+    assert (here["complete"], here["state"], here["mode"]) == (True, "verified", "none")
+
+
+def test_without_an_id_the_backups_of_all_are_listed(duckling, two):
+    shown = duckling("list")
+    assert (shown.code, [line.split()[:2] for line in shown.out.splitlines()]) == (
+        0,
+        [["DATABASE", "WHERE"], ["shop", "local"], ["shop", "s3"], ["crm", "local"], ["crm", "s3"]],
+    )
+    found = duckling("list", "--json").json
+    assert [(one["id"], len(one["local"]), len(one["s3"])) for one in found["databases"]] == [
+        ("shop", 1, 1),
+        ("crm", 1, 1),
+    ]
+
+
+def test_a_backup_that_can_not_be_restored_is_incomplete(duckling, two, s3_server):
+    client = s3_server.client()
+    (row,) = duckling("list", "shop", "--json").json["s3"]
+    client.delete_object(Bucket=two["bucket"], Key=row["key"] + ".mac")
+    (row,) = duckling("list", "shop", "--json").json["s3"]
+    assert (row["complete"], row["state"], row["remark"]) == (False, "incomplete", "no .mac")
+    (row,) = duckling("list", "crm", "--json").json["s3"]
+    head = client.head_object(Bucket=two["bucket"], Key=row["key"])
+    client.put_object(Bucket=two["bucket"], Key=row["key"], Body=b"half of it", Metadata=head["Metadata"])
+    (row,) = duckling("list", "crm", "--json").json["s3"]
+    assert (row["complete"], row["state"]) == (False, "incomplete")
+    assert row["remark"].startswith("it holds 10 bytes of a file that had")
+
+
+def test_an_object_of_another_program_has_no_mode_that_is_made_up(duckling, two, s3_server):
+    s3_server.client().put_object(Bucket=two["bucket"], Key=f"crm/{OLD}", Body=b"x" * 99)
+    row = duckling("list", "crm", "--json").json["s3"][-1]
+    assert (row["key"], row["mode"], row["keyFingerprint"], row["complete"]) == (f"crm/{OLD}", None, None, True)
+
+
+def test_one_store_that_is_gone_hides_no_other_database(duckling, two, installation):
+    entries = json.loads((installation.data_path / "databases.json").read_text())
+    entries[0]["s3"]["bucket"] = "there-is-no-such-bucket"
+    installation.write(*entries)
+    shown = duckling("list", "--json")
+    assert (shown.code, shown.json["success"]) == (1, False)
+    shop, crm = shown.json["databases"]
+    assert (len(shop["local"]), shop["s3"], "bucket" in shop["error"]) == (1, [], True)
+    assert len(crm["s3"]) == 1
+    assert "error" not in crm
+
+
+# ---- help and completion -----------------------------------------------------------------------------------------
+
+
+def test_help_shows_every_command_in_its_group_and_no_types_of_flags(duckling):
+    from duckling_provider.cli.app import _COMMANDS
+
+    shown = duckling("--help")
+    assert (shown.code, shown.err) == (0, "")
+    place = 0
+    for panel, commands in _COMMANDS.items():
+        place = shown.out.index(panel, place)
+        for name in commands:
+            place = shown.out.index(f" {name} ", place)
+            assert "<bool>" not in duckling(name, "--help").out, name
+    assert "<bool>" not in shown.out
+    assert "--install-completion" in shown.out
+
+
+@pytest.mark.parametrize(
+    "words,offered",
+    [
+        ("duckling li", ["list"]),
+        ("duckling list s", ["shop"]),
+        ("duckling check ", ["crm", "shop"]),
+        ("duckling verify shop ", [OLD, "latest"]),
+        ("duckling restore shop lat", ["latest"]),
+        ("duckling --data-path /nowhere list ", []),
+    ],
+)
+def test_the_shell_completes_commands_ids_and_keys(duckling, installation, monkeypatch, words, offered):
+    installation.write(installation.entry("shop"), installation.entry("crm"))
+    folder = installation.backup_path / "shop"
+    folder.mkdir(parents=True)
+    (folder / OLD).touch()
+    monkeypatch.setenv("_DUCKLING_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    assert sorted(duckling().out.split()) == offered
