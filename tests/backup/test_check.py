@@ -10,7 +10,7 @@ import pytest
 from duckling_provider.backup.check import check_database
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.replica.locks import place_hold, release_hold
-from duckling_provider.stores import clock, s3
+from duckling_provider.stores import clock, s3_client
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -166,7 +166,7 @@ def test_an_unknown_bucket_is_named_as_such(request, check, server_name):
 
 
 def test_a_dead_endpoint_is_told_once(s3_server, check, monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
     complaints = failed(check(s3_server, "bucket", endpoint="http://127.0.0.1:9"))
     assert list(complaints) == ["store: bucket"]
     assert "s3.endpoint" in complaints["store: bucket"]
