@@ -119,6 +119,11 @@ _MEANINGS = (
         says=r"(?i)md5|checksum|object lock",
     ),
     _row(
+        DIGEST_WANTED,
+        "the bucket takes uploads only with a digest of their bytes",
+        "A proxy before the store may take the header Content-MD5 away.",
+    ),
+    _row(
         "QuotaExceeded StorageLimitExceeded StorageQuotaExceeded BucketQuotaExceeded XMinioAdminBucketQuotaExceeded "
         "XMinioStorageFull InsufficientStorage InsufficientCapacity 507",
         "the store has no room left, or the bucket's quota is used up",
@@ -333,7 +338,7 @@ def demands_digest(error: ClientError) -> bool:
 def refuses_part_number(error: ClientError) -> bool:
     """Whether the store refused a part that may have too high a number."""
     code, message = _told(error)
-    return code in _PART_REFUSED and (not message or "part" in message.lower())
+    return code in _PART_REFUSED and (code != "InvalidRequest" or "part" in message.lower())
 
 
 def _told(error: ClientError) -> tuple[str, str]:

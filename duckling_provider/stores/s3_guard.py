@@ -50,7 +50,7 @@ def refuse_strange_answers(client: S3Client, *, endpoint: str | None) -> None:
                 "Check s3.endpoint: a console, a login page or another service may answer there, on the same host.",
             )
 
-    client.meta.events.register_first("before-parse.s3", look)
+    client.meta.events.register_first("before-parse.s3.*", look)
 
 
 def _is_aws(endpoint: str | None) -> bool:
