@@ -108,7 +108,6 @@ class LocalBackups:
         finally:
             if fd >= 0:
                 os.close(fd)
-        return False
 
     def head(self, key: str) -> StoredObject:
         snapshot = self._snapshot(key)

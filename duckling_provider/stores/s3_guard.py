@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from botocore import handlers
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
@@ -50,7 +52,15 @@ def refuse_strange_answers(client: S3Client, *, endpoint: str | None) -> None:
                 "Check s3.endpoint: a console, a login page or another service may answer there, on the same host.",
             )
 
-    client.meta.events.register_first("before-parse.s3.*", look)
+    events = client.meta.events
+    # It makes a 500 of each 200 with a page, so it must come after us. Where a later botocore calls it otherwise, pages
+    # are told as a failure of the store.
+    theirs = getattr(handlers, "_handle_200_error", None)
+    if theirs is not None:
+        events.unregister("before-parse.s3.*", theirs)
+    events.register("before-parse.s3.*", look)
+    if theirs is not None:
+        events.register_last("before-parse.s3.*", theirs)
 
 
 def _is_aws(endpoint: str | None) -> bool:
