@@ -195,7 +195,7 @@ def _send_share(
 
     from duckling_provider.backup.snapshot import find_snapshot
     from duckling_provider.backup.upload_body import SnapshotBody
-    from duckling_provider.stores.s3_multipart import send_whole_blocks, sign_known_payloads
+    from duckling_provider.stores.s3_client import send_whole_blocks, sign_known_payloads
 
     database, _ = _database()
     snapshot = find_snapshot(database, filename)

@@ -22,6 +22,7 @@ from duckling_provider.backup.names import LATEST, MAC_SUFFIX, ListedBackup, ass
 from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
+    AccessDeniedError,
     DamagedError,
     DucklingError,
     IntegrityError,
@@ -29,13 +30,14 @@ from duckling_provider.base.errors import (
     NotFoundError,
     ReplicaError,
     RequestError,
+    StoreError,
 )
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
 from duckling_provider.stores.fetch import PIECE, fetch
-from duckling_provider.stores.store import BackupSource, StoredObject
+from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject
 
 _FORMAT = "1"
 _HEAD_BYTES = 64
@@ -273,11 +275,14 @@ def resolve(database: Database, store: BackupSource, key: str = LATEST, *, befor
     ).key
 
 
-def identify_backup(database: Database, store: BackupSource, key: str, *, chosen: bool = False) -> StoredBackup:
+def identify_backup(
+    database: Database, store: BackupSource, key: str, *, chosen: bool = False, archived: bool = False
+) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
     :param chosen: the caller named this key, so a backup made under another database id is wanted too (the entry was
         renamed).
+    :param archived: an object that must be thawed before it can be read is judged by what can be known of it.
     :raises NotFoundError: when there is no such object.
     :raises ModeError: when object and configuration contradict each other.
     :raises WrongKeyError: when none of the entry's keys is the one it was encrypted with.
@@ -303,9 +308,10 @@ def identify_backup(database: Database, store: BackupSource, key: str, *, chosen
             f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
         )
     mac = _read_mac(store, key)
-    head = _read_head(store, stored)
+    head = _read_head(store, stored, archived=archived)
     claimed = metadata.get("duckling-mode")
-    plain = has_magic(head)
+    # Of one that lies in an archive, only metadata and its `.mac` can tell.
+    plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
     if expected == CLIENT:
         return _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
     if claimed == CLIENT or (mac is not None and not plain):
@@ -335,7 +341,7 @@ def _encrypted(
     database: Database,
     stored: StoredObject,
     mac: bytes | None,
-    head: bytes,
+    head: bytes | None,
     *,
     claimed: str | None,
     plain: bool,
@@ -393,15 +399,26 @@ def _read_mac(store: BackupSource, key: str) -> bytes | None:
         stored = store.head(key + MAC_SUFFIX)
     except NotFoundError:
         return None
+    except AccessDeniedError:
+        # Without s3:ListBucket a store tells nobody that an object is missing. Plain objects need no `.mac`.
+        if store.mode == CLIENT:
+            raise
+        return None
     if not stored.size:
         return b""  # there is no range of nothing that could be asked for
     with contextlib.closing(store.open_range(key + MAC_SUFFIX, 0, min(stored.size, _MAC_LIMIT))) as stream:
         return stream.read()
 
 
-def _read_head(store: BackupSource, stored: StoredObject) -> bytes:
+def _read_head(store: BackupSource, stored: StoredObject, *, archived: bool) -> bytes | None:
+    """The first bytes; None when they lie in an archive, and `archived` allows that."""
     wanted = min(stored.size, IV_BYTES + _HEAD_BYTES)
     if wanted == 0:
         return b""
-    with contextlib.closing(store.open_range(stored.key, 0, wanted, etag=stored.etag)) as stream:
-        return stream.read(wanted)
+    try:
+        with contextlib.closing(store.open_range(stored.key, 0, wanted, etag=stored.etag)) as stream:
+            return stream.read(wanted)
+    except StoreError as error:
+        if archived and error.code == IN_ARCHIVE:
+            return None
+        raise

@@ -66,7 +66,8 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
         return
     for probe in store.probe(store.prefix):
-        yield CheckStep(f"store: {probe.name}", "" if probe.error else f"{probe.action} works", probe.error)
+        works = f"{probe.action} works" + (f"; {probe.note}" if probe.note else "")
+        yield CheckStep(f"store: {probe.name}", "" if probe.error else works, probe.error)
     if store.clock_fault:
         yield CheckStep("clock", error=store.clock_fault)
 

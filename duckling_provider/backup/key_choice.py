@@ -26,11 +26,14 @@ _HINT = (
 )
 
 
-def choose_key(keys: Sequence[EncryptionKey], head: bytes, *, fingerprint: str | None, subject: str) -> EncryptionKey:
+def choose_key(
+    keys: Sequence[EncryptionKey], head: bytes | None, *, fingerprint: str | None, subject: str
+) -> EncryptionKey:
     """The key among `keys` that decrypts an object.
 
     :param keys: at least one.
-    :param head: the first bytes of the object, its IV first; 12 more at least.
+    :param head: the first bytes of the object, its IV first; 12 more at least. None when they can't be read: then the
+        fingerprint decides, or the present key.
     :param fingerprint: of the object's key, where its metadata names one.
     :raises WrongKeyError: it was encrypted with none of them.
     :raises IntegrityError: it was with one of them, and its first bytes are damaged.
@@ -45,11 +48,11 @@ def choose_key(keys: Sequence[EncryptionKey], head: bytes, *, fingerprint: str |
                 subject=subject,
                 hint=_HINT,
             )
-        if not _opens(key, head):
+        if head is not None and not _opens(key, head):
             raise IntegrityError("its first bytes are damaged", subject=subject, hint="Use another backup.")
         return key
     for key in keys:
-        if _opens(key, head):
+        if head is None or _opens(key, head):
             return key
     which = "s3.encryptionKey" if len(keys) == 1 else f"any of the {len(keys)} keys"
     error = WrongKeyError(

@@ -82,12 +82,13 @@ class LocalBackups:
                 stat = path.stat()
                 yield StoredObject(name, stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, timezone.utc))
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str) -> bool:
         """:raises BusyError: while it is being uploaded or restored."""
         if parse_name(key) is None:
-            return  # no file of another name is a backup
+            return False  # no file of another name is a backup
         with self._errors():
             self._delete(self._database.backup_dir / key)
+        return False
 
     @staticmethod
     def _delete(path: Path) -> None:

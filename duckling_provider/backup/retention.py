@@ -68,6 +68,7 @@ def plan_retention(
 class CleanupResult:
     """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left
     for the next time. `notes` is what a person should know: backups whose date can't be true, a clock that is wrong.
+    `versions_stay`: the bucket keeps noncurrent versions of what was deleted.
     """
 
     local_deleted: tuple[str, ...]
@@ -76,6 +77,7 @@ class CleanupResult:
     s3_kept: int | None
     busy: tuple[str, ...]
     uploads_aborted: int
+    versions_stay: bool
     dry_run: bool
     notes: tuple[str, ...] = ()
     #: Plain text that killed restores to elsewhere had left.
@@ -125,7 +127,7 @@ def _clean_up(
             clear_partials(database.backup_dir)
     s3_deleted: list[str] = []
     s3_kept: int | None = None
-    aborted = 0
+    aborted, versions_stay = 0, False
     days = database.s3.backup_retention_days if database.s3 is not None else 0
     if store is not None:
         store = store.under(control)
@@ -139,7 +141,7 @@ def _clean_up(
             for backup in plan.delete:
                 control.check()
                 if not dry_run:
-                    delete_backup(store, backup.key)
+                    versions_stay = delete_backup(store, backup.key) or versions_stay
                 s3_deleted.append(backup.key)
         if not dry_run:
             aborted = _abort_abandoned(database, store, backups, now=now)
@@ -154,6 +156,7 @@ def _clean_up(
         busy=tuple(busy),
         uploads_aborted=aborted,
         downloads_removed=downloads,
+        versions_stay=versions_stay,
         dry_run=dry_run,
         notes=tuple(notes),
     )
@@ -220,10 +223,10 @@ def _delete_lone_macs(
                 store.delete(key)
 
 
-def delete_backup(store: BackupSource, key: str) -> None:
-    """Delete a backup and its ``.mac``, where it has one.
+def delete_backup(store: BackupSource, key: str) -> bool:
+    """Delete a backup and its ``.mac``, where it has one; returns whether a noncurrent version stays in the store.
 
     The object goes first: a ``.mac`` alone is nothing, an object without one looks like damage.
     """
-    store.delete(key)
-    store.delete(key + MAC_SUFFIX)
+    kept = store.delete(key)
+    return store.delete(key + MAC_SUFFIX) or kept

@@ -51,6 +51,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
 from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
 from duckling_provider.replica.exchange import identity
+from duckling_provider.stores import parts
 from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
 SIDECAR_SUFFIX = ".json"
@@ -260,27 +261,31 @@ def _copied(
         return seal, verifier.finish(size, file=copy), header.storage_name
 
 
-def sealed_for(database: Database, snapshot: Snapshot, *, control: Control | None = None) -> Snapshot:
+def sealed_for(
+    database: Database, snapshot: Snapshot, *, cautious: bool = False, control: Control | None = None
+) -> Snapshot:
     """The snapshot, prepared for the entry's present encryption mode, key and part size.
 
     Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and
     sealed under a fresh IV; the sidecar is replaced.
 
+    :param cautious: in no more parts than every store takes.
     :raises DamagedError: when the file is no longer what the sidecar says.
     """
     settings = database.s3
     if settings is None:
         return snapshot
     key = settings.encryption_key if settings.encryption == "client-aes256" else None
-    wanted = plan_parts(
-        snapshot.size + lead_bytes(encrypted=key is not None),
-        part_size=settings.part_size,
-        max_parts=settings.max_parts,
-    )
-    if wanted == snapshot.plan and (key.fingerprint if key else None) == snapshot.key_fingerprint:
+    size, most = snapshot.size + lead_bytes(encrypted=key is not None), settings.max_parts
+    if cautious:
+        most = min(most, parts.SAFE_PARTS)
+    wanted = plan_parts(size, part_size=settings.part_size, max_parts=most)
+    # Once cut for a store that takes few parts, it stays so: the upload may be half done.
+    fewer = plan_parts(size, part_size=settings.part_size, max_parts=min(most, parts.SAFE_PARTS))
+    if snapshot.plan in (wanted, fewer) and (key.fingerprint if key else None) == snapshot.key_fingerprint:
         return snapshot
     control = control or Control()
-    seal = Seal(snapshot.size, key, part_size=settings.part_size, max_parts=settings.max_parts)
+    seal = Seal(snapshot.size, key, part_size=settings.part_size, max_parts=most)
     control.begin("seal", snapshot.size)
     fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -19,11 +19,12 @@ from duckling_provider.backup.upload_body import SnapshotBody
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
-from duckling_provider.base.errors import CancelledError, DamagedError, DucklingError, NotFoundError
+from duckling_provider.base.errors import AccessDeniedError, CancelledError, DamagedError, DucklingError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.stores.parts import TooManyPartsError
 from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,15 @@ def upload_snapshot(
     ):
         snapshot = sealed_for(database, snapshot, control=control)
         if not _is_there(database, store, key, snapshot):
-            control.begin("upload", snapshot.plan.size)
-            with _body(database, store, snapshot, control) as body:
-                _put(database, store, key, snapshot, body, control)
+            try:
+                _send(database, store, key, snapshot, control)
+            except TooManyPartsError as error:
+                smaller = snapshot
+                snapshot = sealed_for(database, snapshot, cautious=True, control=control)
+                if snapshot.plan == smaller.plan:
+                    raise
+                log.warning("%s: sent again in %d larger parts; %s", error.cause, snapshot.plan.count, error.hint)
+                _send(database, store, key, snapshot, control)
     return BackupResult(
         key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _public_sha256(store, snapshot)
     )
@@ -93,6 +100,12 @@ def _body(database: Database, store: Store, snapshot: Snapshot, control: Control
         iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
         control=control,
     )
+
+
+def _send(database: Database, store: Store, key: str, snapshot: Snapshot, control: Control) -> None:
+    control.begin("upload", snapshot.plan.size)
+    with _body(database, store, snapshot, control) as body:
+        _put(database, store, key, snapshot, body, control)
 
 
 def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: SnapshotBody, control: Control) -> None:
@@ -149,8 +162,13 @@ def _upload_log(store: Store, key: str, snapshot: Snapshot) -> UploadLog:
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
     """Whether this very snapshot was uploaded by an earlier try whose success was not recorded."""
     try:
-        found = identify_backup(database, store, key, chosen=True)
+        found = identify_backup(database, store, key, chosen=True, archived=True)
     except NotFoundError:
+        return False
+    except AccessDeniedError as error:
+        if error.action not in {"s3:GetObject", "s3:ListBucket"}:
+            raise
+        # Many stores answer so for what is not there, too. If these permissions are missing, the upload will tell.
         return False
     same = found.mac == snapshot.mac if snapshot.mac else found.sha256 == snapshot.sha256
     if not same or found.size != snapshot.size:
@@ -163,12 +181,20 @@ def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) ->
 
 
 def _remove_lone_mac(store: Store, key: str) -> None:
+    """Raises nothing: another error is on its way to the caller."""
+    try:
+        if not _exists(store, key):
+            store.delete(key + MAC_SUFFIX)
+    except DucklingError as error:
+        log.warning("could not tidy up %s: %s", key + MAC_SUFFIX, error)
+
+
+def _exists(store: Store, key: str) -> bool:
     try:
         store.head(key)
     except NotFoundError:
-        store.delete(key + MAC_SUFFIX)
-    except DucklingError as error:
-        log.warning("could not tidy up %s: %s", key + MAC_SUFFIX, error)
+        return False
+    return True
 
 
 @dataclass(frozen=True)

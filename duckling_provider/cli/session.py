@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duckling_provider.config.databases import Database, Installation
     from duckling_provider.config.keys import EncryptionKey
     from duckling_provider.config.s3 import S3Settings
-    from duckling_provider.stores.s3 import Credentials
+    from duckling_provider.stores.s3_client import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
 #: Exit codes.
@@ -161,10 +161,15 @@ class Session:
         """The entry's S3 store, None when it has none."""
         if database.s3 is None:
             return None
-        from duckling_provider.stores.s3 import Credentials, open_store
+        from duckling_provider.stores.s3 import open_store
+        from duckling_provider.stores.s3_client import Credentials, default_credentials
 
         if database.s3.aws_conn_id is None:
-            return open_store(database)
+            if database.s3.credential_source is None:
+                return open_store(database)
+            credentials: Credentials | None = default_credentials(database.id)
+            self.terminal.know(credentials.secrets if credentials is not None else ())
+            return open_store(database, credentials=credentials)
         try:
             credentials = _connection_credentials(database.id)
         except Exception as error:
@@ -182,7 +187,7 @@ class Session:
                 ) from error
             credentials = Credentials(found[0], found[1], os.environ.get("AWS_SESSION_TOKEN") or None)
         if credentials is not None:
-            self.terminal.know([s for s in (credentials.secret_access_key, credentials.session_token) if s])
+            self.terminal.know(credentials.secrets)
         return open_store(database, credentials=credentials)
 
     def read_as(

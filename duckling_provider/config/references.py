@@ -18,7 +18,14 @@ from duckling_provider.config.fields import FieldProblems
 
 #: The fields, of an entry and of its ``s3``, whose values may stand elsewhere.
 REFERABLE = frozenset(
-    {"mysqlConnectionString", "accessKeyId", "secretAccessKey", "encryptionKey", "previousEncryptionKeys"}
+    {
+        "mysqlConnectionString",
+        "accessKeyId",
+        "secretAccessKey",
+        "sessionToken",
+        "encryptionKey",
+        "previousEncryptionKeys",
+    }
 )
 #: More than any secret has; what is larger is another file.
 _MOST_BYTES = 64 * 1024

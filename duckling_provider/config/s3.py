@@ -83,7 +83,9 @@ class S3Settings(Shape):
     previous_encryption_keys: Annotated[tuple[_Key, ...], Field(strict=False)] = ()
     backup_interval_hours: _Hours = Field(default=0.0, alias="s3BackupIntervalHours")  #: 0 = inherit
     backup_retention_days: _Days = Field(default=0.0, alias="s3BackupRetentionDays")  #: 0 = for ever
+    session_token: _Secret = None
     aws_conn_id: Text = None
+    credential_source: Text = None  #: "default" = boto3's own chain
     storage_class: Text = None
     tags: dict[str, str] = Field(default_factory=dict)
     verify: Annotated[Verify, ANY_STRING] = "full"
@@ -145,13 +147,18 @@ def _check_place(given: S3Settings, prefix: str, report: FieldProblems) -> None:
     report.fault("s3.bucket", bucket_fault(given.bucket) if given.bucket else "required")
     report.fault("s3.region", region_wrong)
     inline = {"accessKeyId": given.access_key_id, "secretAccessKey": given.secret_access_key}
-    if given.aws_conn_id:
-        both = " and ".join(name for name, value in inline.items() if value)
+    others = {"awsConnId": given.aws_conn_id, "credentialSource": given.credential_source}
+    if given.credential_source not in (None, "default"):
+        report.error("s3.credentialSource", 'expected "default": what boto3 finds on the machine')
+    source = next((name for name, value in others.items() if value), None)
+    if source is not None:
+        more = {**inline, "sessionToken": given.session_token, **others}
+        both = " and ".join(name for name, value in more.items() if value and name != source)
         one = f"given together with {both}: credentials come from one or the other"
-        report.fault("s3.awsConnId", one if both else None)
+        report.fault(f"s3.{source}", one if both else None)
     else:
         for name, value in inline.items():
-            report.fault(f"s3.{name}", None if value else "required, unless awsConnId is given")
+            report.fault(f"s3.{name}", None if value else "required, unless awsConnId or credentialSource is given")
     report.fault("s3.pathPrefix", prefix_fault(prefix))
     report.fault("s3.endpoint", endpoint_fault(given.endpoint) if given.endpoint else None)
     if not report.errors:

@@ -13,7 +13,7 @@ from duckling_provider.base.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database, Installation
-    from duckling_provider.stores.s3 import Credentials
+    from duckling_provider.stores.s3_client import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
 
@@ -91,19 +91,30 @@ class DucklingHook(BaseHook):
         return backups_of(self.database, self.store(database) if self.database.s3 is not None else None)
 
     def credentials(self) -> Credentials | None:
-        """The credentials of the Airflow connection ``s3.awsConnId``; None when the entry has its own.
+        """Those of the Airflow connection ``s3.awsConnId``, or the machine's own; None when the entry has its own.
 
-        :raises ConfigError: when the connection is missing or yields no credentials.
+        :raises ConfigError: when the connection is missing, or there are no credentials.
+        :raises UnavailableError: when the service that gives a role's credentials fails.
         """
+        from airflow.sdk.log import mask_secret
+
         s3 = self.database.s3
-        if s3 is None or s3.aws_conn_id is None:
+        if s3 is None or (s3.aws_conn_id is None and s3.credential_source is None):
             return None
+        from duckling_provider.stores.s3_client import default_credentials
+
+        found = default_credentials(self.database_id) if s3.aws_conn_id is None else self._of_connection(s3.aws_conn_id)
+        for secret in found.secrets:
+            mask_secret(secret)
+        return found
+
+    def _of_connection(self, name: str) -> Credentials:
         from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from botocore.exceptions import BotoCoreError, ClientError
 
-        from duckling_provider.stores.s3 import Credentials
+        from duckling_provider.stores.s3_client import Credentials
 
-        name = s3.aws_conn_id
+        region = self.database.s3.region if self.database.s3 is not None else None
         try:
             # The amazon hook only warns of a missing connection and takes whatever the machine's environment offers.
             self.get_connection(name)
@@ -111,7 +122,7 @@ class DucklingHook(BaseHook):
             raise self._connection_error(
                 "does not exist", "Create it (Amazon Web Services), or correct the name."
             ) from None
-        hook = AwsBaseHook(aws_conn_id=name, client_type="s3", region_name=None if s3.region == "auto" else s3.region)
+        hook = AwsBaseHook(aws_conn_id=name, client_type="s3", region_name=None if region == "auto" else region)
         try:
             session = hook.get_session(region_name=hook.region_name)
             found = session.get_credentials()
@@ -126,10 +137,6 @@ class DucklingHook(BaseHook):
             raise self._connection_error(
                 "holds no credentials", "Fill in the access key and the secret key, or a role."
             )
-        from airflow.sdk.log import mask_secret
-
-        for secret in filter(None, (keys.secret_key, keys.token)):
-            mask_secret(secret)
         return Credentials(keys.access_key, keys.secret_key, keys.token, session)
 
     def _connection_error(self, cause: str, hint: str) -> ConfigError:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duckling_provider.base.errors import RequestError
+from duckling_provider.base.errors import RequestError, StoreError
 from duckling_provider.base.units import human_bytes
 
 MIB = 1 << 20
 MIN_PART = 5 * MIB
 MAX_PART = 5 << 30
+#: What every store takes; an upload of more finds out at its beginning whether its store does, too.
+SAFE_PARTS = 1000
+
+
+class TooManyPartsError(StoreError):
+    """The store takes fewer parts than the upload has: cut it into `SAFE_PARTS`."""
+
+    retryable = False
 
 
 @dataclass(frozen=True)

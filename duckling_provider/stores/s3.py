@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
-
-import boto3
-from botocore.config import Config
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -32,39 +27,25 @@ from duckling_provider.base.errors import (
 from duckling_provider.base.interruptible import interruptible
 from duckling_provider.config.databases import Database, S3Settings
 from duckling_provider.stores.clock import StoreClock
+from duckling_provider.stores.s3_client import Credentials, default_credentials, make_client
 from duckling_provider.stores.s3_errors import Translator
 from duckling_provider.stores.s3_multipart import (
+    Digests,
     MultipartUpload,
     ObjectOptions,
     abort_upload,
-    send_whole_blocks,
-    sign_known_payloads,
+    content_md5,
 )
-from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
+from duckling_provider.stores.s3_probe import Probe
+from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, ProbeStep, StoredObject, UploadLog
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import StorageClassType
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
-CONNECT_TIMEOUT = 10
-READ_TIMEOUT = 60
-ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Keys for a store; `repr` shows neither secret.
-
-    :param session: where these came from, if it renews them: those of a role end within the hour, a transfer may not.
-    """
-
-    access_key_id: str
-    secret_access_key: str
-    session_token: str | None = None
-    session: boto3.session.Session | None = None
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.access_key_id}, ***)"
+#: Seconds between the looks for an object that was just stored: some stores show it a little later.
+_SHOWN_AFTER = (0.2, 0.5, 1.0, 2.0)
 
 
 def open_store(database: Database, *, credentials: Credentials | None = None) -> S3Store:
@@ -72,12 +53,15 @@ def open_store(database: Database, *, credentials: Credentials | None = None) ->
 
     :param credentials: in place of the entry's own, for entries with ``awsConnId``.
     :raises ConfigError: when the entry has no S3 section, or there are no credentials.
+    :raises UnavailableError: when the service that gives a role's credentials fails.
     """
     settings = database.s3
     if settings is None:
         raise ConfigError(
             "S3 is not configured", entry=database.id, field="s3", hint="Add an s3 section with enabled: true."
         )
+    if credentials is None and settings.credential_source == "default":
+        credentials = default_credentials(database.id)
     if credentials is None:
         if settings.access_key_id is None or settings.secret_access_key is None:
             raise ConfigError(
@@ -85,7 +69,12 @@ def open_store(database: Database, *, credentials: Credentials | None = None) ->
                 entry=database.id,
                 field="s3.awsConnId",
             )
-        credentials = Credentials(settings.access_key_id, settings.secret_access_key.get_secret_value())
+        token = settings.session_token
+        credentials = Credentials(
+            settings.access_key_id,
+            settings.secret_access_key.get_secret_value(),
+            token.get_secret_value() if token is not None else None,
+        )
     return S3Store(settings, credentials)
 
 
@@ -101,32 +90,10 @@ class S3Store:
         self._bucket = settings.bucket
         self._control: Control | None = None
         self._translator = Translator(url=self.url, region=settings.region, endpoint=settings.endpoint)
-        session = credentials.session or boto3.session.Session(
-            aws_access_key_id=credentials.access_key_id,
-            aws_secret_access_key=credentials.secret_access_key,
-            aws_session_token=credentials.session_token,
-        )
-        self._client: S3Client = session.client(
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint or None,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path" if settings.force_path_style else "virtual"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # missing in the stubs
-                connect_timeout=CONNECT_TIMEOUT,
-                read_timeout=READ_TIMEOUT,
-                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                max_pool_connections=settings.max_concurrency + 4,
-                tcp_keepalive=True,
-            ),
-        )
+        self._digests = Digests()
+        self._client: S3Client = make_client(settings, credentials)
         self._clock = StoreClock()
         self._client.meta.events.register("after-call.s3", self._clock.observe)
-        sign_known_payloads(self._client)
-        send_whole_blocks(self._client)
 
     @property
     def url(self) -> str:
@@ -152,18 +119,31 @@ class S3Store:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def head(self, key: str) -> StoredObject:
-        with self._translator.errors("s3:GetObject", key):
-            answer = interruptible(lambda: self._client.head_object(Bucket=self._bucket, Key=key), self._control)
-        return StoredObject(
-            key,
-            answer["ContentLength"],
-            answer.get("ETag", ""),
-            answer.get("LastModified"),
-            # Some stores answer in Title-Case.
-            {name.lower(): value for name, value in answer.get("Metadata", {}).items()},
-            answer.get("ServerSideEncryption"),
-            answer.get("SSEKMSKeyId"),
-        )
+        try:
+            with self._translator.errors("s3:GetObject", key):
+                answer = interruptible(lambda: self._client.head_object(Bucket=self._bucket, Key=key), self._control)
+        except AccessDeniedError as error:
+            return self._unknown(key, error)
+        return _stored(key, answer["ContentLength"], answer)
+
+    def _unknown(self, key: str, refused: AccessDeniedError) -> StoredObject:
+        """What there is under `key`, after a HEAD was `refused`: many stores answer so for a missing object, too."""
+        try:
+            there = any(found.key == key for found in self.list(key))
+        except AccessDeniedError:
+            there = True  # a GET may tell
+        if not there:
+            raise NotFoundError("no such object", subject=self.url + key)
+        try:
+            with self._translator.errors("s3:GetObject", key):
+                answer = interruptible(
+                    lambda: self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0"), self._control
+                )
+        except AccessDeniedError:
+            raise refused from None
+        answer["Body"].close()
+        _, _, size = answer.get("ContentRange", "").rpartition("/")
+        return _stored(key, int(size) if size.isdigit() else answer["ContentLength"], answer)
 
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
         condition: _Condition = {"IfMatch": etag} if etag else {}
@@ -173,6 +153,14 @@ class S3Store:
                     Bucket=self._bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
                 ),
                 self._control,
+            )
+        if start and answer["ContentLength"] > stop - start and not answer.get("ContentRange"):
+            answer["Body"].close()
+            raise StoreError(
+                "the store sends whole objects where a range of them was asked for",
+                subject=self.url + key,
+                hint="A proxy before it may take the header Range away.",
+                retryable=False,
             )
         return cast("BinaryIO", self._translator.stream(answer["Body"], key, self._control))
 
@@ -197,7 +185,7 @@ class S3Store:
         control: Control | None = None,
     ) -> StoredObject:
         control = control or Control()
-        options = self._object_options(content_type, metadata)
+        options = self.object_options(content_type, metadata)
         if body.count == 1:
             if before_visible is not None:
                 before_visible()
@@ -213,31 +201,38 @@ class S3Store:
                 body=body,
                 options=options,
                 concurrency=self._settings.max_concurrency,
+                digests=self._digests,
                 upload_log=upload_log,
                 control=control,
             ).run(before_visible)
-        return self._confirmed(key, body.size)
+        return self.confirmed(key, body.size)
 
     def _put_at_once(self, key: str, body: Body, options: ObjectOptions) -> None:
         with contextlib.closing(body.open(0)) as content:
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=cast("IO[bytes]", content), **options)
+            # Buckets with an object lock demand it, and for bytes of one request it costs next to nothing.
+            digest = content_md5(content)
+            self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=cast("IO[bytes]", content), ContentMD5=digest, **options
+            )
 
-    def _object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> ObjectOptions:
+    def object_options(self, content_type: str, metadata: Mapping[str, str] | None) -> ObjectOptions:
+        """What a request that makes an object asks for."""
         options: ObjectOptions = {"ContentType": content_type, "Metadata": dict(metadata or {})}
         algorithm = SSE_ALGORITHM.get(self._settings.encryption)
         if algorithm:
             options["ServerSideEncryption"] = algorithm
             if algorithm == "aws:kms" and self._settings.kms_key_id:
                 options["SSEKMSKeyId"] = self._settings.kms_key_id
-        if self._settings.storage_class:
+        # What is not a backup itself (a `.mac`) is small, and needed to tell what the backup is.
+        if self._settings.storage_class and content_type == OCTETS:
             options["StorageClass"] = cast("StorageClassType", self._settings.storage_class)
         if self._settings.tags:
             options["Tagging"] = urllib.parse.urlencode(dict(self._settings.tags))
         return options
 
-    def _confirmed(self, key: str, size: int) -> StoredObject:
+    def confirmed(self, key: str, size: int) -> StoredObject:
         """HEAD after a PUT: stores have been seen to answer 200 and drop bytes or the encryption that was asked for."""
-        stored = self.head(key)
+        stored = self._shown(key)
         wanted = SSE_ALGORITHM.get(self._settings.encryption)
         problem = None
         if stored.size != size:
@@ -262,9 +257,21 @@ class S3Store:
             problem, subject=self.url + key, hint=f"{fate} Use a store that supports this mode, or client-aes256."
         )
 
-    def delete(self, key: str) -> None:
-        with contextlib.suppress(NotFoundError), self._translator.errors("s3:DeleteObject", key):
-            interruptible(lambda: self._client.delete_object(Bucket=self._bucket, Key=key), self._control)
+    def _shown(self, key: str) -> StoredObject:
+        for pause in _SHOWN_AFTER:
+            try:
+                return self.head(key)
+            except NotFoundError:
+                (self._control or Control()).sleep(pause)
+        return self.head(key)
+
+    def delete(self, key: str) -> bool:
+        try:
+            with self._translator.errors("s3:DeleteObject", key):
+                answer = interruptible(lambda: self._client.delete_object(Bucket=self._bucket, Key=key), self._control)
+        except NotFoundError:
+            return False
+        return bool(answer.get("DeleteMarker", False))
 
     def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
         count = 0
@@ -295,61 +302,7 @@ class S3Store:
     # -- connection test --------------------------------------------------------------------------------------------
 
     def probe(self, prefix: str) -> Iterator[ProbeStep]:
-        key = f"{prefix}duckling-check-{time.time_ns()}"
-        content = b"duckling check"
-        body = BytesBody(content)
-        options = self._object_options(OCTETS, {"duckling-check": "1"})
-
-        def put() -> None:
-            self.put(key, body)
-
-        def multipart() -> None:
-            with self._translator.errors("s3:PutObject", key):
-                upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, **options)["UploadId"]
-                try:
-                    part = self._client.upload_part(
-                        Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=1, Body=content
-                    )
-                    self._client.complete_multipart_upload(
-                        Bucket=self._bucket,
-                        Key=key,
-                        UploadId=upload,
-                        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
-                    )
-                except BaseException:
-                    self.abort(key, upload)
-                    raise
-            self._confirmed(key, len(content))
-
-        def ranged_get() -> None:
-            with contextlib.closing(self.open_range(key, 1, 5)) as stream:
-                got = stream.read()
-            if got != content[1:5]:
-                raise StoreError(
-                    "a ranged GET brought other bytes than were asked for", subject=self.url + key, retryable=False
-                )
-
-        def listing() -> None:
-            if key not in [found.key for found in self.list(key)]:
-                raise StoreError("the object that was just written is not listed", subject=self.url + key)
-
-        steps: list[tuple[str, str, Callable[[], None]]] = [
-            ("bucket", "s3:ListBucket", self.reach),
-            ("put, and head with encryption", "s3:PutObject", put),
-            ("ranged get", "s3:GetObject", ranged_get),
-            ("list", "s3:ListBucket", listing),
-            ("multipart upload", "s3:PutObject", multipart),
-            ("delete", "s3:DeleteObject", lambda: self.delete(key)),
-        ]
-        for name, action, step in steps:
-            try:
-                step()
-            except DucklingError as error:
-                yield ProbeStep(name, action, str(error))
-                if step == self.reach and not isinstance(error, AccessDeniedError):
-                    return  # no bucket, or no answer at all: every further step would say the same
-            else:
-                yield ProbeStep(name, action)
+        return Probe(self, self._client, self._translator, self._settings).steps(prefix)
 
     def reach(self) -> None:
         """HeadBucket: whether the bucket is there, for these credentials.
@@ -358,16 +311,28 @@ class S3Store:
         """
         try:
             with self._translator.errors("s3:ListBucket", ""):
-                self._client.head_bucket(Bucket=self._bucket)
+                interruptible(lambda: self._client.head_bucket(Bucket=self._bucket), self._control)
         except NotFoundError:
             # The answer to a HEAD has no body and thus no error code: here 404 can only mean the bucket.
             raise NoSuchBucketError(
                 "no such bucket", code="404", subject=self.url, hint="Check s3.bucket, s3.region and s3.endpoint."
             ) from None
         except AccessDeniedError:
-            # Nor does a 403: a listing that is refused as well has one.
+            # Nor does a 403. Who may use one prefix only is refused as well: a listing there decides.
             next(self.list(self.prefix), None)
-            raise
+
+
+def _stored(key: str, size: int, answer: HeadObjectOutputTypeDef | GetObjectOutputTypeDef) -> StoredObject:
+    return StoredObject(
+        key,
+        size,
+        answer.get("ETag", ""),
+        answer.get("LastModified"),
+        # Some stores answer in Title-Case.
+        {name.lower(): value for name, value in answer.get("Metadata", {}).items()},
+        answer.get("ServerSideEncryption"),
+        answer.get("SSEKMSKeyId"),
+    )
 
 
 def _same_kms_key(stored: str | None, wanted: str) -> bool:

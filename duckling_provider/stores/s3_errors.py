@@ -1,20 +1,25 @@
-"""botocore's many errors, told as ours: what was not allowed, what does not exist, what may pass."""
+"""What a store's answers mean: one table, from error codes to what happened, whether a retry can help, and what to do.
+
+Codes are those of the S3 API ("Error responses", Amazon S3 API Reference), of MinIO, Ceph RGW, OpenStack Swift, R2 and
+B2 where they have their own, and bare numbers of HTTP: an answer to HEAD has no body, and a proxy knows no codes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     NoCredentialsError,
     ParamValidationError,
-    ReadTimeoutError,
-    ResponseStreamingError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -26,26 +31,198 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.base.interruptible import interruptible
+from duckling_provider.stores.s3_guard import StrangeAnswerError
+from duckling_provider.stores.store import IN_ARCHIVE
 
-_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"}
-_BAD_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "401",
-    "Unauthorized",
-}
+#: An upload must be made with a digest of its bytes: object locks demand it.
+DIGEST_WANTED = "MissingUploadObjectWithObjectLockHeaders"
+#: The codes of "this store can't do that": no fault of the request, and none that passes.
+UNKNOWN_TO_THE_STORE = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405"})
+#: The codes of wrong keys, or keys that have ended: no permission would help.
+BAD_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "Unauthorized",
+        "401",
+    }
+)
+#: Codes with which stores refuse a part's number.
+_PART_REFUSED = frozenset({"InvalidArgument", "InvalidPartNumber", "InvalidPart", "InvalidRequest", "TooManyParts"})
+#: What a refusal says that names the action it misses.
+_NAMED_ACTION = re.compile(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z]+)")
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """A row: `codes` as the store sends them, `says` a pattern that its message must have (None: any).
+
+    `cause` and `hint` may name ``{url}``, ``{bucket}``, ``{key}``, ``{region}``, ``{endpoint}``.
+    """
+
+    codes: frozenset[str]
+    cause: str
+    hint: str
+    retryable: bool = False
+    error: type[StoreError] = StoreError
+    says: str | None = None
+
+
+def _row(codes: str, cause: str, hint: str, **more: Any) -> _Meaning:
+    return _Meaning(frozenset(codes.split()), cause, hint, **more)
+
+
+#: The first row that fits counts. Rows that read the message come before those that know the code alone.
+_MEANINGS = (
+    _row(
+        IN_ARCHIVE,
+        "the object lies in an archive and can't be read before it is thawed",
+        "Thaw it, wait until that is done (hours), then try again: aws s3api restore-object --bucket {bucket} "
+        "--key {key} --restore-request Days=3",
+    ),
+    _row(
+        "RequestTimeTooSkewed RequestExpired",
+        "this machine's clock and the store's differ too much",
+        "Set this machine's clock: timedatectl shows whether it is synchronized.",
+        retryable=True,
+    ),
+    _row(
+        "SignatureDoesNotMatch InvalidSignatureException AccessDenied",
+        "this machine's clock and the store's differ too much",
+        "Set this machine's clock: timedatectl shows whether it is synchronized.",
+        retryable=True,
+        says=r"(?i)not yet current|signature expired|request has expired|clock|time.{0,20}skew",
+    ),
+    # Ceph RGW answers so for a key that its key service does not know.
+    _row(
+        "InvalidAccessKeyId InvalidArgument InvalidRequest AccessDenied KMSKeyNotFound",
+        "the store can't use the KMS key",
+        "Check s3.kmsKeyId, and that the key is enabled, in the bucket's region, and may be used by these credentials.",
+        says=r"(?i)actual key|kms(?!:)|key service|key-id|keyid .*(not exist|invalid|disabled)",
+    ),
+    _row(
+        "AccessDenied InvalidRequest ObjectLocked 423 InvalidRetentionPeriod",
+        "the object is locked: the bucket keeps it until its retention ends",
+        "Nothing is wrong with the backup. Leave s3BackupRetentionDays at 0 and let a lifecycle rule of the bucket "
+        "delete, or shorten the bucket's retention.",
+        says=r"(?i)object.?lock(?!.*(md5|checksum))|worm|legal hold|retention",
+    ),
+    _row(
+        f"{DIGEST_WANTED} InvalidRequest InvalidDigest InvalidArgument",
+        "the bucket takes uploads only with a digest of their bytes",
+        "A proxy before the store may take the header Content-MD5 away.",
+        says=r"(?i)md5|checksum|object lock",
+    ),
+    _row(
+        DIGEST_WANTED,
+        "the bucket takes uploads only with a digest of their bytes",
+        "A proxy before the store may take the header Content-MD5 away.",
+    ),
+    _row(
+        "QuotaExceeded StorageLimitExceeded StorageQuotaExceeded BucketQuotaExceeded XMinioAdminBucketQuotaExceeded "
+        "XMinioStorageFull InsufficientStorage InsufficientCapacity 507",
+        "the store has no room left, or the bucket's quota is used up",
+        "Delete old backups or raise the quota, then back up again.",
+    ),
+    _row(
+        "AccessDenied QuotaExceeded 403",
+        "the account's limit at the store is reached",
+        "Raise the limit at the provider, or delete old backups.",
+        says=r"(?i)\bcap\b.*exceeded|quota|storage.{0,20}limit",
+    ),
+    _row(
+        "AccountProblem AllAccessDisabled NotSignedUp InvalidPayer UserSuspended AccountSuspended OptInRequired "
+        "InactiveAccount PaymentRequired 402",
+        "the store has closed the account, or not opened it yet",
+        "The provider's console says why: a bill, a suspension, a service that is not signed up for.",
+    ),
+    _row(
+        "KMS.NotFoundException KMS.DisabledException KMS.KMSInvalidStateException KMS.InvalidKeyUsageException "
+        "KMS.InvalidStateException KMSKeyNotFound KMSNotConfigured XMinioKMSKeyNotFound XMinioKMSNotConfigured "
+        "XMinioKMSDefaultKeyAlreadyConfigured XKMSInternalError",
+        "the store can't use the KMS key",
+        "Check s3.kmsKeyId, and that the key is enabled, in the bucket's region, and may be used by these credentials.",
+    ),
+    _row(
+        "SlowDown Throttling ThrottlingException ThrottledException RequestLimitExceeded TooManyRequests "
+        "BandwidthLimitExceeded RequestThrottled RequestThrottledException PriorRequestNotComplete 429",
+        "the store asks for fewer requests",
+        "A retry waits and goes on; if it happens often, lower s3.maxConcurrency or raise s3.partSizeMiB.",
+        retryable=True,
+    ),
+    _row(
+        "RequestTimeout OperationAborted ConditionalRequestConflict 408 425",
+        "the store gave up on the request",
+        "A retry goes on where it was.",
+        retryable=True,
+    ),
+    _row(
+        "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody ContentSHA256Mismatch",
+        "the bytes that arrived are not those that were sent",
+        "A retry sends them again; if it stays, something between here and the store alters requests.",
+        retryable=True,
+    ),
+    _row(
+        "413 RequestEntityTooLarge",
+        "the request is too large for what stands before the store",
+        "Raise the proxy's limit for request bodies (nginx: client_max_body_size), or lower s3.partSizeMiB.",
+    ),
+    _row(
+        "407",
+        "the HTTP proxy wants a user name and a password",
+        "Put them into HTTPS_PROXY, or name the store in NO_PROXY.",
+    ),
+    _row(
+        "NotImplemented 501 MethodNotAllowed 405",
+        "the store can't do that",
+        "Leave out what it does not know: s3.tags, s3.storageClass, a server-side s3.encryption. "
+        "duckling check tries each.",
+    ),
+    _row(
+        "InvalidStorageClass",
+        "the store does not have this storage class",
+        "Correct s3.storageClass, or leave it out.",
+    ),
+    _row(
+        "NoSuchBucket",
+        "",
+        "Check s3.bucket, s3.region and s3.endpoint.",
+        error=NoSuchBucketError,
+    ),
+    _row(
+        "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException "
+        "InvalidRegion InvalidLocationConstraint 301",
+        "the bucket lives in another region than {region!r}",
+        "Set s3.region to the bucket's region, and s3.endpoint, where there is one, to that region's.",
+        error=NoSuchBucketError,
+    ),
+    _row(
+        "InvalidBucketName",
+        "",
+        "Check s3.bucket; without forcePathStyle it must be a valid part of a host's name.",
+        error=NoSuchBucketError,
+    ),
+    _row(
+        "ExpiredToken ExpiredTokenException TokenRefreshRequired",
+        "",
+        "The session token has ended: put new keys into s3.accessKeyId, s3.secretAccessKey and s3.sessionToken, "
+        'or use credentialSource "default" or awsConnId, which renew them.',
+        error=AccessDeniedError,
+    ),
+    _row(
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity 401 Unauthorized",
+        "",
+        "Check s3.accessKeyId and s3.secretAccessKey.",
+        error=AccessDeniedError,
+    ),
+)
+_DENIED = {"AccessDenied", "403", "Forbidden", "UnauthorizedAccess"}
 _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
-_WRONG_REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_PASSING = {
-    "SlowDown",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "OperationAborted",
-    "Throttling",
-    "ThrottlingException",
-}
 
 
 class ResponseBody(Protocol):
@@ -71,70 +248,149 @@ class Translator:
         """Turn botocore's errors into ours. `action` is the IAM action that the calls inside need."""
         try:
             yield
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, StrangeAnswerError, ResponseParserError) as error:
             if control is not None:
                 # A body that raises because of a cancellation comes back wrapped by the HTTP client.
                 control.check()
             raise self.translated(error, action, key) from error
 
-    def translated(self, error: ClientError | BotoCoreError, action: str, key: str) -> DucklingError:
+    def translated(self, error: Exception, action: str, key: str) -> DucklingError:
         subject = self._url + key
+        if isinstance(error, ClientError):
+            return self._refusal(error, action, key)
+        if isinstance(error, StrangeAnswerError):
+            return StoreError(error.cause, subject=subject, hint=error.hint, retryable=error.retryable)
         if isinstance(error, SSLError):
+            return _tls_error(_innermost(error), self._endpoint, subject)
+        if isinstance(error, ResponseParserError):
             return StoreError(
-                f"the TLS certificate of {self._endpoint} is not trusted: {_innermost(error)}",
-                subject=subject,
-                hint="For a certificate of your own set AWS_CA_BUNDLE to its CA file.",
-                retryable=False,
+                "the store's answer can't be read: it is cut off, or no XML", subject=subject, hint="Try again."
             )
         if isinstance(error, (NoCredentialsError, ParamValidationError)):
             return StoreError(str(error), subject=subject, retryable=False)
-        if not isinstance(error, ClientError):
-            return StoreError(
-                f"no answer from the store: {error}", subject=subject, hint="Check s3.endpoint and the network."
-            )
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".")
+        return StoreError(
+            f"no answer from the store: {error}", subject=subject, hint="Check s3.endpoint and the network."
+        )
+
+    def _refusal(self, error: ClientError, action: str, key: str) -> DucklingError:
+        code, message = _told(error)
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         text = f"{code}: {message}" if message and message != code else code
-        if code == "NoSuchBucket":
-            return NoSuchBucketError(
-                text, code=code, subject=subject, hint="Check s3.bucket, s3.region and s3.endpoint."
-            )
-        if code in _WRONG_REGION:
-            return NoSuchBucketError(
-                f"{text} (the bucket lives in another region than {self._region!r})",
-                code=code,
+        subject = self._url + key
+        if code == "NoSuchUpload":
+            return NotFoundError(
+                "no such upload: the store, or another program, has removed it",
                 subject=subject,
-                hint="Set s3.region to the bucket's region.",
+                hint="The next try starts it again.",
+                retryable=True,
             )
-        if code in _BAD_CREDENTIALS:
-            return AccessDeniedError(
-                text, action=action, code=code, subject=subject, hint="Check s3.accessKeyId and s3.secretAccessKey."
-            )
-        if code in _DENIED or status == 403:
-            # S3 tells "not there" from "not allowed" only to those who may list.
-            listing = " (and s3:ListBucket, or a missing object looks the same)" if action == "s3:GetObject" else ""
-            # The answer to a HEAD has no body, so it does not tell wrong credentials from a missing permission.
-            first = (
-                "Check s3.accessKeyId and s3.secretAccessKey; if they are right, allow" if code == "403" else "Allow"
-            )
-            return AccessDeniedError(
-                f"{text}; {action} is not allowed" + (", or the keys are wrong" if code == "403" else ""),
-                action=action,
-                code=code,
-                subject=subject,
-                hint=f"{first} {action}{listing} to these credentials for this bucket and prefix.",
-            )
-        if code in _MISSING or code == "NoSuchUpload":
-            return NotFoundError("no such object" if code != "NoSuchUpload" else "no such upload", subject=subject)
+        if code in _MISSING:
+            return NotFoundError("no such object", subject=subject)
         if code in {"PreconditionFailed", "412"}:
             return IntegrityError("the object was replaced while it was being read", subject=subject, hint="Try again.")
-        return StoreError(
-            text or "the store failed", code=code, subject=subject, retryable=status >= 500 or code in _PASSING
+        named = _NAMED_ACTION.search(message)
+        if named:
+            return self._denied(text, code, named[1], key)
+        meaning = _meaning(code, message)
+        if meaning is None and (code in _DENIED or status == 403):
+            return self._denied(text, code, action, key)
+        if meaning is None:
+            return StoreError(
+                text or "the store failed",
+                code=code,
+                subject=subject,
+                hint="If s3.endpoint should begin with https://, write it so." if self._may_want_tls(code) else None,
+                retryable=status >= 500,
+            )
+        names = {"bucket": self._url.removeprefix("s3://").rstrip("/"), "key": key, "region": self._region}
+        cause, hint = meaning.cause.format(**names), meaning.hint.format(**names)
+        cause = f"{text} ({cause})" if cause else text
+        if meaning.error is AccessDeniedError:
+            return AccessDeniedError(cause, action=action, code=code, subject=subject, hint=hint)
+        return meaning.error(cause, code=code, subject=subject, hint=hint, retryable=meaning.retryable)
+
+    def _denied(self, text: str, code: str, action: str, key: str) -> AccessDeniedError:
+        # S3 tells "not there" from "not allowed" only to those who may list.
+        listing = " (and s3:ListBucket, or a missing object looks the same)" if action == "s3:GetObject" else ""
+        # The answer to a HEAD has no body, so it does not tell wrong credentials from a missing permission.
+        first = "Check s3.accessKeyId and s3.secretAccessKey; if they are right, allow" if code == "403" else "Allow"
+        return AccessDeniedError(
+            f"{text}; {action} is not allowed" + (", or the keys are wrong" if code == "403" else ""),
+            action=action,
+            code=code,
+            subject=self._url + key,
+            hint=f"{first} {action}{listing} to these credentials for this bucket and prefix.",
         )
+
+    def _may_want_tls(self, code: str) -> bool:
+        return code == "400" and (self._endpoint or "").startswith("http://")
 
     def stream(self, stream: ResponseBody, key: str, control: Control | None) -> TranslatedStream:
         return TranslatedStream(stream, self._url + key, control)
+
+
+def demands_digest(error: ClientError) -> bool:
+    """Whether the store refused an upload because no digest of its bytes came with it."""
+    meaning = _meaning(*_told(error))
+    return meaning is not None and DIGEST_WANTED in meaning.codes
+
+
+def refuses_part_number(error: ClientError) -> bool:
+    """Whether the store refused a part that may have too high a number."""
+    code, message = _told(error)
+    return code in _PART_REFUSED and (code != "InvalidRequest" or "part" in message.lower())
+
+
+def _told(error: ClientError) -> tuple[str, str]:
+    """Code and message; Ceph sends empty elements, a proxy none."""
+    told = error.response.get("Error", {})
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+    return str(told.get("Code") or status), str(told.get("Message") or "").strip().rstrip(".")
+
+
+def _meaning(code: str, message: str) -> _Meaning | None:
+    for row in _MEANINGS:
+        if code in row.codes and (row.says is None or re.search(row.says, message)):
+            return row
+    return None
+
+
+#: Words of the TLS library (OpenSSL 1.1 to 3), what they mean, what to do. The first row that fits counts.
+_TLS_FAULTS = (
+    (
+        ("wrong_version_number", "http_request", "record layer failure", "unknown_protocol"),
+        "{endpoint} does not speak TLS",
+        "This port may speak plain http, or belong to another service: correct s3.endpoint.",
+    ),
+    (
+        ("no such file", "no_certificate_or_crl", "pem lib", "permission denied", "is a directory"),
+        "the file of certificates that AWS_CA_BUNDLE names can't be used",
+        "Name a readable file of PEM certificates there (or in ca_bundle, REQUESTS_CA_BUNDLE).",
+    ),
+    (
+        ("mismatch", "doesn't match", "not valid for"),
+        "the TLS certificate at {endpoint} is for another host",
+        "Write the certificate's name into s3.endpoint; if the bucket's name stands before it, set forcePathStyle.",
+    ),
+    (
+        ("expired", "not yet valid"),
+        "the TLS certificate of {endpoint} is out of date",
+        "Renew it; if it is good, this machine's clock is wrong.",
+    ),
+    (
+        ("certificate_verify_failed", "self-signed", "self signed"),
+        "the TLS certificate of {endpoint} is not trusted",
+        "For a certificate of your own set AWS_CA_BUNDLE to its CA file.",
+    ),
+)
+
+
+def _tls_error(text: str, endpoint: str | None, subject: str) -> StoreError:
+    for words, cause, hint in _TLS_FAULTS:
+        if any(word in text.lower() for word in words):
+            told = f"{cause.format(endpoint=endpoint or 'AWS')}: {text}"
+            return StoreError(told, subject=subject, hint=hint, retryable=False)
+    return StoreError(f"the TLS connection failed: {text}", subject=subject, hint="Check s3.endpoint and the network.")
 
 
 class TranslatedStream:
@@ -146,7 +402,7 @@ class TranslatedStream:
     def read(self, size: int = -1) -> bytes:
         try:
             return interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
-        except (ReadTimeoutError, ResponseStreamingError, BotoCoreError) as error:
+        except BotoCoreError as error:
             raise StoreError(f"the transfer broke off: {_innermost(error)}", subject=self._subject) from error
 
     def close(self) -> None:

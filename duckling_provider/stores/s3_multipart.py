@@ -6,28 +6,38 @@ never held whole.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import IO, TYPE_CHECKING, Protocol, TypedDict, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
 
-from botocore import UNSIGNED
-from botocore.auth import S3SigV4Auth
+from botocore.exceptions import ClientError
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
+from duckling_provider.base.errors import DucklingError, NotFoundError, StoreError
 from duckling_provider.base.interruptible import Workers, interruptible
-from duckling_provider.stores.s3_errors import Translator
+from duckling_provider.stores import parts
+from duckling_provider.stores.s3_errors import (
+    UNKNOWN_TO_THE_STORE,
+    Translator,
+    demands_digest,
+    refuses_part_number,
+)
 from duckling_provider.stores.store import Body, UploadLog
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSPreparedRequest, AWSRequest
-    from botocore.signers import RequestSigner
+    import io
+
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import ServerSideEncryptionType, StorageClassType
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, UploadPartOutputTypeDef
 
-_SIGNATURE = "s3v4"
+log = logging.getLogger(__name__)
+
+_READ = 1 << 20
 
 
 class ObjectOptions(TypedDict, total=False):
@@ -41,94 +51,49 @@ class ObjectOptions(TypedDict, total=False):
     Tagging: str
 
 
-class _KnownPayload(S3SigV4Auth):
-    """Signs a body that knows its SHA-256 without reading it for that: a part was hashed when it was compared with the
-    snapshot's record, and each further pass takes as long as the transfer. The signature is the usual one.
+class _Digest(TypedDict, total=False):
+    ContentMD5: str
+
+
+class Digests:
+    """Whether a store wants a Content-MD5 with each part. Most don't, and it takes as long as the encryption: so it is
+    sent to those that refuse a part without.
     """
 
-    def payload(self, request: AWSRequest) -> str:
-        known = getattr(request.body, "sha256", None)
-        return known if isinstance(known, str) else str(super().payload(request))
+    wanted = False
 
 
-def sign_known_payloads(client: S3Client) -> None:
-    """Let `client` take a body's SHA-256 from its attribute ``sha256``, 64 hex characters, where it has one.
-
-    botocore offers no way to add a kind of signature, but two events: the first tells it not to sign, the second lets
-    us sign instead, with what it would have signed with.
-    """
-
-    def choose(signature_version: object, **_: object) -> object:
-        return UNSIGNED if signature_version == _SIGNATURE else None
-
-    def sign(
-        request: AWSRequest,
-        request_signer: RequestSigner,
-        signature_version: object,
-        signing_name: str,
-        region_name: str,
-        **_: object,
-    ) -> None:
-        if signature_version is not UNSIGNED:  # a presigned URL
-            return
-        # The rules for the endpoint may say otherwise than the client.
-        scope = request.context.get("signing", {})
-        name, region = scope.get("signing_name") or signing_name, scope.get("region") or region_name
-        usual = request_signer.get_auth_instance(name, region, _SIGNATURE)
-        _KnownPayload(usual.credentials, name, region).add_auth(request)
-
-    events = client.meta.events
-    for operation in ("PutObject", "UploadPart"):
-        events.register_first(
-            f"choose-signer.s3.{operation}",
-            choose,  # type: ignore[arg-type]  # the stubs know handlers without an answer only
-        )
-        # Last: what other handlers change in the request is signed, too.
-        events.register_last(f"before-sign.s3.{operation}", sign)
+def content_md5(body: BinaryIO | io.RawIOBase) -> str:
+    """The header's value for a body that can be read again: base64 of the MD5 (RFC 1864)."""
+    digest = hashlib.md5(usedforsecurity=False)
+    while block := body.read(_READ):
+        digest.update(block)
+    body.seek(0)
+    return base64.b64encode(digest.digest()).decode()
 
 
-class _BlockReader(Protocol):
-    """A body that gives itself in blocks (`upload_body.PartReader`)."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def tell(self) -> int: ...
-    def blocks(self) -> Iterator[memoryview]: ...
-
-
-class _Blocks:
-    """A part for the connection, which sends a file in pieces of 16 KiB, but whatever it iterates over as it comes."""
-
-    def __init__(self, reader: _BlockReader) -> None:
-        self._reader = reader
-        self.seek, self.tell = reader.seek, reader.tell
-
-    def __iter__(self) -> Iterator[memoryview]:
-        return self._reader.blocks()
-
-
-def send_whole_blocks(client: S3Client) -> None:
-    """Let `client` send a body by its method ``blocks``, where it has one: 64,000 small writes per GiB take a third of
-    the transfer's CPU time.
-    """
-
-    def choose(request: AWSPreparedRequest, **_: object) -> None:
-        if hasattr(request.body, "blocks"):
-            # The stubs know no body that is only iterated over, which urllib3 takes.
-            request.body = cast("IO[bytes]", _Blocks(cast("_BlockReader", request.body)))
-
-    client.meta.events.register("before-send.s3.UploadPart", choose)
+def bytes_md5(data: bytes) -> str:
+    """`content_md5` of bytes in memory."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def abort_upload(client: S3Client, translator: Translator, *, bucket: str, key: str, upload_id: str) -> None:
-    """Give up an unfinished upload; one that is already gone is fine."""
-    with contextlib.suppress(NotFoundError), translator.errors("s3:AbortMultipartUpload", key):
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+    """Give up an unfinished upload; one that is already gone is fine, and so is a store that aborts none."""
+    try:
+        with translator.errors("s3:AbortMultipartUpload", key):
+            client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+    except NotFoundError:
+        pass
+    except StoreError as error:
+        if error.code not in UNKNOWN_TO_THE_STORE:
+            raise
 
 
 class MultipartUpload:
     """The upload of one body to one key.
 
     :param concurrency: parts under way at once.
+    :param digests: what is known of the store; learns of a refusal.
     :param upload_log: where the upload is remembered; None forgets it.
     """
 
@@ -142,9 +107,11 @@ class MultipartUpload:
         body: Body,
         options: ObjectOptions,
         concurrency: int,
+        digests: Digests,
         upload_log: UploadLog | None,
         control: Control,
     ) -> None:
+        self._digests = digests
         self._client, self._errors = client, translator.errors
         self._translator = translator
         self._bucket, self._key, self._body, self._options = bucket, key, body, options
@@ -162,23 +129,27 @@ class MultipartUpload:
         except BaseException as error:
             # A passing failure leaves the parts for the next try; everything else leaves nothing behind in the store.
             passing = isinstance(error, StoreError) and error.retryable and self._log is not None
-            if not passing and self._abort() and self._log is not None:
-                self._log.clear()
+            if not passing:
+                self._give_up()
             raise
         if self._log is not None:
             self._log.clear()
 
-    def _abort(self) -> bool:
-        """Whether the upload is gone. The log of one that could not be reached stays, for the next try or clean-up."""
+    def _give_up(self) -> None:
+        """Abort the upload and forget it. Raises nothing: another error is on its way to the caller.
+
+        The log of an upload that could not be reached stays, for the next try or clean-up.
+        """
 
         def abort() -> None:
             abort_upload(self._client, self._translator, bucket=self._bucket, key=self._key, upload_id=self._upload_id)
 
         try:
             interruptible(abort, self._control)
-        except DucklingError:
-            return False
-        return True
+            if self._log is not None:
+                self._log.clear()
+        except (DucklingError, OSError) as error:
+            log.warning("the unfinished upload of %s stays: %s", self._key, error)
 
     def _resume_or_begin(self) -> None:
         remembered = self._log.load() if self._log is not None else None
@@ -186,9 +157,12 @@ class MultipartUpload:
             self._upload_id, logged = remembered
             try:
                 present = interruptible(self._present_parts, self._control)
-            except (NotFoundError, AccessDeniedError):
-                # The store has forgotten it, or we may not ask (s3:ListMultipartUploadParts): start again.
-                self._abort()
+            except (NotFoundError, StoreError) as error:
+                if error.retryable and isinstance(error, StoreError):
+                    raise
+                # The store has forgotten it, lists no parts, or we may not ask (s3:ListMultipartUploadParts): start
+                # again.
+                self._give_up()
                 remembered = None
             else:
                 self._etags = {
@@ -219,7 +193,11 @@ class MultipartUpload:
         return present
 
     def _send_missing_parts(self) -> None:
-        missing = iter([part for part in range(self._body.count) if part not in self._etags])
+        order = list(range(self._body.count))
+        if len(order) > parts.SAFE_PARTS:
+            # The last one first: a store that takes fewer refuses it before the others are sent for nothing.
+            order.insert(0, order.pop())
+        missing = [part for part in order if part not in self._etags]
         with (
             self._no_retries_once_cancelled(),
             Workers(self._concurrency, name="duckling-upload", control=self._control) as pool,
@@ -248,22 +226,40 @@ class MultipartUpload:
     def _send(self, part: int) -> None:
         with contextlib.closing(self._body.open(part)) as reader:
             with self._errors("s3:PutObject", self._key, self._control):
-                answer = self._client.upload_part(
-                    Bucket=self._bucket,
-                    Key=self._key,
-                    UploadId=self._upload_id,
-                    PartNumber=part + 1,
-                    ContentLength=self._length(part),
-                    Body=cast("IO[bytes]", reader),
-                )
+                try:
+                    answer = self._upload_part(part, reader)
+                except ClientError as error:
+                    if part >= parts.SAFE_PARTS and refuses_part_number(error):
+                        raise parts.TooManyPartsError(
+                            f"the store takes no part of number {part + 1}",
+                            subject=self._key,
+                            hint=f"Set s3.maxParts to what it takes; most that take fewer take {parts.SAFE_PARTS}.",
+                        ) from error
+                    if self._digests.wanted or not demands_digest(error):
+                        raise
+                    self._digests.wanted = True
+                    reader.seek(0)
+                    answer = self._upload_part(part, reader)
         self._control.check()  # the caller is gone, and the log may be another upload's
         self._etags[part] = answer["ETag"]
         if self._log is not None:
             self._log.record(part, answer["ETag"])
         self._control.advance(self._length(part))
 
+    def _upload_part(self, part: int, reader: BinaryIO | io.RawIOBase) -> UploadPartOutputTypeDef:
+        digest: _Digest = {"ContentMD5": content_md5(reader)} if self._digests.wanted else {}
+        return self._client.upload_part(
+            Bucket=self._bucket,
+            Key=self._key,
+            UploadId=self._upload_id,
+            PartNumber=part + 1,
+            ContentLength=self._length(part),
+            Body=cast("IO[bytes]", reader),
+            **digest,
+        )
+
     def _complete(self) -> None:
-        parts: list[CompletedPartTypeDef] = [
+        completed: list[CompletedPartTypeDef] = [
             {"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)
         ]
 
@@ -274,13 +270,19 @@ class MultipartUpload:
                         Bucket=self._bucket,
                         Key=self._key,
                         UploadId=self._upload_id,
-                        MultipartUpload={"Parts": parts},
+                        MultipartUpload={"Parts": completed},
                     )
             except NotFoundError:
                 # The answer to a first try may have been lost after it had done its work: then the object is there.
-                with self._errors("s3:GetObject", self._key):
-                    there = self._client.head_object(Bucket=self._bucket, Key=self._key)
-                if there["ContentLength"] != self._body.size:
+                if self._stored_size() != self._body.size:
                     raise
 
         interruptible(complete, self._control)
+
+    def _stored_size(self) -> int | None:
+        """Bytes of the object; None when that can't be learnt."""
+        try:
+            with self._errors("s3:GetObject", self._key):
+                return self._client.head_object(Bucket=self._bucket, Key=self._key)["ContentLength"]
+        except DucklingError:
+            return None

@@ -21,6 +21,13 @@ from duckling_provider.base.state_files import open_state, read_state
 
 OCTETS = "application/octet-stream"
 
+#: The code of "not readable before it is thawed".
+IN_ARCHIVE = "InvalidObjectState"
+#: What a deletion in a bucket with versions means; "deleted" alone would be wrong.
+KEPT_VERSIONS = (
+    "the bucket keeps versions: what is deleted stays as a noncurrent version until a lifecycle rule removes it"
+)
+
 #: What the S3 API calls the server-side encryption of each mode that asks for one.
 SSE_ALGORITHM: Mapping[str, Literal["AES256", "aws:kms"]] = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
 
@@ -78,11 +85,14 @@ class BytesBody:
 
 @dataclass(frozen=True)
 class ProbeStep:
-    """One step of a connection test: what was tried, the IAM action it needs, and what went wrong (None: nothing)."""
+    """One step of a connection test: what was tried, the IAM action it needs, what went wrong (None: nothing), and
+    what else was found.
+    """
 
     name: str
     action: str
     error: str | None = None
+    note: str = ""
 
 
 class BackupSource(Protocol):
@@ -112,8 +122,8 @@ class BackupSource(Protocol):
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object under `prefix`, all pages, without metadata."""
 
-    def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
+    def delete(self, key: str) -> bool:
+        """Remove an object; one that is not there is fine. Returns whether a noncurrent version of it stays."""
 
     def head(self, key: str) -> StoredObject:
         """What the store says of one object."""

@@ -28,7 +28,7 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.config.keys import EncryptionKey
-from duckling_provider.stores import clock, s3
+from duckling_provider.stores import clock, s3_client
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -123,7 +123,7 @@ def server(request):
 @pytest.fixture
 def impatient(monkeypatch):
     """Two attempts at each request, for tests whose server fails for good."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
 
 
 def leftovers(backup):
@@ -372,7 +372,7 @@ def _interrupted(server, ready, make_proxy, *, mode):
     broken = (400, "RequestTimeout")  # passing, but nothing that botocore would try again by itself for long
     proxy.before = lambda seen: broken if seen.part > 4 else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(s3, "ATTEMPTS", 1)
+        patch.setattr(s3_client, "ATTEMPTS", 1)
         with pytest.raises(StoreError):
             backup.upload()
     assert backup.unfinished() == [backup.key]

@@ -595,7 +595,7 @@ def test_databases_may_share_a_bucket_or_a_prefix_in_different_places(
 @pytest.mark.parametrize("value", [None, "", "absent"])
 def test_required_fields_of_s3_are_demanded(site: Site, name: str, value: str | None) -> None:
     s3 = without(S3, name) if value == "absent" else {**S3, name: value}
-    hint = ", unless awsConnId is given" if "Key" in name else ""
+    hint = ", unless awsConnId or credentialSource is given" if "Key" in name else ""
     assert site.problems([{**ENTRY, "s3": s3}]) == [f"production: s3.{name}: required{hint}"]
 
 

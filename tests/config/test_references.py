@@ -54,6 +54,7 @@ def test_a_secret_is_read_from_its_file_or_variable(installation, secret, monkey
         **S3,
         "accessKeyId": {"env": "ACCESS"},
         "secretAccessKey": secret("of-the-file-42\n", "access"),
+        "sessionToken": secret("token-of-the-file", "token"),
         "encryptionKey": secret(f"  {KEY}\r\n", "key"),
         "previousEncryptionKeys": ["ef" * 32, secret(OLD, "old")],
     }

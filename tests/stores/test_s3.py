@@ -32,8 +32,9 @@ from duckling_provider.base.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.stores import s3
-from duckling_provider.stores.s3 import Credentials, S3Store, open_store
+from duckling_provider.stores import s3_client
+from duckling_provider.stores.s3 import S3Store, open_store
+from duckling_provider.stores.s3_client import Credentials
 from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
@@ -77,7 +78,7 @@ def server(request):
 @pytest.fixture
 def impatient(monkeypatch):
     """Two attempts at each request, for tests whose server fails for good."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
 
 
 def stored_bytes(server, bucket, key):
@@ -410,7 +411,7 @@ def test_a_dead_endpoint_is_an_error_that_a_retry_may_cure(store_at):
 
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_does_not_answer_is_given_up_after_all_attempts(store_at, moto_server, make_proxy, monkeypatch):
-    monkeypatch.setattr(s3, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT", 0.3)
     proxy = make_proxy(moto_server)
     proxy.before = lambda _: time.sleep(2)
     with pytest.raises(StoreError) as caught:
@@ -570,7 +571,7 @@ def test_what_botocore_signs_with_is_left_as_it_is():
     """Other libraries in the process, the amazon provider for one, use it too."""
     code = (
         "from botocore.auth import AUTH_TYPE_MAPS as known; before = dict(known); "
-        "from duckling_provider.stores import s3; assert known == before"
+        "from duckling_provider.stores import s3_client; assert known == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

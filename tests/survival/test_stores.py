@@ -11,7 +11,7 @@ from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import IntegrityError, StoreError
-from duckling_provider.stores import fetch, s3
+from duckling_provider.stores import fetch, s3_client
 from duckling_provider.stores.s3 import open_store
 
 full_only = pytest.mark.survival_full
@@ -22,9 +22,9 @@ _ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>by the test</Mess
 @pytest.fixture
 def impatient(monkeypatch):
     """Seconds where the product waits for minutes."""
-    monkeypatch.setattr(s3, "READ_TIMEOUT", 1)
-    monkeypatch.setattr(s3, "CONNECT_TIMEOUT", 1)
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT", 1)
+    monkeypatch.setattr(s3_client, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 3)
     monkeypatch.setattr(fetch, "ATTEMPTS", 2)
 
 

@@ -86,8 +86,9 @@ def remote_store(database: Database) -> Store:
     """:raises ApiError: 400 when the entry has no S3."""
     if database.s3 is None:
         raise ApiError(400, f'S3 is not configured for "{database.id}": its backups are local only')
-    # An Airflow connection may yield other credentials each time.
-    return DucklingHook(database.id).store() if database.s3.aws_conn_id else _store(database)
+    # Credentials from elsewhere may be others each time.
+    elsewhere = database.s3.aws_conn_id or database.s3.credential_source
+    return DucklingHook(database.id).store() if elsewhere else _store(database)
 
 
 # Making a client takes as long as a listing. It may be used by several threads, and databases are equal only with all

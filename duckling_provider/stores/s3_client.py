@@ -1,0 +1,240 @@
+"""The connection to a store: whose keys, which settings, and what of botocore's ways is not wanted.
+
+botocore reads profiles, configuration files and a good forty variables of its own. They belong to whoever uses AWS's
+tools on this machine, not to an entry of databases.json, and one of them in disorder would stop every backup. So a
+client is made without them; only proxies, certificates (``AWS_CA_BUNDLE``) and, where an entry asks for it, credentials
+come from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Protocol, cast
+
+import boto3
+import botocore.credentials
+import botocore.session
+from botocore import UNSIGNED
+from botocore.auth import S3SigV4Auth
+from botocore.config import Config
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConstantProvider
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigParseError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from duckling_provider.base.errors import ConfigError, UnavailableError
+from duckling_provider.config.databases import S3Settings
+from duckling_provider.stores.s3_guard import refuse_strange_answers
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+    from botocore.signers import RequestSigner
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT = 10
+READ_TIMEOUT = 60
+ATTEMPTS = 5
+
+_SIGNATURE = "s3v4"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Keys for a store; `repr` shows neither secret.
+
+    :param session: where these came from, if it renews them: those of a role end within the hour, a transfer may not.
+    """
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None = None
+    session: boto3.session.Session | None = None
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.access_key_id}, ***)"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What logs must not show."""
+        return tuple(filter(None, (self.secret_access_key, self.session_token)))
+
+
+def default_credentials(database_id: str) -> Credentials:
+    """What boto3's own chain finds: environment, shared files, the role of a container, an instance or a web identity.
+
+    :raises ConfigError: it finds nothing, or a profile or file of it is wrong.
+    :raises UnavailableError: the service that hands out a role's credentials fails.
+    """
+    try:
+        session = boto3.session.Session()
+        found = session.get_credentials()
+        keys = found.get_frozen_credentials() if found is not None else None
+    except (ProfileNotFound, ConfigParseError, PartialCredentialsError, OSError) as error:
+        raise ConfigError(
+            f"the machine's own credentials can't be used: {error}", entry=database_id, field="s3.credentialSource"
+        ) from error
+    except (BotoCoreError, ClientError) as error:
+        raise UnavailableError(
+            f"the machine's own credentials can't be had now: {error}", subject=database_id
+        ) from error
+    if keys is None or not keys.access_key or not keys.secret_key:
+        raise ConfigError(
+            "this machine has no credentials of its own",
+            entry=database_id,
+            field="s3.credentialSource",
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, write ~/.aws/credentials, or use a role.",
+        )
+    return Credentials(keys.access_key, keys.secret_key, keys.token, session)
+
+
+def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
+    """A client for the store of `settings`; it may be used by several threads."""
+    session = boto3.session.Session(botocore_session=_session_of_our_own(credentials))
+    client: S3Client = session.client(
+        "s3",
+        region_name=settings.region,
+        endpoint_url=settings.endpoint or None,
+        config=Config(
+            signature_version=_SIGNATURE,
+            s3={"addressing_style": "path" if settings.force_path_style else "virtual"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # missing in the stubs
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            max_pool_connections=settings.max_concurrency + 4,
+            tcp_keepalive=True,
+        ),
+    )
+    sign_known_payloads(client)
+    send_whole_blocks(client)
+    refuse_strange_answers(client, endpoint=settings.endpoint)
+    return client
+
+
+class _Given(botocore.credentials.CredentialProvider):
+    """The only source of credentials that a session of our own has."""
+
+    METHOD = CANONICAL_NAME = "duckling"
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def load(self) -> botocore.credentials.Credentials | None:
+        given = self._credentials
+        if given.session is not None:
+            # Not frozen: it renews itself.
+            return given.session.get_credentials()
+        return botocore.credentials.Credentials(given.access_key_id, given.secret_access_key, given.session_token)
+
+
+def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:
+    certificates = _certificates()
+    session = botocore.session.Session()
+    variables = session.get_component("config_store")
+    for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
+        variables.set_config_provider(name, ConstantProvider(default))
+    for name in ("s3", "proxies_config"):
+        variables.set_config_provider(name, ConstantProvider(None))
+    for name in ("config_file", "credentials_file"):
+        variables.set_config_provider(name, ConstantProvider(os.devnull))
+    variables.set_config_provider("ca_bundle", ConstantProvider(certificates))
+    session.register_component("credential_provider", botocore.credentials.CredentialResolver([_Given(credentials)]))
+    return session
+
+
+def _certificates() -> str | None:
+    """The file of certificates to trust besides the well-known ones, as AWS's tools are told it."""
+    named = os.environ.get("AWS_CA_BUNDLE")
+    if not named:
+        # A file in disorder is no reason to fail: the store's certificate may need none of it.
+        with contextlib.suppress(BotoCoreError, OSError):
+            named = botocore.session.Session().get_config_variable("ca_bundle")
+    return named or None
+
+
+class _KnownPayload(S3SigV4Auth):
+    """Signs a body that knows its SHA-256 without reading it for that: a part was hashed when it was compared with the
+    snapshot's record, and each further pass takes as long as the transfer. The signature is the usual one.
+    """
+
+    def payload(self, request: AWSRequest) -> str:
+        known = getattr(request.body, "sha256", None)
+        return known if isinstance(known, str) else str(super().payload(request))
+
+
+def sign_known_payloads(client: S3Client) -> None:
+    """Let `client` take a body's SHA-256 from its attribute ``sha256``, 64 hex characters, where it has one.
+
+    botocore offers no way to add a kind of signature, but two events: the first tells it not to sign, the second lets
+    us sign instead, with what it would have signed with.
+    """
+
+    def choose(signature_version: object, **_: object) -> object:
+        return UNSIGNED if signature_version == _SIGNATURE else None
+
+    def sign(
+        request: AWSRequest,
+        request_signer: RequestSigner,
+        signature_version: object,
+        signing_name: str,
+        region_name: str,
+        **_: object,
+    ) -> None:
+        if signature_version is not UNSIGNED:  # a presigned URL
+            return
+        # The rules for the endpoint may say otherwise than the client.
+        scope = request.context.get("signing", {})
+        name, region = scope.get("signing_name") or signing_name, scope.get("region") or region_name
+        usual = request_signer.get_auth_instance(name, region, _SIGNATURE)
+        _KnownPayload(usual.credentials, name, region).add_auth(request)
+
+    events = client.meta.events
+    for operation in ("PutObject", "UploadPart"):
+        events.register_first(
+            f"choose-signer.s3.{operation}",
+            choose,  # type: ignore[arg-type]  # the stubs know handlers without an answer only
+        )
+        # Last: what other handlers change in the request is signed, too.
+        events.register_last(f"before-sign.s3.{operation}", sign)
+
+
+class _BlockReader(Protocol):
+    """A body that gives itself in blocks (`upload_body.PartReader`)."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def blocks(self) -> Iterator[memoryview]: ...
+
+
+class _Blocks:
+    """A part for the connection, which sends a file in pieces of 16 KiB, but whatever it iterates over as it comes."""
+
+    def __init__(self, reader: _BlockReader) -> None:
+        self._reader = reader
+        self.seek, self.tell = reader.seek, reader.tell
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self._reader.blocks()
+
+
+def send_whole_blocks(client: S3Client) -> None:
+    """Let `client` send a body by its method ``blocks``, where it has one: 64,000 small writes per GiB take a third of
+    the transfer's CPU time.
+    """
+
+    def choose(request: AWSPreparedRequest, **_: object) -> None:
+        if hasattr(request.body, "blocks"):
+            # The stubs know no body that is only iterated over, which urllib3 takes.
+            request.body = cast("IO[bytes]", _Blocks(cast("_BlockReader", request.body)))
+
+    client.meta.events.register("before-send.s3.UploadPart", choose)
