@@ -228,6 +228,7 @@ def test_both_sides_show_the_same(mirror, mariadb, case):
         assert [as_text(value) for value in values] == here, way
 
 
+@pytest.mark.mysql_too
 def test_all_types_fit_into_one_table(mariadb, database, source):
     # What the binlog says of columns is counted by kinds of types: one that is taken for another kind moves the rest.
     cases = [CASES[name] for name in CASES if "long" not in name and (mariadb.is_mariadb or name not in ONLY_MARIADB)]
