@@ -318,6 +318,7 @@ class Writers:
 def replayed(source: Any, done: Any, path: Path) -> tuple[dict[Any, Any], Counter[Any]]:
     """`keyed` and `keyless` after the binlog from the copy's position, by a reader that knows nothing of ours."""
     from pymysqlreplication import BinLogStreamReader
+    from pymysqlreplication.event import XidEvent
     from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
 
     keyed = {row[0]: row for row in in_duckdb(path, "keyed")}
@@ -331,25 +332,35 @@ def replayed(source: Any, done: Any, path: Path) -> tuple[dict[Any, Any], Counte
         log_pos=done.position.offset,
         resume_stream=True,
         blocking=False,
-        only_events=[DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent],
+        only_events=[DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent, XidEvent],
         only_schemas=[source.database],
     )
-    with contextlib.closing(stream):
-        for event in stream:
-            start = done.tables[event.table].start
-            # Positions are ends of transactions: what ends at the start or before belongs to the copy.
-            if (stream.log_file, event.packet.log_pos) <= (start.file, start.offset):
+
+    def replay(event: Any) -> None:
+        for row in event.rows:
+            before = row.get("before_values") or (row["values"] if isinstance(event, DeleteRowsEvent) else None)
+            after = row.get("after_values") or (row["values"] if isinstance(event, WriteRowsEvent) else None)
+            if event.table == "keyless":
+                keyless[tuple(after.values())] += 1
                 continue
-            for row in event.rows:
-                before = row.get("before_values") or (row["values"] if isinstance(event, DeleteRowsEvent) else None)
-                after = row.get("after_values") or (row["values"] if isinstance(event, WriteRowsEvent) else None)
-                if event.table == "keyless":
-                    keyless[tuple(after.values())] += 1
-                    continue
-                if before:
-                    keyed.pop(next(iter(before.values())), None)
-                if after:
-                    keyed[next(iter(after.values()))] = tuple(after.values())
+            if before:
+                keyed.pop(next(iter(before.values())), None)
+            if after:
+                keyed[next(iter(after.values()))] = tuple(after.values())
+
+    with contextlib.closing(stream):
+        transaction: list[Any] = []
+        for event in stream:
+            # Positions are ends of transactions, and MariaDB 11.8 tells no others: what ends at the start or before
+            # belongs to the copy.
+            if not isinstance(event, XidEvent):
+                transaction.append(event)
+                continue
+            place, changes, transaction = (stream.log_file, event.packet.log_pos), transaction, []
+            for change in changes:
+                start = done.tables[change.table].start
+                if place > (start.file, start.offset):
+                    replay(change)
     assert end.order >= done.end.order
     return keyed, keyless
 
