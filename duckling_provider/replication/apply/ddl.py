@@ -38,9 +38,7 @@ def drops_database(statement: str | list[Token], database: str, *, folds: bool =
     return (name.lower() if folds else name) == database and words.done
 
 
-def parse(
-    statement: str | list[Token], database: str, *, schema: str | None = None, folds: bool = False
-) -> list[Step]:
+def parse(statement: str | list[Token], database: str, *, schema: str | None = None, folds: bool = False) -> list[Step]:
     """What `statement` does to tables of `database`; empty when that is nothing that a mirror would see.
 
     :param statement: its text or its tokens.
