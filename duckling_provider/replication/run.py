@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.base.cancellation import Control
@@ -17,7 +17,7 @@ from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.model.ledger import Ledger, owner_of
 from duckling_provider.replication.model.tables import Position, Table
 from duckling_provider.replication.model.types import report
-from duckling_provider.replication.mysql.source import Source, connect, is_available, query
+from duckling_provider.replication.mysql.source import Source, connect, is_available, query, server_of
 from duckling_provider.replication.replica_file import gone, opened
 
 if TYPE_CHECKING:
@@ -79,6 +79,22 @@ def source_of(database: Database) -> Source:
     return Source.parse(database.mysql_connection_string, subject=database.id)
 
 
+def as_named(database: Database, source: Source) -> tuple[Database, Source]:
+    """Both with the names of database and tables as the server has them: in lower case, if it takes them so.
+
+    :raises SourceError: when the server can't be reached.
+    """
+    with contextlib.closing(connect(source)) as connection:
+        if not server_of(connection).folds_names:
+            return database, source
+    lists = {
+        name: type(value)(table.lower() for table in value)
+        for name in ("include_tables", "exclude_tables")
+        if (value := getattr(database, name))
+    }
+    return database.model_copy(update=lists), replace(source, database=source.database.lower())
+
+
 def mirrored(database: Database, tables: dict[str, Table]) -> dict[str, Table]:
     """Those of `tables` that the entry wants."""
     return {name: table for name, table in tables.items() if database.mirrors(name)}
@@ -99,6 +115,10 @@ class Run:
         self.unmirrored: frozenset[str] = frozenset()
         #: Binlog files that the server had when it lacked what follows the position.
         self._kept: list[str] = []
+
+    def fold_names(self) -> None:
+        """Know database and tables by the server's names, which need not be those of the entry."""
+        self.database, self.source = as_named(self.database, self.source)
 
     def mirrors(self, name: str) -> bool:
         """Whether a table of that name is mirrored."""

@@ -25,7 +25,7 @@ from duckling_provider.replication.mysql.preflight import preflight
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import connect, server_of
 from duckling_provider.replication.replica_file import opened
-from duckling_provider.replication.run import MakeWayError, Run, Synced, mirrored, source_of
+from duckling_provider.replication.run import MakeWayError, Run, Synced, as_named, mirrored, source_of
 from duckling_provider.replication.validate.report import ValidationReport
 from duckling_provider.replication.validate.validation import validate
 
@@ -110,7 +110,7 @@ def adopt_replica(
     :returns: all tables; those in state ``"recopy"`` differ from MySQL's and are copied by the next sync.
     :raises ReplicaError: the file is not the Node server's.
     """
-    source = source_of(database)
+    database, source = as_named(database, source_of(database))
     preflight(source, wanted=database.mirrors)
     with contextlib.closing(connect(source)) as connection:
         tables = mirrored(database, read_tables(connection, source.database))
@@ -136,9 +136,10 @@ def validate_replica(
     """
     control = control or Control()
     run = Run(database, control, owner, wait)
+    run.fold_names()
     run.require_ours()
     with contextlib.closing(connect(run.source)) as connection:
-        names = mirrored(database, read_tables(connection, run.source.database))
+        names = mirrored(run.database, read_tables(connection, run.source.database))
     with replica_access(database.replica, operation="validate", owner=owner, wait=wait, control=control):
         return validate(
             run.source,
@@ -152,6 +153,7 @@ def validate_replica(
 
 def _prepare(run: Run) -> None:
     """Make sure that there is a replica of ours whose position the server can go on from."""
+    run.fold_names()
     for finding in preflight(run.source, wanted=run.database.mirrors):
         log.warning("%s", finding)
     if run.look_at_replica():

@@ -71,7 +71,7 @@ TABLES = {
         "CREATE TABLE no_key_myisam (a INT, b VARCHAR(20)) ENGINE = MyISAM",
         "INSERT INTO no_key_myisam SELECT seq % 10, 'x' FROM seq_1_to_300",
     ],
-    "empty": ["CREATE TABLE empty (id INT PRIMARY KEY, a VARCHAR(5))"],
+    "emptied": ["CREATE TABLE emptied (id INT PRIMARY KEY, a VARCHAR(5))"],
     "empty_no_key": ["CREATE TABLE empty_no_key (a VARCHAR(5))"],
     "select `x` \"y\" 'z' ü": [
         "CREATE TABLE `select ``x`` \"y\" 'z' ü` (`order` INT PRIMARY KEY, `a ``b`` \"c\" 'd'` INT, `ß %s {0}` TEXT)",
@@ -164,7 +164,7 @@ def test_the_file_has_the_storage_version_asked_for(source: Any, tmp_path: Path)
     import struct
 
     target = tmp_path / "new.db"
-    copy(source, target, ["empty"], storage_version="v1.5.0")
+    copy(source, target, ["emptied"], storage_version="v1.5.0")
     headers = target.read_bytes()[4096:12288]
     first, second = headers[:4096], headers[4096:]
     active = max((first, second), key=lambda header: struct.unpack_from("<Q", header, 8)[0])
@@ -173,8 +173,8 @@ def test_the_file_has_the_storage_version_asked_for(source: Any, tmp_path: Path)
 
 @pytest.mark.usefixtures("filled")
 def test_only_the_tables_asked_for_are_copied(source: Any, tmp_path: Path) -> None:
-    done = copy(source, tmp_path / "new.db", ["empty", "no_key", "was dropped"])
-    assert tables_in(tmp_path / "new.db") == {"empty", "no_key"}
+    done = copy(source, tmp_path / "new.db", ["emptied", "no_key", "was dropped"])
+    assert tables_in(tmp_path / "new.db") == {"emptied", "no_key"}
     assert done.vanished == ("was dropped",)
 
 
@@ -318,6 +318,7 @@ class Writers:
 def replayed(source: Any, done: Any, path: Path) -> tuple[dict[Any, Any], Counter[Any]]:
     """`keyed` and `keyless` after the binlog from the copy's position, by a reader that knows nothing of ours."""
     from pymysqlreplication import BinLogStreamReader
+    from pymysqlreplication.event import XidEvent
     from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
 
     keyed = {row[0]: row for row in in_duckdb(path, "keyed")}
@@ -331,25 +332,35 @@ def replayed(source: Any, done: Any, path: Path) -> tuple[dict[Any, Any], Counte
         log_pos=done.position.offset,
         resume_stream=True,
         blocking=False,
-        only_events=[DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent],
+        only_events=[DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent, XidEvent],
         only_schemas=[source.database],
     )
-    with contextlib.closing(stream):
-        for event in stream:
-            start = done.tables[event.table].start
-            # Positions are ends of transactions: what ends at the start or before belongs to the copy.
-            if (stream.log_file, event.packet.log_pos) <= (start.file, start.offset):
+
+    def replay(event: Any) -> None:
+        for row in event.rows:
+            before = row.get("before_values") or (row["values"] if isinstance(event, DeleteRowsEvent) else None)
+            after = row.get("after_values") or (row["values"] if isinstance(event, WriteRowsEvent) else None)
+            if event.table == "keyless":
+                keyless[tuple(after.values())] += 1
                 continue
-            for row in event.rows:
-                before = row.get("before_values") or (row["values"] if isinstance(event, DeleteRowsEvent) else None)
-                after = row.get("after_values") or (row["values"] if isinstance(event, WriteRowsEvent) else None)
-                if event.table == "keyless":
-                    keyless[tuple(after.values())] += 1
-                    continue
-                if before:
-                    keyed.pop(next(iter(before.values())), None)
-                if after:
-                    keyed[next(iter(after.values()))] = tuple(after.values())
+            if before:
+                keyed.pop(next(iter(before.values())), None)
+            if after:
+                keyed[next(iter(after.values()))] = tuple(after.values())
+
+    with contextlib.closing(stream):
+        transaction: list[Any] = []
+        for event in stream:
+            # Positions are ends of transactions, and MariaDB 11.8 tells no others: what ends at the start or before
+            # belongs to the copy.
+            if not isinstance(event, XidEvent):
+                transaction.append(event)
+                continue
+            place, changes, transaction = (stream.log_file, event.packet.log_pos), transaction, []
+            for change in changes:
+                start = done.tables[change.table].start
+                if place > (start.file, start.offset):
+                    replay(change)
     assert end.order >= done.end.order
     return keyed, keyless
 
@@ -420,8 +431,8 @@ def test_a_table_that_changes_all_the_time_is_given_up_with_its_name(
             mariadb.execute(f"ALTER TABLE {table} ADD COLUMN extra{time} INT", database)
 
     with pytest.raises(DucklingError, match="int_key: copy: its columns changed"):
-        copy(source, tmp_path / "new.db", ["empty", "int_key"], control=Interfering(alter))
-    assert tables_in(tmp_path / "new.db") == {"empty"}
+        copy(source, tmp_path / "new.db", ["emptied", "int_key"], control=Interfering(alter))
+    assert tables_in(tmp_path / "new.db") == {"emptied"}
 
 
 @pytest.mark.usefixtures("filled")
@@ -431,11 +442,11 @@ def test_a_table_that_is_dropped_meanwhile_is_left_out(
     done = copy(
         source,
         tmp_path / "new.db",
-        ["empty", "int_key", "no_key"],
-        control=Interfering(lambda table, _: table == "empty" or mariadb.execute(f"DROP TABLE {table}", database)),
+        ["emptied", "int_key", "no_key"],
+        control=Interfering(lambda table, _: table == "emptied" or mariadb.execute(f"DROP TABLE {table}", database)),
     )
     assert done.vanished == ("int_key", "no_key")
-    assert tables_in(tmp_path / "new.db") == {"empty"}
+    assert tables_in(tmp_path / "new.db") == {"emptied"}
 
 
 # ---- interruptions -----------------------------------------------------------------------------------------
@@ -459,12 +470,12 @@ def test_what_has_changed_since_the_interruption_is_copied_again(
     mariadb: Any, database: str, source: Any, tmp_path: Path
 ) -> None:
     target = tmp_path / "new.db"
-    copy(source, target, ["empty", "int_key", "no_key"])
-    mariadb.execute(["ALTER TABLE empty ADD COLUMN more INT", "DROP TABLE no_key"], database)
-    done = copy(source, target, ["empty", "int_key"])
-    assert done.copied == ("empty",)
-    assert tables_in(target) == {"empty", "int_key"} == set(done.tables)
-    assert_equal(mariadb, database, target, ["empty", "int_key"])
+    copy(source, target, ["emptied", "int_key", "no_key"])
+    mariadb.execute(["ALTER TABLE emptied ADD COLUMN more INT", "DROP TABLE no_key"], database)
+    done = copy(source, target, ["emptied", "int_key"])
+    assert done.copied == ("emptied",)
+    assert tables_in(target) == {"emptied", "int_key"} == set(done.tables)
+    assert_equal(mariadb, database, target, ["emptied", "int_key"])
 
 
 @pytest.mark.usefixtures("small_ranges")
@@ -498,30 +509,30 @@ def test_what_was_caught_up_before_the_interruption_stands_at_the_position_of_th
     from duckling_provider.replication.model.ledger import Ledger
 
     target = tmp_path / "new.db"
-    first = copy(source, target, ["empty", "int_key"])
+    first = copy(source, target, ["emptied", "int_key"])
     applied = replace(first.end, file="mysql-bin.999999")
     with duckdb.connect(str(target)) as connection:
         ledger = Ledger.open(connection)
         ledger.save_position(applied)
-        ledger.save_table(replace(first.tables["empty"], start=None))
-    second = copy(source, target, ["empty", "int_key"])
+        ledger.save_table(replace(first.tables["emptied"], start=None))
+    second = copy(source, target, ["emptied", "int_key"])
     # No server ever had that position, so what stands there is copied again; a real one is in the binlog.
-    assert second.copied == ("empty",)
+    assert second.copied == ("emptied",)
     with duckdb.connect(str(target)) as connection:
         ledger = Ledger.open(connection)
         ledger.save_position(first.end)
-        ledger.save_table(replace(first.tables["empty"], start=None))
-    third = copy(source, target, ["empty", "int_key"])
+        ledger.save_table(replace(first.tables["emptied"], start=None))
+    third = copy(source, target, ["emptied", "int_key"])
     assert third.copied == ()
-    assert third.tables["empty"].start == first.end
+    assert third.tables["emptied"].start == first.end
     assert third.position.order <= first.end.order
 
 
 @pytest.mark.usefixtures("filled")
 def test_a_file_that_was_not_created_to_its_end_is_begun_again(source: Any, tmp_path: Path) -> None:
     (tmp_path / "new.db").write_bytes(b"\0" * 4096)
-    copy(source, tmp_path / "new.db", ["empty"])
-    assert tables_in(tmp_path / "new.db") == {"empty"}
+    copy(source, tmp_path / "new.db", ["emptied"])
+    assert tables_in(tmp_path / "new.db") == {"emptied"}
 
 
 _CHILD = """

@@ -436,3 +436,18 @@ def test_tables_are_described_with_their_columns_and_keys(mariadb, database, sou
     assert [name for name, column in columns.items() if column.json] == ["doc"]
     assert [name for name, column in columns.items() if column.generated] == ["double_id"]
     assert (columns["at"].precision, columns["at"].scale) == (3, None)
+
+
+@pytest.mark.mysql
+@pytest.mark.mysql_too
+def test_a_user_who_must_use_tls_is_copied_by_it_also_on_this_machine(tls_server):
+    from duckling_provider.replication.copy.transport import can_be_fast
+
+    tls_server.execute(
+        ["CREATE USER 'strict'@'%' IDENTIFIED BY 'p' REQUIRE SSL", "GRANT SELECT ON *.* TO 'strict'@'%'"]
+    )
+    strict = dataclasses.replace(parse(tls_server.url("mysql")), user="strict", password=SecretStr("p"))
+    with contextlib.closing(connect(strict)) as connection:
+        assert not can_be_fast(strict, connection)
+    with contextlib.closing(connect(parse(tls_server.url("mysql")))) as connection:
+        assert can_be_fast(parse(tls_server.url("mysql")), connection)

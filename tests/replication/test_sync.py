@@ -104,6 +104,7 @@ def is_equal(entry):
     return report
 
 
+@pytest.mark.mysql_too
 def test_the_first_run_copies_everything_and_the_next_ones_apply_changes(site):
     orders(site)
     entry = site()
@@ -465,3 +466,37 @@ def test_what_a_foreign_key_does_to_children_is_read_from_the_binlog(site):
     done = sync(entry)
     assert (done.recopy, done.copied) == ({}, ())
     assert rows(entry, "SELECT * FROM child ORDER BY id") == [(10, None), (20, 3)]
+
+
+def test_names_are_folded_as_a_server_without_case_does(site, new_server):
+    """Names in the URL, in statements and in filters, with ``lower_case_table_names=1``."""
+    with new_server("--lower-case-table-names=1") as server:
+        server.execute(["CREATE DATABASE Shop", "CREATE TABLE Shop.Orders (id INT PRIMARY KEY)",
+                        "CREATE TABLE Shop.Secret (id INT)", "INSERT INTO Shop.ORDERS VALUES (1)"])  # fmt: skip
+        site.installation.write(
+            site.installation.entry(mysqlConnectionString=server.url("Shop"), excludeTables=["Secret", "SECRET2"])
+        )
+        entry = site.installation.database()
+        assert sync(entry).copied == ("orders",)
+        server.execute(
+            [
+                "CREATE TABLE Items (id INT)",
+                "INSERT INTO ITEMS VALUES (1)",
+                "ALTER TABLE iTems ADD Price INT",
+                "CREATE TABLE Secret2 (id INT)",
+                "INSERT INTO Orders VALUES (2)",
+                "RENAME TABLE Items TO SHOP.Articles",
+                "INSERT INTO ARTICLES VALUES (2, 3)",
+            ],
+            "SHOP",
+        )
+        done = sync(entry)
+        assert (done.outcome, done.recopy, done.copied) == ("caught up", {}, ())
+        assert rows(entry, "SELECT * FROM articles ORDER BY id") == [(1, None), (2, 3)]
+        assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' ORDER BY 1") == [
+            ("articles",), ("orders",)]  # fmt: skip
+        is_equal(entry)
+        server.execute("DROP DATABASE SHOP")
+        server.execute("CREATE DATABASE SHOP")
+        sync(entry)
+        assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'") == []

@@ -121,6 +121,11 @@ def as_text(value):
     return None if value is None else str(value)
 
 
+def without_zero_date(text):
+    """Rounded up, the last moment of all is a zero date in MySQL."""
+    return None if str(text).startswith("0000-00-00") else text
+
+
 INTEGERS = {"TINYINT": 8, "SMALLINT": 16, "MEDIUMINT": 24, "INT": 32, "BIGINT": 64}
 MOMENTS = ["'1000-01-01'", "'1969-12-31 23:59:59.999999'", "'1970-01-01'", "'9999-12-31 23:59:59.999999'"]
 INSTANTS = ["'1970-01-01 00:00:01'", "'1970-01-01 00:00:01.5'", "'2024-02-29 12:30:59.123456'"]
@@ -224,10 +229,12 @@ def test_both_sides_show_the_same(mirror, mariadb, case):
         pytest.skip("MySQL has no such type")
     declaration, literals, options = CASES[case]
     here, there = mirror(declaration, literals, **options)
+    here = [without_zero_date(text) for text in here]
     for way, values in there.items():
         assert [as_text(value) for value in values] == here, way
 
 
+@pytest.mark.mysql_too
 def test_all_types_fit_into_one_table(mariadb, database, source):
     # What the binlog says of columns is counted by kinds of types: one that is taken for another kind moves the rest.
     cases = [CASES[name] for name in CASES if "long" not in name and (mariadb.is_mariadb or name not in ONLY_MARIADB)]
@@ -242,7 +249,10 @@ def test_all_types_fit_into_one_table(mariadb, database, source):
             re.sub(r"\bv\b", f"c{i}", options.get("shown", "CAST(v AS CHAR)"))
             for i, (_, _, options) in enumerate(cases)
         ]
-        here = query(connection, f"SELECT id, {', '.join(shown)} FROM t ORDER BY id")
+        here = [
+            tuple(map(without_zero_date, row))
+            for row in query(connection, f"SELECT id, {', '.join(shown)} FROM t ORDER BY id")
+        ]
     for way in WAYS:
         there = way(source, table, position)
         assert [(row[0], *map(as_text, row[1:])) for row in there] == here, way

@@ -317,7 +317,7 @@ class Applier:
 
     def _statement(self, change: SchemaChange) -> bool:
         schema = change.schema if isinstance(change, ForeignSchemaChange) else self._database
-        meaning = read_statement(change.statement, self._database, schema)
+        meaning = read_statement(change.statement, self._database, schema, folds=change.folds)
         if isinstance(meaning, Wrote):
             self._wrote(meaning)
         else:

@@ -28,24 +28,26 @@ from duckling_provider.replication.apply.steps import (
 from duckling_provider.replication.model.tables import Column, Table
 
 
-def drops_database(statement: str | list[Token], database: str) -> bool:
+def drops_database(statement: str | list[Token], database: str, *, folds: bool = False) -> bool:
     """Whether it is DROP DATABASE of `database`."""
     words = Tokens(tokenize(statement) if isinstance(statement, str) else statement)
     if not words.skip("DROP") or not words.skip_any("DATABASE", "SCHEMA"):
         return False
     words.skip("IF", "EXISTS")
-    return words.next()[1] == database and words.done
+    name = words.next()[1]
+    return (name.lower() if folds else name) == database and words.done
 
 
-def parse(statement: str | list[Token], database: str, *, schema: str | None = None) -> list[Step]:
+def parse(statement: str | list[Token], database: str, *, schema: str | None = None, folds: bool = False) -> list[Step]:
     """What `statement` does to tables of `database`; empty when that is nothing that a mirror would see.
 
     :param statement: its text or its tokens.
     :param schema: the current database when it was given; `database` itself when omitted.
+    :param folds: the server takes the names of databases and tables in lower case, as `database` is.
     :raises NotUnderstoodError: when not even the tables can be told.
     """
     tokens = tokenize(statement) if isinstance(statement, str) else statement
-    return _Statement(tokens, database, database if schema is None else schema).steps()
+    return _Statement(tokens, database, database if schema is None else schema, folds=folds).steps()
 
 
 # ---- statements ----
@@ -64,8 +66,8 @@ _OPTIONS = frozenset(
 
 
 class _Statement:
-    def __init__(self, statement: list[Token], database: str, schema: str) -> None:
-        self._tokens = Tokens(statement)
+    def __init__(self, statement: list[Token], database: str, schema: str, *, folds: bool) -> None:
+        self._tokens, self._folds = Tokens(statement), folds
         self._database, self._schema = database, schema
 
     def steps(self) -> list[Step]:
@@ -118,11 +120,7 @@ class _Statement:
         return [SetPrimaryKey(name, ())] if ours else []
 
     def _table(self) -> tuple[bool, str]:
-        """(whether it is of the mirrored database, name)."""
-        schema, name = self._schema, self._tokens.name()
-        if self._tokens.skip_sign("."):
-            schema, name = name, self._tokens.name()
-        return schema == self._database, name
+        return self._of(self._tokens)
 
     def _names(self) -> Iterator[str]:
         while True:
@@ -223,9 +221,12 @@ class _Statement:
         return steps + renames
 
     def _of(self, action: Tokens) -> tuple[bool, str]:
+        """(whether the table that comes next is of the mirrored database, its name)."""
         schema, name = self._schema, action.name()
         if action.skip_sign("."):
             schema, name = name, action.name()
+        if self._folds:
+            schema, name = schema.lower(), name.lower()
         return schema == self._database, name
 
 

@@ -74,8 +74,11 @@ class Wrote:
 Meaning: TypeAlias = Followed | Wrote
 
 
-def read_statement(statement: str, database: str, schema: str) -> Meaning:
-    """What `statement`, given while `schema` was the current database, may have done to tables of `database`."""
+def read_statement(statement: str, database: str, schema: str, *, folds: bool = False) -> Meaning:
+    """What `statement`, given while `schema` was the current database, may have done to tables of `database`.
+
+    :param folds: the server takes the names of databases and tables in lower case, as both of these are.
+    """
     tokens = tokenize(statement)
     if "\\" in statement and tokens != tokenize(statement, escapes=False):
         # Whether a backslash escapes is a matter of sql_mode, which the statement does not tell.
@@ -89,6 +92,8 @@ def read_statement(statement: str, database: str, schema: str) -> Meaning:
     word = words.peek()[1].upper()
     if any(words.skip(*known) for known in _HARMLESS):
         return Followed(())
+    if folds and word not in _DDL:
+        tokens = [(kind, text.lower() if kind in {"word", "name"} else text) for kind, text in tokens]
     if word in {"INSERT", "REPLACE"}:
         return _inserted(tokens, database, schema)
     if word in {"UPDATE", "DELETE", "LOAD", "CALL", "WITH"}:
@@ -97,13 +102,13 @@ def read_statement(statement: str, database: str, schema: str) -> Meaning:
         return Wrote(_BY_STATEMENT, frozenset(), _names(tokens))
     if word not in _DDL:
         return _unknown(tokens, f"a statement that is not known: {word[:20] or 'without a word'}", known=False)
-    if ddl.drops_database(tokens, database):
+    if ddl.drops_database(tokens, database, folds=folds):
         return Followed((), redefines=True, drops_all=True)
     words = Tokens(tokens)
     if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
         return Followed((), _redefines(tokens))
     try:
-        return Followed(tuple(ddl.parse(tokens, database, schema=schema)), _redefines(tokens))
+        return Followed(tuple(ddl.parse(tokens, database, schema=schema, folds=folds)), _redefines(tokens))
     except NotUnderstoodError as error:
         return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
 

@@ -99,7 +99,8 @@ class BinlogStream:
         self._dump = BinlogDump(source, position, follow=follow)
         self._source, self._tells_prepared = source, prepared
         self._xa = XaTransactions(source, self._dump.server.identity)
-        self._database = source.database
+        self._folds = self._dump.server.folds_names
+        self._database = source.database.lower() if self._folds else source.database
         self._wanted = wanted or (lambda _: True)
         self._mariadb = self._dump.server.kind == "mariadb"
         self._gtids = _GtidState(self._dump.gtid, mariadb=self._mariadb)
@@ -192,7 +193,7 @@ class BinlogStream:
         number, key = int.from_bytes(body[:6], "little"), body[8:]
         known = self._descriptions.get(key)
         if known is None:
-            schema, name = table_name(key)
+            schema, name = (self._folded(text) for text in table_name(key))
             if schema != self._database or not self._wanted(name):
                 self._by_id[number] = None
                 return None
@@ -242,6 +243,10 @@ class BinlogStream:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
         except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:
             yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
+
+    def _folded(self, text: str) -> str:
+        """A name as the server understands it."""
+        return text.lower() if self._folds else text
 
     # ---- everything else ----
 
@@ -302,7 +307,7 @@ class BinlogStream:
         body = raw.body
         # LOAD DATA has 13 bytes more in front of the same.
         start = (26 if raw.kind == _EXECUTE_LOAD_QUERY else 13) + int.from_bytes(body[11:13], "little")
-        schema = body[start : start + body[8]].decode(errors="replace")
+        schema = self._folded(body[start : start + body[8]].decode(errors="replace"))
         start += body[8] + 1
         text = dump.uncompress(body, start) if raw.kind == dump.QUERY_COMPRESSED else body[start:]
         statement = text.decode(errors="backslashreplace")
@@ -337,8 +342,8 @@ class BinlogStream:
         # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
         position = self.position if self._open else self._advance(raw)
         if schema == self._database:
-            return SchemaChange(statement, position, raw.timestamp, self._open)
-        return ForeignSchemaChange(statement, position, raw.timestamp, self._open, schema)
+            return SchemaChange(statement, position, raw.timestamp, self._open, self._folds)
+        return ForeignSchemaChange(statement, position, raw.timestamp, self._open, self._folds, schema)
 
     def _xa_statement(self, raw: RawEvent, statement: str) -> Iterator[StreamEvent | None]:
         verb = statement.split()[1].upper()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent
@@ -21,7 +22,7 @@ from duckling_provider.replication.copy.ranges import KeyRange, Pace
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Table
 from duckling_provider.replication.model.types import select_expression, transport_arrow
-from duckling_provider.replication.mysql.source import Source, connect, query
+from duckling_provider.replication.mysql.source import Source, connect, query, variable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,6 +120,8 @@ def can_be_fast(source: Source, connection: Any) -> bool:
     """
     if source.unix_socket or source.tls.mode not in {"DISABLED", "PREFERRED"}:
         return False
+    if _demands_tls(connection):
+        return False
     if source.tls.mode == "DISABLED" or source.host == "localhost" or _is_loopback(source.host):
         return True
     encrypted = any(cipher for _, cipher in query(connection, "SHOW SESSION STATUS LIKE 'Ssl_cipher'"))
@@ -129,6 +132,19 @@ def can_be_fast(source: Source, connection: Any) -> bool:
             source.subject,
         )
     return not encrypted
+
+
+def _demands_tls(connection: Any) -> bool:
+    """Whether this user, or everyone, is turned away without TLS."""
+    if (variable(connection, "require_secure_transport") or "OFF").upper() in {"ON", "1"}:
+        return True
+    with contextlib.suppress(Exception):  # a proxy may not know the statement
+        shown = str(query(connection, "SHOW CREATE USER CURRENT_USER()")[0][0])
+        return (
+            re.search(r"\sREQUIRE\s+(SSL|X509|ISSUER|SUBJECT|CIPHER)\b", re.sub(r"'(?:[^'\\]|\\.|'')*'", "''", shown))
+            is not None
+        )
+    return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -96,12 +96,14 @@ class SchemaChange:
 
     :param position: its end, when it is a transaction of its own.
     :param inside: it is part of a transaction that goes on, and `position` is where that begins.
+    :param folds: the server takes names of databases and tables in lower case, however a statement writes them.
     """
 
     statement: str
     position: Position
     timestamp: float
     inside: bool = False
+    folds: bool = False
 
 
 @dataclass(frozen=True)

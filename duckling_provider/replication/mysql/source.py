@@ -299,12 +299,14 @@ class MySqlServer:
     :param version: e.g. ``(8, 4, 3)``, ``(10, 11, 6)``.
     :param identity: of the binlog whose files and offsets a position names.
     :param has_gtid: transactions carry identifiers that outlive a change of server.
+    :param folds_names: it takes names of databases and tables in lower case (``lower_case_table_names``).
     """
 
     kind: Literal["mysql", "mariadb"]
     version: tuple[int, ...]
     identity: str
     has_gtid: bool
+    folds_names: bool = False
 
     def __str__(self) -> str:
         name = "MariaDB" if self.kind == "mariadb" else "MySQL"
@@ -330,11 +332,13 @@ def server_of(connection: Any) -> MySqlServer:
     # MariaDB behind old proxies calls itself 5.5.5-10.11.6-MariaDB.
     number = re.search(r"(\d+)\.(\d+)\.(\d+)", text.removeprefix("5.5.5-"))
     version = tuple(map(int, number.groups())) if number else (0,)
+    folds = (variable(connection, "lower_case_table_names") or "0") != "0"
     if "mariadb" in text.lower():
         # It has nothing like MySQL's server_uuid that survives a move to another machine.
-        return MySqlServer("mariadb", version, f"server-id-{variable(connection, 'server_id')}", has_gtid=True)
+        return MySqlServer("mariadb", version, f"server-id-{variable(connection, 'server_id')}", True, folds)
     identity = variable(connection, "server_uuid") or f"server-id-{variable(connection, 'server_id')}"
-    return MySqlServer("mysql", version, identity, (variable(connection, "gtid_mode") or "OFF").upper() == "ON")
+    has_gtid = (variable(connection, "gtid_mode") or "OFF").upper() == "ON"
+    return MySqlServer("mysql", version, identity, has_gtid, folds)
 
 
 def status_statement(server: MySqlServer) -> str:
