@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from duckling_provider.backup.retention import delete_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_backup
@@ -47,3 +48,16 @@ def test_an_upload_that_is_refused_for_its_parts_starts_again_with_larger_ones(
     done = upload_snapshot(database, store, take_snapshot(database))
     assert verify_backup(database, store, done.key).size == done.size
     assert max(seen.part for seen in proxy.seen if seen.status == 200) == 3
+
+
+def test_a_deletion_says_that_a_version_stays_where_the_bucket_keeps_them(installation, moto_server):
+    bucket = moto_server.new_bucket()
+    client = moto_server.client()
+    installation.write(installation.entry(s3=moto_server.s3(bucket)))
+    store = open_store(installation.database())
+    key = "production/backup-2025-03-01T14-32-11-482Z.db"
+    client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    assert delete_backup(store, key) is False
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    assert delete_backup(store, key) is True
