@@ -114,6 +114,7 @@ def delete(
 ) -> None:
     """Delete one backup, with its .mac. Asks first; without a terminal, --yes is needed."""
     from duckling_provider.backup.retention import delete_backup
+    from duckling_provider.stores.store import KEPT_VERSIONS
 
     session = session_of(context, as_json)
     database = session.database(id)
@@ -127,10 +128,12 @@ def delete(
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
         session.terminal.fail("nothing was deleted")
         raise typer.Exit(FAILED)
-    delete_backup(source, full)
+    kept = delete_backup(source, full)
     if session.terminal.json:
         session.terminal.document({"success": True, "key": full, "size": length})
     session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")
+    if kept:
+        session.terminal.note(KEPT_VERSIONS)
 
 
 def cleanup(
@@ -141,6 +144,7 @@ def cleanup(
 ) -> None:
     """Delete backups older than the retention. The newest complete one always stays."""
     from duckling_provider.backup.retention import clean_up
+    from duckling_provider.stores.store import KEPT_VERSIONS
 
     session = session_of(context, as_json)
     database = session.database(id)
@@ -166,6 +170,8 @@ def cleanup(
         session.terminal.say(f"{verb} {store.url if store else ''}{name}")
     for name in done.busy:
         session.terminal.say(f"in use, left for the next time: {database.backup_dir / name}")
+    if done.versions_stay:
+        session.terminal.note(KEPT_VERSIONS)
     if done.uploads_aborted:
         session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
     for path in done.downloads_removed:

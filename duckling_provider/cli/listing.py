@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
     from duckling_provider.stores.store import BackupSource
 
+#: Seconds until a listing says that it waits for the store.
+PATIENCE = 3.0
 _COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FINGERPRINT", "")
 
 
@@ -141,10 +145,33 @@ def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
         error = caught if is_chosen else None
     try:
         store = session.store(database)
-        remote = _rows(session, "s3", store) if store is not None else []
+        if store is not None:
+            with _told_while_waiting(session, local, store.url):
+                remote = _rows(session, "s3", store)
     except DucklingError as caught:
         error = error or caught
     return _Found(database, local, remote, error)
+
+
+@contextlib.contextmanager
+def _told_while_waiting(session: Session, local: Sequence[_Row], url: str) -> Iterator[None]:
+    """Where the store is slow to answer, show what is here, and say what is waited for."""
+
+    def tell() -> None:
+        terminal = session.terminal
+        if local and not terminal.json:
+            now = datetime.now(timezone.utc)
+            terminal.table(list(_COLUMNS), [row.cells(now) for row in local])
+        terminal.note(f"waiting for {url}, which does not answer; Ctrl-C stops")
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(1.0)  # what it says comes before what follows
 
 
 def _rows(session: Session, where: str, source: BackupSource) -> list[_Row]:

@@ -6,13 +6,16 @@ import json
 import logging
 import re
 import signal
+import threading
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import pytest
 
+from duckling_provider.cli import listing
 from duckling_provider.cli.app import run
+from duckling_provider.cli.terminal import Terminal
 
 KEY = "0123456789abcdef" * 4
 OLD = "backup-2025-03-01T14-32-11-482Z.db"
@@ -177,3 +180,27 @@ def test_the_shell_completes_commands_ids_and_keys(duckling, installation, monke
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
     assert sorted(duckling().out.split()) == offered
+
+
+def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_server, two, make_proxy, monkeypatch):
+    proxy, told = make_proxy(s3_server), threading.Event()
+    tell = Terminal.note
+
+    def note(self: Terminal, line: str) -> None:
+        tell(self, line)
+        if "waiting for" in line:
+            told.set()
+
+    def hang(_: object) -> None:
+        assert told.wait(60)
+
+    monkeypatch.setattr(Terminal, "note", note)
+    monkeypatch.setattr(listing, "PATIENCE", 0.0)
+    proxy.before = hang
+    installation.write(installation.entry("crm", s3={**two, "endpoint": proxy.server.endpoint}))
+    done = duckling("list", "crm")
+    assert done.code == 0
+    assert f"waiting for s3://{two['bucket']}/" in done.err
+    shown, _, whole = done.out.partition("s3 ")
+    assert shown.count("local") == 2, "at once, and again in the whole table"
+    assert "crm/backup-" in whole
