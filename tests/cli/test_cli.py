@@ -111,7 +111,7 @@ class Site:
     def beside_the_replica(self) -> set[str]:
         """What lies beside the replica but the lock file, which stays on purpose."""
         names = {path.name for path in self.replica.parent.glob(f"{self.replica.name}*")}
-        return names - {self.replica.name, f"{self.replica.name}.duckling-lock"}
+        return names - {f"{self.replica.name}{suffix}" for suffix in ("", ".duckling-lock", ".duckling-origin")}
 
 
 @pytest.fixture(scope="module")
