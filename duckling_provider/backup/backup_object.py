@@ -10,16 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import BinaryIO, cast
 
 from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
 from duckling_provider.backup.key_choice import choose_key
-from duckling_provider.backup.names import LATEST, MAC_SUFFIX, ListedBackup, assemble, checked_key, choose
+from duckling_provider.backup.names import (
+    LATEST,
+    MAC_SUFFIX,
+    ListedBackup,
+    assemble,
+    checked_key,
+    choose,
+    parse_name,
+)
 from duckling_provider.backup.pipeline import Fanout, Stage
+from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,
@@ -32,21 +43,34 @@ from duckling_provider.base.errors import (
     RequestError,
     StoreError,
 )
+from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
+from duckling_provider.replica.origin import Origin, conflict, read_origin
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject
 
+log = logging.getLogger(__name__)
+
 _FORMAT = "1"
 _HEAD_BYTES = 64
+#: So many of the newest backups must be of one replica.
+_COMPARED = 3
 #: A `.mac` is 64 characters and perhaps a line end; more is something else.
 _MAC_LIMIT = 1024
 
 
 def describe(
-    *, mode: str, size: int, database: str, fingerprint: str | None = None, sha256: str | None = None
+    *,
+    mode: str,
+    size: int,
+    database: str,
+    fingerprint: str | None = None,
+    sha256: str | None = None,
+    origin: str | None = None,
+    identity: str | None = None,
 ) -> dict[str, str]:
     """The metadata of an object.
 
@@ -54,6 +78,8 @@ def describe(
     :param fingerprint: of the key, for client-aes256.
     :param sha256: of the ``.db`` file in hex; only for modes without client encryption, since it would tell
         ciphertexts of equal files apart.
+    :param origin: of the replica, see `replica.origin`.
+    :param identity: for client-aes256, see `EncryptionKey.identity`.
     """
     metadata = {
         "duckling-format": _FORMAT,
@@ -65,6 +91,10 @@ def describe(
         metadata["duckling-key-fingerprint"] = fingerprint
     if sha256 is not None:
         metadata["duckling-sha256"] = sha256
+    if origin is not None:
+        metadata["duckling-origin"] = origin
+    if identity is not None:
+        metadata["duckling-identity"] = identity
     return metadata
 
 
@@ -81,7 +111,7 @@ class StoredBackup:
     """A backup that was looked at and may be read: `size` is the ``.db`` file's, `object_size` the object's, in bytes.
 
     `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has
-    one.
+    one; `origin` is the replica that it is of, None where that is not known.
     """
 
     key: str
@@ -92,6 +122,7 @@ class StoredBackup:
     encryption_key: EncryptionKey | None
     mac: str | None
     sha256: str | None
+    origin: Origin | None = None
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -253,13 +284,22 @@ def list_backups(store: BackupSource) -> list[ListedBackup]:
     return assemble(store.prefix, ((found.key, found.size, found.modified) for found in store.list(store.prefix)))
 
 
-def resolve(database: Database, store: BackupSource, key: str = LATEST, *, before: datetime | None = None) -> str:
+def resolve(
+    database: Database,
+    store: BackupSource,
+    key: str = LATEST,
+    *,
+    before: datetime | None = None,
+    any_origin: bool = False,
+) -> str:
     """The key that ``latest`` means, or "newest before that time", by a bare file name or by a full key.
 
     Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
 
+    :param any_origin: the newest is wanted whatever replica it is of; the files of this machine don't matter.
     :raises NotFoundError: when there is no such backup.
-    :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`.
+    :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`; when the
+        newest backup may be of another replica than the one that is here.
     """
     if key != LATEST:
         if before is not None:
@@ -270,18 +310,58 @@ def resolve(database: Database, store: BackupSource, key: str = LATEST, *, befor
     complete = [found for found in backups if found.has_mac or store.mode != CLIENT]
     skipped = len(backups) - len(complete)
     where = store.url + store.prefix
-    return choose(
-        complete, now=datetime.now(timezone.utc), subject=database.id, where=where, skipped=skipped, before=before
-    ).key
+    now = datetime.now(timezone.utc)
+    found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before)
+    if not any_origin:
+        candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
+        _require_own(database, store, candidates[:_COMPARED])
+    return found.key
+
+
+def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup]) -> None:
+    """:raises RequestError: the newest backups are of several replicas, or of another one than is here."""
+    seen: list[tuple[ListedBackup, Origin | None]] = []
+    for backup in newest:
+        with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or told when it is read
+            seen.append((backup, origin_of(store.head(backup.key))))
+    # On another machine than the replica's, only what the backups say of each other can be compared.
+    mine = read_origin(database.replica, host=database.here) if database.is_here else seen[0][1] if seen else None
+    if mine is None and len({origin.replica for _, origin in seen if origin is not None}) > 1:
+        told = "; ".join(f"{backup.key} of {origin}" for backup, origin in seen if origin is not None)
+        log.warning("there are backups of several replicas, and the newest is taken: %s", told)
+    if fault := conflict([(backup.created, origin) for backup, origin in seen], mine):
+        told = "; ".join(
+            f"{store.url}{backup.key} of {origin or 'a replica that is not known'}" for backup, origin in seen
+        )
+        raise RequestError(
+            f"{fault}: {told}",
+            subject=database.id,
+            hint="Another machine may back up under this prefix; give it one of its own. Name the key of the backup "
+            "that is meant, or take the newest with --any-origin (conf: any_origin).",
+        )
+
+
+def origin_of(stored: StoredObject) -> Origin | None:
+    """Which replica an object is a backup of, None where its metadata doesn't tell."""
+    return Origin.parse(stored.metadata.get("duckling-origin"))
 
 
 def identify_backup(
-    database: Database, store: BackupSource, key: str, *, chosen: bool = False, archived: bool = False
+    database: Database,
+    store: BackupSource,
+    key: str,
+    *,
+    chosen: bool = False,
+    compare: bool = True,
+    archived: bool = False,
 ) -> StoredBackup:
     """Look at an object: head, ``.mac``, first bytes; decide what it is and whether it may be read.
 
+    Where this machine still has the local backup of the same name, the object must be of the same bytes.
+
     :param chosen: the caller named this key, so a backup made under another database id is wanted too (the entry was
         renamed).
+    :param compare: False: it need not be what the local backup of its name is.
     :param archived: an object that must be thawed before it can be read is judged by what can be known of it.
     :raises NotFoundError: when there is no such object.
     :raises ModeError: when object and configuration contradict each other.
@@ -303,6 +383,8 @@ def identify_backup(
             subject=subject,
             hint="Two databases may share this prefix. If the entry was renamed, name the key.",
         )
+    if owner is not None and owner != database.id:
+        log.warning("%s is a backup of the database %r, not of %r", subject, owner, database.id)
     if metadata.get("duckling-format", _FORMAT) != _FORMAT:
         raise ModeError(
             f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
@@ -313,7 +395,8 @@ def identify_backup(
     # Of one that lies in an archive, only metadata and its `.mac` can tell.
     plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
     if expected == CLIENT:
-        return _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
+        backup = _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
+        return _compared(database, backup, subject=subject) if compare else backup
     if claimed == CLIENT or (mac is not None and not plain):
         raise ModeError(
             f"the object is encrypted (client-aes256), but s3.encryption is {expected!r}",
@@ -334,7 +417,34 @@ def identify_backup(
             hint="It may be encrypted without its .mac, under another s3.encryption; otherwise use another backup.",
         )
     size = _claimed_size(stored, lead=0, subject=subject)
-    return StoredBackup(key, expected, size, stored.size, stored.etag, None, None, metadata.get("duckling-sha256"))
+    sha256 = metadata.get("duckling-sha256")
+    backup = StoredBackup(key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored))
+    return _compared(database, backup, subject=subject) if compare else backup
+
+
+def _compared(database: Database, backup: StoredBackup, *, subject: str) -> StoredBackup:
+    """The backup, with what the sidecar of the local backup of its name proves of it.
+
+    :raises IntegrityError: it is another one.
+    """
+    if not database.is_here or parse_name(name := backup.key.rpartition("/")[2]) is None:
+        return backup
+    try:
+        local = find_snapshot(database, name)
+    except (DucklingError, OSError):
+        return backup  # none is there, or none that tells anything
+    key = backup.encryption_key
+    if key is not None:
+        same = local.mac is None or local.key_fingerprint != key.fingerprint or local.mac == backup.mac
+    else:
+        same = backup.sha256 in (None, local.sha256)
+    if not same:
+        raise IntegrityError(
+            "it is another backup than the local one of the same name",
+            subject=subject,
+            hint="It was stored in the place of the one that was made here. Use the local one (--local), or another.",
+        )
+    return replace(backup, sha256=local.sha256) if key is None else backup
 
 
 def _encrypted(
@@ -372,7 +482,37 @@ def _encrypted(
         raise IntegrityError(f"it has {stored.size} bytes only: truncated", subject=subject, hint="Use another backup.")
     size = _claimed_size(stored, lead=IV_BYTES, subject=subject)
     encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
-    return StoredBackup(stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None)
+    _require_identity(database, stored, encryption_key, code, subject=subject)
+    return StoredBackup(
+        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored)
+    )
+
+
+def _require_identity(database: Database, stored: StoredObject, key: EncryptionKey, mac: str, *, subject: str) -> None:
+    """:raises IntegrityError: the object is provably another backup than its name says, or must prove that it is none
+    and does not.
+    """
+    claimed = stored.metadata.get("duckling-identity")
+    name = stored.key.rpartition("/")[2]
+    if claimed is None:
+        if database.s3 is not None and database.s3.require_identity:
+            raise IntegrityError(
+                "it has no duckling-identity, which s3.requireIdentity demands",
+                subject=subject,
+                hint="An older version or another program made it, or its metadata was removed. If you trust it, set "
+                "s3.requireIdentity to false to restore it.",
+            )
+        return
+    created = parse_name(name)
+    owner = stored.metadata.get("duckling-database", database.id)
+    expected = None if created is None else key.identity(owner, stamp_of(created), mac)
+    if expected is None or not hmac.compare_digest(expected.encode(), claimed.encode()):
+        raise IntegrityError(
+            "its identity is not that of its name: it is a copy of another backup",
+            subject=subject,
+            hint="An object that was copied must keep its name, its .mac and its database. Use another backup, or give "
+            "it back its own name.",
+        )
 
 
 def size_fault(stored: StoredObject, *, lead: int) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.backup_object import list_backups, size_fault
+from duckling_provider.backup.backup_object import list_backups, origin_of, size_fault
 from duckling_provider.backup.crypto import IV_BYTES
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, date_faults
@@ -34,6 +34,7 @@ from duckling_provider.config.s3 import CLIENT
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
+from duckling_provider.replica.origin import Origin
 from duckling_provider.stores.store import BackupSource, Store
 
 #: Objects that are asked for at the same time.
@@ -132,13 +133,14 @@ def _folder(database: Database) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """What one request tells of a stored backup: why it can't be whole (empty: nothing says so), its mode and the
-    fingerprint of its key, None where its metadata say nothing.
+    """What one request tells of a stored backup: why it can't be whole (empty: nothing says so), its mode, the
+    fingerprint of its key and the replica that it is of, None where its metadata say nothing.
     """
 
     fault: str = ""
     mode: str | None = None
     fingerprint: str | None = None
+    origin: Origin | None = None
 
 
 def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, Look], DucklingError | None]:
@@ -158,7 +160,7 @@ def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[st
             return Look(), error
         mode = stored.metadata.get("duckling-mode")
         fault = size_fault(stored, lead=IV_BYTES if (mode or store.mode) == CLIENT else 0)
-        return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint")), None
+        return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint"), origin_of(stored)), None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(look, backups))

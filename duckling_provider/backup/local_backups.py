@@ -111,5 +111,11 @@ class LocalBackups:
 
     def head(self, key: str) -> StoredObject:
         snapshot = self._snapshot(key)
-        metadata = describe(mode="none", size=snapshot.size, database=snapshot.database, sha256=snapshot.sha256)
+        metadata = describe(
+            mode="none",
+            size=snapshot.size,
+            database=snapshot.database,
+            sha256=snapshot.sha256,
+            origin=snapshot.origin,
+        )
         return StoredObject(key, snapshot.size, metadata=metadata)

@@ -43,6 +43,7 @@ from duckling_provider.replica.downloads import clear_downloads, give_name, inhe
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
+from duckling_provider.replica.origin import Origin, ensure_origin
 from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
@@ -65,7 +66,8 @@ _STOP_SERVER = (
 @dataclass(frozen=True)
 class RestoreResult:
     """`size` of the restored file in bytes; `replaced` is the file that is new; `kept` where the old one stays, if
-    asked for; `key_fingerprint` tells which key read the backup, None where it was not encrypted here.
+    asked for; `key_fingerprint` tells which key read the backup, None where it was not encrypted here; `origin` of
+    which replica it is, None where it does not say so.
     """
 
     key: str
@@ -74,6 +76,7 @@ class RestoreResult:
     replaced: Path
     kept: Path | None
     key_fingerprint: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def restore_backup(
     to: Path | None = None,
     keep_old: bool = False,
     fallback: bool = False,
+    any_origin: bool = False,
     control: Control | None = None,
     owner: str = "",
     wait: float = 60.0,
@@ -130,6 +134,7 @@ def restore_backup(
     :param keep_old: leave the old file and its write-ahead log beside the new one.
     :param fallback: where the backup is damaged, take the newest older one that is not; each one that is passed over is
         logged.
+    :param any_origin: with ``latest``: take the newest also when it is, or may be, of another replica than this one.
     :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
         duration.
     :param wait: seconds to wait for the process that holds or writes the replica.
@@ -139,7 +144,7 @@ def restore_backup(
     store = store.under(control)
     started = time.monotonic()
     if to is not None:
-        backup = _restore_elsewhere(database, store, key, before, to, control, fallback=fallback)
+        backup = _restore_elsewhere(database, store, key, before, to, control, fallback=fallback, any_origin=any_origin)
         return _result(backup, started, to, None)
     replica = Path(os.path.realpath(database.replica))
     with disk_errors(replica.parent, subject=database.id, needed=0):
@@ -158,6 +163,7 @@ def restore_backup(
                 key,
                 before=before,
                 fallback=fallback,
+                any_origin=any_origin,
                 use=lambda found: (found, stack.enter_context(_download(database, store, found, replica, control))),
             )
             with (
@@ -169,13 +175,15 @@ def restore_backup(
                 control.check()
                 inherit_permissions(replica, new)
                 keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
+                if backup.origin is not None:
+                    ensure_origin(replica, host=database.here, taken=backup.origin)
                 kept = replace_replica(new, database.replica, keep_as=keep_as)
     return _result(backup, started, replica, kept)
 
 
 def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None) -> RestoreResult:
     took = int((time.monotonic() - started) * 1000)
-    return RestoreResult(backup.key, backup.size, took, replaced, kept, backup.key_fingerprint)
+    return RestoreResult(backup.key, backup.size, took, replaced, kept, backup.key_fingerprint, backup.origin)
 
 
 def plan_restore(
@@ -186,6 +194,7 @@ def plan_restore(
     before: datetime | None = None,
     to: Path | None = None,
     fallback: bool = False,
+    any_origin: bool = False,
 ) -> RestorePlan:
     """What `restore_backup` with the same arguments would do; nothing is written. Raises as it does.
 
@@ -196,7 +205,9 @@ def plan_restore(
     else:
         _require_new_path(database, to)
         target = to
-    backup = _first_sound(database, store, key, before=before, fallback=fallback, use=lambda found: found)
+    backup = _first_sound(
+        database, store, key, before=before, fallback=fallback, any_origin=any_origin, use=lambda found: found
+    )
     existing = target.parent
     while not existing.exists():
         existing = existing.parent
@@ -224,6 +235,7 @@ def _first_sound(
     *,
     before: datetime | None,
     fallback: bool,
+    any_origin: bool,
     use: Callable[[StoredBackup], Result],
 ) -> Result:
     """What `use` makes of the backup that is meant, or with `fallback` of the newest older one that is not damaged.
@@ -231,14 +243,14 @@ def _first_sound(
     :param use: may read the backup, and raises `IntegrityError` or `DamagedError` when it is damaged.
     :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
     """
-    key, chosen = resolve(database, store, key, before=before), key != LATEST
+    key, chosen = resolve(database, store, key, before=before, any_origin=any_origin), key != LATEST
     while True:
         try:
             return use(identify_backup(database, store, key, chosen=chosen))
         except _DAMAGE as error:
             # A key that is proven to be another one is no damage: with the right one, the backup is good.
             goes_on = fallback and not (isinstance(error, WrongKeyError) and error.proven)
-            older = _next_whole(database, store, key, strict=goes_on)
+            older = _next_whole(database, store, key, any_origin=any_origin, strict=goes_on)
             if older is None:
                 raise
             if not goes_on:
@@ -252,14 +264,14 @@ def _first_sound(
             key, chosen = older, False
 
 
-def _next_whole(database: Database, store: BackupSource, key: str, *, strict: bool) -> str | None:
+def _next_whole(database: Database, store: BackupSource, key: str, *, any_origin: bool, strict: bool) -> str | None:
     """The newest backup older than `key` whose head, ``.mac`` and first bytes are as they should be.
 
     :param strict: whether an error in looking is raised; otherwise it counts as "there is none".
     """
     while (created := parse_name(key.rpartition("/")[2])) is not None:
         try:
-            key = resolve(database, store, LATEST, before=created)
+            key = resolve(database, store, LATEST, before=created, any_origin=any_origin)
             identify_backup(database, store, key)
         except NotFoundError:
             return None
@@ -298,6 +310,7 @@ def _restore_elsewhere(
     control: Control,
     *,
     fallback: bool,
+    any_origin: bool,
 ) -> StoredBackup:
     _require_new_path(database, to)
     with contextlib.ExitStack() as stack:
@@ -307,6 +320,7 @@ def _restore_elsewhere(
             key,
             before=before,
             fallback=fallback,
+            any_origin=any_origin,
             use=lambda found: (found, stack.enter_context(_download(database, store, found, to, control))),
         )
         with disk_errors(to.parent, subject=database.id, needed=backup.size):

@@ -51,6 +51,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
 from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
 from duckling_provider.replica.exchange import identity
+from duckling_provider.replica.origin import Origin, ensure_origin
 from duckling_provider.stores import parts
 from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
@@ -72,7 +73,7 @@ class Snapshot:
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_checksums` (of the file's bytes in each part,
     see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
     `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
-    ``"v1.5"``.
+    ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made.
     """
 
     path: Path
@@ -90,6 +91,7 @@ class Snapshot:
     storage: str | None
     duration_ms: int
     format: int = 2
+    origin: str | None = None
 
     @property
     def filename(self) -> str:
@@ -135,6 +137,8 @@ class Snapshot:
             data = json.loads(read_state(sidecar_of(path)))
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
+            # What it has since a later version is missing in older ones.
+            data = {"origin": None, **data}
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
             snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
             snapshot._require_sane()
@@ -168,6 +172,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "storage": _TEXT_OR_NONE,
     "duration_ms": _NUMBER,
     "format": _NUMBER,
+    "origin": _TEXT_OR_NONE,
 }
 
 
@@ -222,9 +227,10 @@ def take_snapshot(
         raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
     partial = partial_of(target)
     with disk_errors(folder, subject=database.id, needed=_size_of(database.replica)), partial_backup(target) as out:
-        seal, report, storage = _copied(database, out, owner=owner, wait=wait, control=control)
+        seal, report, storage, origin = _copied(database, out, owner=owner, wait=wait, control=control)
         _judge(report, partial, database)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
+        snapshot = replace(snapshot, origin=origin.encode())
         with published(snapshot):
             os.rename(partial, target)
     return snapshot
@@ -232,8 +238,8 @@ def take_snapshot(
 
 def _copied(
     database: Database, out: int, *, owner: str, wait: float, control: Control
-) -> tuple[Seal, BlockReport, str | None]:
-    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, and its storage version.
+) -> tuple[Seal, BlockReport, str | None, Origin]:
+    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version and identity.
 
     The replica is let go as soon as its bytes are copied: at once where the file system can share them, else before
     they are on the disk.
@@ -241,6 +247,7 @@ def _copied(
     replica = database.replica
     with contextlib.ExitStack() as quiet:
         source = quiet.enter_context(_quiet_replica(replica, owner=owner, wait=wait, control=control))
+        origin = ensure_origin(replica, host=database.here)
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
         seal, verifier = Seal.for_database(database, size), BlockVerifier()
         stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
@@ -258,7 +265,7 @@ def _copied(
                 _require_unchanged(replica, before)
                 quiet.close()
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
-        return seal, verifier.finish(size, file=copy), header.storage_name
+        return seal, verifier.finish(size, file=copy), header.storage_name, origin
 
 
 def sealed_for(

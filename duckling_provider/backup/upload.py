@@ -64,8 +64,9 @@ def upload_snapshot(
         disk_errors(snapshot.path.parent, subject=database.id),
         FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control),
     ):
-        snapshot = sealed_for(database, snapshot, control=control)
+        # Before it is sealed again: the sidecar must go on telling what the object in the store is.
         if not _is_there(database, store, key, snapshot):
+            snapshot = sealed_for(database, snapshot, control=control)
             try:
                 _send(database, store, key, snapshot, control)
             except TooManyPartsError as error:
@@ -126,6 +127,8 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
                 database=database.id,
                 fingerprint=snapshot.key_fingerprint,
                 sha256=_public_sha256(store, snapshot),
+                origin=snapshot.origin,
+                identity=_identity(database, snapshot),
             ),
             before_visible=write_mac if encrypted else None,
             upload_log=_upload_log(store, key, snapshot),
@@ -137,6 +140,11 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
         if encrypted and (stopped or not error.retryable):
             _remove_lone_mac(store, key)
         raise
+
+
+def _identity(database: Database, snapshot: Snapshot) -> str | None:
+    key = database.s3.encryption_key if database.s3 is not None else None
+    return None if key is None or snapshot.mac is None else key.identity(database.id, snapshot.stamp, snapshot.mac)
 
 
 def _public_sha256(store: Store, snapshot: Snapshot) -> str | None:
@@ -162,7 +170,7 @@ def _upload_log(store: Store, key: str, snapshot: Snapshot) -> UploadLog:
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
     """Whether this very snapshot was uploaded by an earlier try whose success was not recorded."""
     try:
-        found = identify_backup(database, store, key, chosen=True, archived=True)
+        found = identify_backup(database, store, key, chosen=True, compare=False, archived=True)
     except NotFoundError:
         return False
     except AccessDeniedError as error:

@@ -42,7 +42,8 @@ def verify_backup(
     started = time.monotonic()
     if control is not None:
         store = store.under(control)
-    backup = identify_backup(database, store, resolve(database, store, key), chosen=key != LATEST, archived=not full)
+    found = resolve(database, store, key, any_origin=True)
+    backup = identify_backup(database, store, found, chosen=key != LATEST, archived=not full)
     if backup.mac is not None:
         evidence = "HMAC-SHA256"
     else:

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from duckling_provider.base.state_files import create_state, give_to_owner_of, open_state
@@ -15,9 +15,11 @@ from duckling_provider.base.state_files import create_state, give_to_owner_of, o
 _TORN_SUFFIX = ".tmp"
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | Callable[[int], bytes]) -> None:
     """Replace `path` by `content` so that a crash leaves the old or the new file: temporary file, fsync, rename,
     fsync of the folder.
+
+    :param content: the bytes, or what makes them from a descriptor of the new file.
     """
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TORN_SUFFIX}")
@@ -29,7 +31,7 @@ def write_durably(path: Path, content: bytes) -> None:
         os.close(fd)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(content)
+            file.write(content if isinstance(content, bytes) else content(fd))
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)

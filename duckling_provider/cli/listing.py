@@ -20,6 +20,7 @@ from duckling_provider.cli.session import BAD_USAGE, Session, code_of, session_o
 if TYPE_CHECKING:
     from duckling_provider.backup.names import ListedBackup
     from duckling_provider.config.databases import Database
+    from duckling_provider.replica.origin import Origin
     from duckling_provider.stores.store import BackupSource
 
 #: Seconds until a listing says that it waits for the store.
@@ -40,6 +41,7 @@ class _Row:
     mode: str | None = None
     fingerprint: str | None = None
     remark: str = ""
+    origin: Origin | None = None
 
     @property
     def complete(self) -> bool:
@@ -52,8 +54,14 @@ class _Row:
         else:
             modified = iso(backup.modified or backup.created)
             named = {"key": backup.key, "size": backup.size, "lastModified": modified, "createdAt": iso(backup.created)}
-        facts = {"complete": self.complete, "state": self.state, "mode": self.mode, "keyFingerprint": self.fingerprint}
-        return named | facts | ({"remark": self.remark} if self.remark else {})
+        facts: dict[str, Any] = {
+            "complete": self.complete,
+            "state": self.state,
+            "mode": self.mode,
+            "keyFingerprint": self.fingerprint,
+        }
+        origin = {} if self.origin is None else {"origin": self.origin.as_json()}
+        return named | facts | origin | ({"remark": self.remark} if self.remark else {})
 
     def cells(self, now: datetime) -> list[str]:
         backup = self.backup
@@ -183,11 +191,14 @@ def _rows(session: Session, where: str, source: BackupSource) -> list[_Row]:
     found, unknown = looks(source, backups)
     if unknown is not None:
         session.terminal.warn(f"not all sizes could be compared with those recorded: {unknown}")
+    # Where all are of one replica, there is nothing to tell apart.
+    several = len({look.origin.replica for look in found.values() if look.origin is not None}) > 1
     rows = []
     for backup in backups:
         look = found.get(backup.key, Look())
         fault = look.fault if is_complete(backup, source.mode) else "no .mac"
         state = "incomplete" if fault else "verified" if where == "local" else "uploaded"
         mode = look.mode or (CLIENT if backup.has_mac else None)
-        rows.append(_Row(backup, where, state, mode, look.fingerprint, fault or backup.remark(now)))
+        remark = fault or backup.remark(now) or (f"of {look.origin}" if several and look.origin is not None else "")
+        rows.append(_Row(backup, where, state, mode, look.fingerprint, remark, look.origin))
     return rows

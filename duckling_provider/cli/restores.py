@@ -42,6 +42,9 @@ def restore(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    any_origin: Annotated[
+        bool, typer.Option("--any-origin", help="Take the latest also when it is of another replica than this one.")
+    ] = False,
     local: Local = False,
     wait: Wait = 60.0,
     as_json: Json = False,
@@ -73,7 +76,7 @@ def restore(
     full_key(source, key)
     asks = not yes and to is None and session.terminal.can_ask and os.path.lexists(database.replica)
     if dry_run or asks:
-        plan = plan_restore(database, source, key, before=moment, to=to, fallback=fallback)
+        plan = plan_restore(database, source, key, before=moment, to=to, fallback=fallback, any_origin=any_origin)
         if dry_run:
             _show(session, database, source, plan)
             return
@@ -93,6 +96,7 @@ def restore(
             to=to,
             keep_old=keep_old,
             fallback=fallback,
+            any_origin=any_origin,
             control=control,
             wait=wait,
         )
@@ -100,13 +104,16 @@ def restore(
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
         where = {"path": str(done.replaced), "kept": kept, "keyFingerprint": done.key_fingerprint}
-        session.terminal.document({"success": True, **facts, **where})
+        origin = done.origin.as_json() if done.origin else None
+        session.terminal.document({"success": True, **facts, **where, "origin": origin})
         return
     took = human_seconds(done.duration_ms / 1000)
     session.terminal.say(
         f"{done.replaced}: restored from {source.url}{done.key}, {human_bytes(done.size)} in {took}"
         f"{with_key(done.key_fingerprint)}"
     )
+    if done.origin:
+        session.terminal.say(f"it was made on {done.origin}")
     if done.kept:
         session.terminal.say(f"the old file is {done.kept}")
 
@@ -130,6 +137,7 @@ def _show(session: Session, database: Database, source: BackupSource, plan: Rest
         "holder": plan.holder,
         "encryption": plan.backup.mode,
         "keyFingerprint": _fingerprint(plan),
+        "origin": plan.backup.origin.as_json() if plan.backup.origin else None,
         "replacedSize": plan.old_size,
         "replacedModifiedAt": iso(plan.old_written) if plan.old_written else None,
         "newerSeconds": round(plan.newer_by, 3),
@@ -169,6 +177,7 @@ def _plan_lines(database: Database, source: BackupSource, plan: RestorePlan) -> 
         lost = "nothing: the replica was not written after the backup"
     rows = [
         ("backup", f"{source.url}{plan.backup.key}{made}"),
+        ("origin", str(plan.backup.origin or "not known: the backup does not say")),
         ("size", human_bytes(plan.backup.size)),
         ("key", f"{plan.backup.mode}, key {fingerprint}" if fingerprint else f"none: encryption is {plan.backup.mode}"),
         ("into", str(plan.target)),

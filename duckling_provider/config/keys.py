@@ -9,6 +9,7 @@ import secrets
 
 KEY_BYTES = 32
 _FINGERPRINT_LABEL = b"duckling key fingerprint v1"
+_IDENTITY_LABEL = b"duckling identity v1"
 
 
 class EncryptionKey:
@@ -52,6 +53,16 @@ class EncryptionKey:
         bits.
         """
         return hmac.new(self._raw, _FINGERPRINT_LABEL, hashlib.sha256).hexdigest()[:16]
+
+    def identity(self, database: str, stamp: str, mac: str) -> str:
+        """64 hex characters that only the holder of this key can make: they bind the ``.mac`` of a backup to its name.
+
+        HMAC-SHA256 of database id, stamp and mac, each followed by a zero byte, under a key of its own, which is
+        HMAC-SHA256 of a label under this one.
+        """
+        own = hmac.new(self._raw, _IDENTITY_LABEL, hashlib.sha256).digest()
+        content = "".join(f"{part}\0" for part in (database, stamp, mac))
+        return hmac.new(own, content.encode(), hashlib.sha256).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EncryptionKey) and hmac.compare_digest(self._raw, other._raw)

@@ -92,6 +92,7 @@ class S3Settings(Shape):
     part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
     max_concurrency: int = Field(default=4, ge=1, le=32)
+    require_identity: bool = False  #: refuse objects without ``duckling-identity``
 
     @property
     def part_size(self) -> int:
@@ -174,6 +175,8 @@ def _check_objects(given: S3Settings, report: FieldProblems) -> None:
         report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
     if 0 < given.backup_interval_hours < MIN_HOURS:
         report.error("s3.s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
+    if given.require_identity and given.encryption in MODES and given.encryption != "client-aes256":
+        report.error("s3.requireIdentity", 'only "client-aes256" has a key that can prove an identity')
     report.fault("s3.storageClass", storage_class_fault(given.storage_class) if given.storage_class else None)
     if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
         report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")

@@ -191,6 +191,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             before="{{ params.before or '' }}",
             target_path=target,
             keep_old="{{ params.keep_old }}",
+            any_origin="{{ params.any_origin }}",
             encryption=encryption,
             fallback="{{ params.fallback }}",
             local="{{ params.local }}",
@@ -333,6 +334,12 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type="boolean",
             title="Keep the old file",
             description="Keep the file that is replaced, under another name beside it.",
+        ),
+        "any_origin": Param(
+            False,
+            type="boolean",
+            title="Of any replica",
+            description="With latest: take the newest also when it is, or may be, of another replica than this one.",
         ),
         "encryption": Param(
             None,

@@ -28,6 +28,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param target_path: absolute path of a new ``.db`` file below ``DUCKLING_RESTORE_PATH``, to write to in place of the
         replica. (templated; empty means the replica)
     :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
+    :param any_origin: with ``latest``: take the newest also when it is, or may be, of another replica than this one.
+        (templated; as `keep_old`)
     :param encryption: the mode of this one backup, in place of the entry's; a weaker one needs a `key`. (templated;
         empty means the entry's)
     :param fallback: where the backup is damaged, take the newest older one that is not. (templated; as `keep_old`)
@@ -46,6 +48,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         "encryption",
         "fallback",
         "local",
+        "any_origin",
     )
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#d9ecff"
@@ -58,6 +61,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         before: str | None = None,
         target_path: str | None = None,
         keep_old: bool | str = False,
+        any_origin: bool | str = False,
         encryption: str | None = None,
         fallback: bool | str = False,
         local: bool | str = False,
@@ -70,6 +74,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.before = before
         self.target_path = target_path
         self.keep_old = keep_old
+        self.any_origin = any_origin
         self.encryption = encryption
         self.fallback = fallback
         self.local = local
@@ -96,12 +101,15 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 to=target,
                 keep_old=_flag("keep_old", self.keep_old),
                 fallback=_flag("fallback", self.fallback),
+                any_origin=_flag("any_origin", self.any_origin),
                 control=control,
                 owner=run_owner(context),
                 wait=self.wait_seconds,
             )
             self.object_url = object_url(database, done.key)
             kept = str(done.kept) if done.kept else None
+            if done.origin is not None:
+                self.log.info("it was made on %s", done.origin)
             self.log.info("%s now holds %s", done.replaced, done.key)
             if kept:
                 self.log.info("the file that was there is now %s", kept)

@@ -481,6 +481,19 @@ def test_bodies_that_are_none_are_refused_in_the_contracts_shape(client, shop, c
     assert isinstance(answer.json()["error"], str)
 
 
+def test_latest_stays_latest_for_the_worker_to_compare_origins(client, shop, installation):
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    back_up(installation.database("shop"))
+    begun = client.post("/api/backups/s3/restore?db=shop&wait=false", json={"key": "latest", "any_origin": True})
+    assert begun.status_code == 202
+    with create_session() as session:
+        conf = session.scalar(select(DagRun.conf).where(DagRun.run_id == begun.json()["runId"]))
+    assert conf == {"key": "latest", "any_origin": True}
+
+
 def test_a_body_ends_somewhere(client, shop):
     answer = client.post("/api/backups/s3/restore?db=shop", content=b'{"key": "' + b"x" * 200_000 + b'"}')
     assert (answer.status_code, answer.json()["success"]) == (413, False)

@@ -175,6 +175,7 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
         "encryption",
         "fallback",
         "local",
+        "any_origin",
     }
     assert set(dags["duckling_verify__a"].params) == {"key"}
     assert [task.task_id for dag in dags.values() for task in dag.tasks if task.params] == []
@@ -216,6 +217,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         "before": None,
         "target_path": None,
         "keep_old": False,
+        "any_origin": False,
         "encryption": None,
         "fallback": False,
         "local": False,

@@ -82,7 +82,9 @@ def digest(path):
 
 
 def state_files(installation):
-    return sorted(p.name for p in installation.data_path.glob("*.duckling-*") if not p.name.endswith("-lock"))
+    return sorted(
+        p.name for p in installation.data_path.glob("*.duckling-*") if not p.name.endswith(("-lock", "-origin"))
+    )
 
 
 @contextlib.contextmanager

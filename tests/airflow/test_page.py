@@ -175,6 +175,18 @@ def test_a_restore_wants_the_name_and_then_leads_to_its_run(page, shop, installa
         assert (again.status_code, "is under way" in again.text) == (409, True)
 
 
+def test_a_backup_of_another_replica_is_restored_by_the_page_only_when_that_is_ticked(page, shop, installation):
+    key = back_up(installation.database("shop"))
+    assert "Made on" in page("databases/shop/restore").text
+    Path(f"{installation.replica('shop')}.duckling-origin").unlink()  # another machine's replica now
+    asked = page("databases/shop/restore").text
+    assert all(part in asked for part in ("another replica", "any_origin", key))
+    form = {"key": key, "typed": "shop", "newest": "true"}
+    refused = page.post("databases/shop/restore", **form)
+    assert (refused.status_code, "not ticked" in refused.text) == (422, True)
+    assert page.post("databases/shop/restore", **form, any_origin="true").status_code == 303
+
+
 @pytest.mark.parametrize(
     "key", ["../crm/backup-2025-03-01T14-32-11-482Z.db", "shop/backup-2025-03-01T14-32-11-482Z.db"]
 )

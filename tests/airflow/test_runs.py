@@ -21,8 +21,9 @@ def digest(path):
 
 
 def state_files(installation):
-    """What restores and holds may leave beside the replicas, the lock files apart."""
-    return sorted(p.name for p in installation.data_path.glob("*.duckling-*") if not p.name.endswith("-lock"))
+    """What restores and holds may leave beside the replicas; lock files and identities stay."""
+    lasting = ("-lock", "-origin")
+    return sorted(p.name for p in installation.data_path.glob("*.duckling-*") if not p.name.endswith(lasting))
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_a_killed_restore_leaves_the_replica_and_its_folder_as_they_were(
     run = run_task("S3RestoreOperator")
     assert (run.state, len(killed)) == ("failed", 1)
     assert hashlib.sha256(shop.replica.read_bytes()).digest() == before
-    assert set(os.listdir(installation.data_path)) <= names | {"shop.db.duckling-lock"}
+    assert set(os.listdir(installation.data_path)) <= names | {"shop.db.duckling-lock", "shop.db.duckling-origin"}
 
 
 @pytest.mark.server

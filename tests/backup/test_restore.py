@@ -48,6 +48,7 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold, replica_lock
+from duckling_provider.replica.origin import ORIGIN_SUFFIX
 from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.store import BytesBody
 
@@ -214,11 +215,11 @@ class Site:
         return bucket
 
     def contents(self) -> dict[str, bytes]:
-        """Everything beside the replica; the lock file stays for ever, and the configuration is the test's."""
+        """Everything beside the replica; lock file and identity stay for ever, and the configuration is the test's."""
         return {
             path.name: path.read_bytes()
             for path in self.folder.iterdir()
-            if path.is_file() and not path.name.endswith(LOCK_SUFFIX) and path.name != "databases.json"
+            if path.is_file() and not path.name.endswith((LOCK_SUFFIX, ORIGIN_SUFFIX)) and path.name != "databases.json"
         }
 
     @contextmanager

@@ -154,8 +154,12 @@ def test_a_backup_is_in_the_store_as_the_mode_says(server, ready, mode, big):
         "duckling-mode": mode,
         "duckling-size": str(size),
         "duckling-database": "production",
+        "duckling-origin": backup.snapshot.origin,
     }
     if client_side:
+        content = f"production\0{backup.snapshot.stamp}\0{backup.snapshot.mac}\0".encode()
+        identity_key = hmac.new(bytes.fromhex(KEY), b"duckling identity v1", hashlib.sha256).digest()
+        expected["duckling-identity"] = hmac.new(identity_key, content, hashlib.sha256).hexdigest()
         expected["duckling-key-fingerprint"] = EncryptionKey.parse(KEY).fingerprint
         mac = backup.client.head_object(Bucket=backup.bucket, Key=f"{backup.key}.mac")
         assert mac["ContentType"].partition(";")[0] == "text/plain"

@@ -111,7 +111,7 @@ class Site:
     def beside_the_replica(self) -> set[str]:
         """What lies beside the replica but the lock file, which stays on purpose."""
         names = {path.name for path in self.replica.parent.glob(f"{self.replica.name}*")}
-        return names - {self.replica.name, f"{self.replica.name}.duckling-lock"}
+        return names - {f"{self.replica.name}{suffix}" for suffix in ("", ".duckling-lock", ".duckling-origin")}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     listed = duckling.apart("list", "production", "--json").json
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
-    more = {"complete", "state", "mode", "keyFingerprint", "createdAt"}
+    more = {"complete", "state", "mode", "keyFingerprint", "createdAt", "origin"}
     assert set(listed["local"][0]) == {"filename", "size", *more}
     assert set(listed["s3"][0]) == {"key", "size", "lastModified", *more}
     assert listed["s3"][0]["size"] == backup["size"] + 16

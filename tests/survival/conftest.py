@@ -25,7 +25,7 @@ KEY = "5a" * 32
 PART = 5 << 20
 #: Everything that may lie around when nothing is under way.
 _TIDY = re.compile(
-    r"production\.db(\.duckling-(lock|wanted))?|databases\.json|backups|backup-[\dTZ-]+\.(db|json|lock)|production"
+    r"production\.db(\.duckling-(lock|wanted|origin))?|databases\.json|backups|backup-[\dTZ-]+\.(db|json|lock)|production"
 )
 
 

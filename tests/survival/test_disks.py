@@ -166,7 +166,11 @@ def test_a_linked_replica_on_another_file_system_survives_kills(
         assert site.duckling("restore", "production", "--local").code == 0
         assert target.read_bytes() == contents.new
         assert site.replica.readlink() == target
-        assert {path.name for path in target.parent.iterdir()} == {"target.db", "target.db.duckling-lock"}
+        assert {path.name for path in target.parent.iterdir()} == {
+            "target.db",
+            "target.db.duckling-lock",
+            "target.db.duckling-origin",
+        }
     site.assert_tidy()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.backup.backup_object import is_complete
@@ -19,8 +19,7 @@ from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, UPLOAD, VERIFY
 from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
-from duckling_provider.web.services.access import Caller
-from duckling_provider.web.services.actions import delete_backup_now, existing_key, listed_in
+from duckling_provider.web.services.actions import delete_backup_now, existing_key, listed_in, restore_conf
 from duckling_provider.web.services.dependencies import CallerDep, database_for, now, remote_store
 from duckling_provider.web.services.errors import ApiError, of_core
 
@@ -100,6 +99,16 @@ class KeyBody(BaseModel):
     key: str = Field(min_length=1, max_length=1024, description="A key, a bare file name, or latest.")
 
 
+class RestoreBody(KeyBody):
+    """Which backup to restore."""
+
+    any_origin: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("any_origin", "anyOrigin"),
+        description="With latest: take the newest also when it is, or may be, of another replica than the present one.",
+    )
+
+
 class Deleted(Shape):
     success: bool = True
     key: str
@@ -166,15 +175,27 @@ def _misdated(backup: ListedBackup, moment: datetime) -> dict[str, str]:
 
 
 @router.post("/api/backups/s3/restore", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
-async def restore(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
+async def restore(caller: CallerDep, db: Db, body: RestoreBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
     """Replace the replica by a backup, by the database's restore DAG: writers are paused meanwhile."""
-    return await _with_key(RESTORE, caller, db, body.key, wait=wait)
+
+    def begin() -> runs.Begun:
+        database = database_for(caller, "restore", db)
+        conf = restore_conf(database, remote_store(database), body.key, any_origin=body.any_origin)
+        return runs.begin("restore", db, caller=caller, conf=conf)
+
+    return await _answer(await run_in_threadpool(begin), RESTORE, wait=wait)
 
 
 @router.post("/api/backups/s3/verify", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
 async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
     """Prove that a backup can be restored: it is read whole, by the database's verify DAG."""
-    return await _with_key(VERIFY, caller, db, body.key, wait=wait)
+
+    def begin() -> runs.Begun:
+        database = database_for(caller, "verify", db)
+        full = existing_key(database, remote_store(database), body.key)
+        return runs.begin("verify", db, caller=caller, conf={"key": full})
+
+    return await _answer(await run_in_threadpool(begin), VERIFY, wait=wait)
 
 
 @router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
@@ -182,19 +203,6 @@ def delete(caller: CallerDep, db: Db, key: Key) -> Deleted:
     """Delete one backup in S3, with its .mac, for good. The newest complete one may be deleted, too."""
     found = delete_backup_now(caller, db, key)
     return Deleted(key=found.key, size=found.size)
-
-
-async def _with_key(
-    kind: Literal["restore", "verify"], caller: Caller, db: str, key: str, *, wait: bool
-) -> JSONResponse:
-    """Begin a run on a backup that is there and, with `wait`, answer with its result."""
-
-    def begin() -> runs.Begun:
-        database = database_for(caller, kind, db)
-        full = existing_key(database, remote_store(database), key)
-        return runs.begin(kind, db, caller=caller, conf={"key": full})
-
-    return await _answer(await run_in_threadpool(begin), kind, wait=wait)
 
 
 async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:

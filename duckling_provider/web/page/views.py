@@ -9,9 +9,10 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from duckling_provider.backup.backup_object import origin_of, resolve
 from duckling_provider.backup.local_backups import listed_here
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
-from duckling_provider.base.errors import DucklingError, NotFoundError
+from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
@@ -128,11 +129,21 @@ def restore_form(request: Request, caller: CallerDep, database_id: str, key: Key
 
 
 @router.post("/databases/{database_id}/restore")
-def restore(request: Request, caller: CallerDep, database_id: str, key: FormKey, typed: Typed = "") -> Response:
+def restore(
+    request: Request,
+    caller: CallerDep,
+    database_id: str,
+    key: FormKey,
+    typed: Typed = "",
+    newest: Annotated[bool, Form()] = False,  # noqa: FBT002 - a form's fields
+    any_origin: Annotated[bool, Form()] = False,  # noqa: FBT002
+) -> Response:
     """Begin a restore once the name is right, and go to its run."""
     database = database_for(caller, "restore", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, database, "restore", key, typed=typed)
+        return _confirm(request, database, "restore", LATEST if newest else key, typed=typed)
+    if newest and not any_origin and _origin_problem(database, _backups(database), LATEST):
+        return _confirm(request, database, "restore", LATEST, typed=typed)
     return _begin(request, caller, database, "restore", key)
 
 
@@ -254,6 +265,18 @@ def _backups(database: Database) -> BackupSource:
     return DucklingHook(database.id).backups()
 
 
+def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
+    """Why the newest backup may be of another replica than the one that is meant, where just the newest is asked for;
+    empty where nothing speaks against it.
+    """
+    if key == LATEST:
+        try:
+            resolve(database, store)
+        except RequestError as error:
+            return error.what
+    return ""
+
+
 def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
     conf = {"key": existing_key(database, _backups(database), key)} if key else None
@@ -307,6 +330,9 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
         database=database,
         record=status.record,
         key=full,
+        origin=origin_of(stored),
+        origin_problem=_origin_problem(database, store, key) if action == "restore" else "",
+        newest_asked=key == LATEST,
         created=created,
         age=None if created is None else (moment - created).total_seconds(),
         size=known.size if known is not None and known.size else stored.size,

@@ -91,10 +91,19 @@ def existing_key(database: Database, store: BackupSource, key: str) -> str:
     """
     with patiently(store) as bound:
         if key == LATEST:
-            return resolve(database, bound, key)
+            return resolve(database, bound, key, any_origin=True)
         full, _ = _backup_key(bound, key)
         bound.head(full)
         return full
+
+
+def restore_conf(database: Database, store: BackupSource, key: str, *, any_origin: bool) -> dict[str, str | bool]:
+    """The conf of a restore of a backup that is there. ``latest`` stays what it is: the worker, which has the replica,
+    compares the origins.
+    """
+    full = existing_key(database, store, key)
+    conf: dict[str, str | bool] = {"key": key if key == LATEST else full}
+    return {**conf, "any_origin": True} if any_origin else conf
 
 
 def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
