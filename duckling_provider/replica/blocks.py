@@ -16,12 +16,16 @@ import dataclasses
 import itertools
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, BinaryIO
 
 from duckling_provider.base.errors import DamagedError, ReplicaError
+
+# numpy is imported where it is used: commands that look at no block start without it, in half of the time.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    _Words = npt.NDArray[np.uint64]
 
 MAGIC = b"DUCK"
 PAGE_BYTES = 4096
@@ -35,7 +39,7 @@ _ENCRYPTED_FLAG = 1
 _NO_BLOCK = 2**64 - 1
 
 #: DuckDB's ``checksum.cpp``: 5381 XOR all 64-bit words, each multiplied by this (mod 2^64).
-_SEED, _FACTOR = 5381, np.uint64(0xBF58476D1CE4E5B9)
+_SEED, _FACTOR = 5381, 0xBF58476D1CE4E5B9
 #: Words multiplied at a time: 256 KiB stay in the processor's cache, which is twice as fast as whole chunks.
 _SCRATCH_WORDS = 32_768
 _REPORTED_BLOCKS = 100
@@ -44,8 +48,6 @@ _REPORTED_BLOCKS = 100
 _STORAGE_NAMES = {1: "v1.0", 2: "v1.0", 3: "v1.1", 4: "v1.2", 5: "v1.3", 6: "v1.4", 7: "v1.5", 69: "v2.0"}
 #: Main headers of version 64 may carry a compatibility number that means nothing; DuckDB takes it for 1.
 _VERSION_WITHOUT_STORAGE = 64
-
-_Words = npt.NDArray[np.uint64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,8 @@ def read_header(data: bytes) -> Header:
     :raises DamagedError: cut off, or a page does not match its checksum. One bad page is enough: DuckDB reads all
         three on opening and refuses the file, also when the bad one is not in force.
     """
+    import numpy as np
+
     if not has_magic(data):
         raise ReplicaError(
             "is not a DuckDB file" if data else "is empty, not a DuckDB file",
@@ -161,6 +165,8 @@ class BlockVerifier:
     """
 
     def __init__(self) -> None:
+        import numpy as np
+
         self._start = bytearray()
         self._header: Header | None = None
         self._seen = 0
@@ -209,6 +215,8 @@ class BlockVerifier:
 
     def _check(self, data: bytearray | memoryview, count: int) -> None:
         """Check the `count` whole blocks that `data` begins with, as far as the header counts them."""
+        import numpy as np
+
         header = self._header
         if header is None or header.block_size is None or header.block_count is None:
             return
@@ -233,6 +241,8 @@ class BlockVerifier:
         :raises DamagedError: other than `size` bytes have passed, or the file ends within the header.
         :raises ReplicaError: nothing has passed, or no DuckDB file.
         """
+        import numpy as np
+
         if self._seen != size:
             raise DamagedError(f"{self._seen} bytes were read of a file of {size}")
         header = self._header or read_header(bytes(self._start))
@@ -263,17 +273,20 @@ def _intact(blocks: _Words, scratch: _Words) -> npt.NDArray[np.bool_]:
 
     `scratch` has room for one row at least.
     """
+    import numpy as np
+
     count, words = blocks.shape
+    factor = np.uint64(_FACTOR)
     sums: _Words = np.empty(count, dtype=np.uint64)
     step = max(1, len(scratch) // words)
     for start in range(0, count, step):
         part = blocks[start : start + step]
         products = scratch[: part.size].reshape(part.shape)
-        np.multiply(part, _FACTOR, out=products)
+        np.multiply(part, factor, out=products)
         np.bitwise_xor.reduce(products, axis=1, out=sums[start : start + step])
     # The first word was multiplied along with the rest, which is cheaper than leaving it out; XOR takes it back.
     stored = blocks[:, 0]
-    intact: npt.NDArray[np.bool_] = (sums ^ (stored * _FACTOR) ^ np.uint64(_SEED)) == stored
+    intact: npt.NDArray[np.bool_] = (sums ^ (stored * factor) ^ np.uint64(_SEED)) == stored
     return intact
 
 
@@ -283,6 +296,8 @@ def _free_blocks(file: BinaryIO, header: Header) -> _Words:
     A chain of metadata blocks, 64 to a block and each beginning with the pointer to the next, holds a count and that
     many ids (``SingleFileBlockManager::LoadFreeList``).
     """
+    import numpy as np
+
     none: _Words = np.empty(0, dtype=np.uint64)
     if header.free_list is None or header.block_count is None:
         return none
@@ -296,6 +311,8 @@ def _free_blocks(file: BinaryIO, header: Header) -> _Words:
 
 def _metadata_words(file: BinaryIO, header: Header, pointer: int) -> Iterator[int]:
     """The 64-bit words of a metadata chain; ends early where a block is damaged or the chain can't be right."""
+    import numpy as np
+
     size, count = header.block_size or 0, header.block_count or 0
     piece = (size - 8) // 64 // 8 * 8
     scratch: _Words = np.empty(max(1, size // 8), dtype=np.uint64)

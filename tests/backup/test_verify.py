@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 
 import pytest
 
@@ -57,6 +58,7 @@ class Stored:
         self.through(server)
         snapshot = take_snapshot(self.database)
         self.size = replica.stat().st_size
+        self._local = snapshot.path.parent
         self.key = upload_snapshot(self.database, self.store(), snapshot).key
 
     def through(self, server, **fields):
@@ -82,6 +84,10 @@ class Stored:
         """Other bytes under the key, with the metadata that was there or with none."""
         kept = self.client.head_object(Bucket=self.bucket, Key=self.key)["Metadata"] if metadata else {}
         self.client.put_object(Bucket=self.bucket, Key=self.key, Body=data, Metadata=kept)
+
+    def forget_here(self):
+        """Remove the local copy and what it would say about the object."""
+        shutil.rmtree(self._local)
 
     def flip(self, position, **options):
         data = bytearray(self.data())
@@ -121,7 +127,14 @@ def test_a_sound_backup_verifies_and_the_evidence_is_named(server, stored, mode)
 def test_a_backup_without_metadata_verifies_by_what_it_holds(moto_server, stored, mode, evidence):
     backup = stored(moto_server, encryption=mode)
     backup.put(backup.data(), metadata=False)
+    backup.forget_here()
     assert backup.verify().evidence == evidence
+
+
+def test_the_local_copys_digest_stands_in_for_missing_metadata(moto_server, stored):
+    backup = stored(moto_server, encryption="none")
+    backup.put(backup.data(), metadata=False)
+    assert backup.verify().evidence == "SHA-256"
 
 
 def test_a_mac_with_white_space_and_capitals_is_the_same_mac(moto_server, stored):
