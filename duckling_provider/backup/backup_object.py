@@ -322,7 +322,7 @@ def _require_own(database: Database, store: BackupSource, newest: Sequence[Liste
     """:raises RequestError: the newest backups are of several replicas, or of another one than is here."""
     seen: list[tuple[ListedBackup, Origin | None]] = []
     for backup in newest:
-        with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or told when it is read
+        with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or reported when it is read
             seen.append((backup, origin_of(store.head(backup.key))))
     # On another machine than the replica's, only what the backups say of each other can be compared.
     mine = read_origin(database.replica, host=database.here) if database.is_here else seen[0][1] if seen else None

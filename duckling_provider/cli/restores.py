@@ -155,7 +155,7 @@ def _show(session: Session, database: Database, source: BackupSource, plan: Rest
 
 
 def _plan_lines(database: Database, source: BackupSource, plan: RestorePlan) -> list[str]:
-    """What a person is told before a restore: one fact per line."""
+    """What a person sees before a restore: one fact per line."""
     made = f", made {iso(plan.created)} ({ago(plan.created, datetime.now(timezone.utc))})" if plan.created else ""
     fingerprint = _fingerprint(plan)
     if plan.old_size is None:

@@ -82,7 +82,7 @@ def _folder_mode(path: Path) -> int:
     try:
         return stat.S_IMODE(Path(os.path.realpath(path)).parent.stat().st_mode)
     except OSError:
-        return 0  # that the file can't be read is told elsewhere
+        return 0  # that the file can't be read is reported elsewhere
 
 
 def require_private(path: Path, mode: int) -> None:

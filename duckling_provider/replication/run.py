@@ -44,7 +44,7 @@ class Synced:
     :param lag: age in seconds of the oldest change that is not applied, or a bound of it where the run could not look;
         0.0 when there is none.
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
-    :param notes: what could not be mirrored exactly, told by the runs that copy.
+    :param notes: what could not be mirrored exactly, reported by the runs that copy.
     """
 
     outcome: Outcome = "caught up"

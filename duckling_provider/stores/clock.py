@@ -40,7 +40,7 @@ class StoreClock:
 
     @property
     def fault(self) -> str:
-        """How wrong the clock is, in a sentence; empty where it is right, or no answer told the time."""
+        """How wrong the clock is, in a sentence; empty where it is right, or no answer had the time."""
         ahead = self._ahead
         if ahead is None or abs(ahead) <= TOLERANCE:
             return ""

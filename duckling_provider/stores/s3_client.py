@@ -153,7 +153,7 @@ def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:
 
 
 def _certificates() -> str | None:
-    """The file of certificates to trust besides the well-known ones, as AWS's tools are told it."""
+    """The file of certificates to trust besides the well-known ones, as AWS's tools take it."""
     named = os.environ.get("AWS_CA_BUNDLE")
     if not named:
         # A file in disorder is no reason to fail: the store's certificate may need none of it.

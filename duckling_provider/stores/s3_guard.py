@@ -54,7 +54,7 @@ def refuse_strange_answers(client: S3Client, *, endpoint: str | None) -> None:
 
     events = client.meta.events
     # It makes a 500 of each 200 with a page, so it must come after us. Where a later botocore calls it otherwise, pages
-    # are told as a failure of the store.
+    # are reported as a failure of the store.
     theirs = getattr(handlers, "_handle_200_error", None)
     if theirs is not None:
         events.unregister("before-parse.s3.*", theirs)

@@ -41,7 +41,7 @@ _READ = 1 << 20
 
 
 class ObjectOptions(TypedDict, total=False):
-    """What a store is to be told of an object, by the S3 API's names."""
+    """What a store records of an object, by the S3 API's names."""
 
     ContentType: str
     Metadata: dict[str, str]

@@ -1,6 +1,6 @@
 """The connection test: everything that backups, their continuation and the clean-up ask of a store, tried for real.
 
-One cause is told once. What can't be tried, since a step before it failed, is left out.
+One cause is reported once. What can't be tried, since a step before it failed, is left out.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Probe:
     def _try(
         self, name: str, action: str, step: Callable[[], object], *, silent: bool = False
     ) -> Generator[ProbeStep, None, DucklingError | None]:
-        """:returns: why it failed, also when that was told before."""
+        """:returns: why it failed, also when that was reported before."""
         self._note = ""
         try:
             step()
@@ -189,7 +189,7 @@ class Probe:
         self._clean = not self._told
 
     def _tidy_up(self) -> None:
-        """Remove what a failed step may have left. What can't be removed was told by its step."""
+        """Remove what a failed step may have left. What can't be removed was reported by its step."""
         if self._clean:
             return
         with contextlib.suppress(DucklingError):

@@ -149,7 +149,7 @@ class Children:
     def delete(self, reference: Reference, keys: Sequence[tuple[Any, ...]], states: dict[str, TableState]) -> set[str]:
         """The parent's rows with these `keys`, as the binlog has them, are gone.
 
-        :returns: tables that need a new copy, because it can't be told what became of their rows.
+        :returns: tables that need a new copy, because it is unknown what became of their rows.
         """
         columns = self._columns(reference, states[reference.child])
         decoders = [types.decode(column) for column in columns]

@@ -98,7 +98,7 @@ class SetPrimaryKey:
 
 @dataclass(frozen=True)
 class Unclear:
-    """What becomes of the table can't be told from the statement: `note` says why."""
+    """The statement does not show what becomes of the table: `note` says why."""
 
     name: str
     note: str

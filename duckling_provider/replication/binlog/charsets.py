@@ -35,7 +35,7 @@ _OF_THREE = frozenset({"ujis", "eucjpms"})
 
 
 class UndecodableError(ValueError):
-    """A row event that can't be told in values; its text says why, in words for the table's note."""
+    """A row event that can't be given in values; its text says why, in words for the table's note."""
 
 
 class Charsets:

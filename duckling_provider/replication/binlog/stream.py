@@ -35,7 +35,7 @@ _NO_FOREIGN_KEY_CHECKS = 2
 
 # Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
 _STANDALONE, _GROUP_COMMIT, _XA_PREPARED, _XA = 1, 2, 64, 64 | 128
-# And more of them: with binlog_alter_two_phase an ALTER TABLE is told when it starts, and again when it is done.
+# And more of them: with binlog_alter_two_phase an ALTER TABLE is logged when it starts, and again when it is done.
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
 _COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
 _WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
@@ -59,7 +59,7 @@ class ForeignSchemaChange(SchemaChange):
 
 @dataclass(frozen=True)
 class Unfollowed:
-    """What happened to `tables` can't be told from the binlog; they need a new copy."""
+    """What happened to `tables` is not shown by the binlog; they need a new copy."""
 
     note: str
     tables: tuple[str, ...]

@@ -39,7 +39,7 @@ _MEANINGLESS = frozenset({"charset", "characterset", "collation", "timezone", "s
 _RETRYABLE = frozenset(
     {1040, 1053, 1158, 1159, 1160, 1161, 1203, 1205, 1213, 1317, 1927, 2002, 2003, 2006, 2013, 2055, 3024, 3169, 4031}
 )
-#: Ways to log in by which the other side is told the password as it is; and pymysql's number for refusing one.
+#: Ways to log in by which the other side gets the password as it is; and pymysql's number for refusing one.
 _CLEAR_TEXT = ("mysql_clear_password", "dialog")
 _CLEAR_TEXT_ASKED = 2061
 _HINTS = {
