@@ -19,6 +19,7 @@ import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.credentials import Credentials as BotocoreCredentials
+from fixtures.stores import server_at
 from urllib3 import HTTPResponse
 
 from duckling_provider.backup.backup_object import list_backups, resolve
@@ -181,7 +182,7 @@ def test_a_download_that_breaks_off_is_an_error_that_a_retry_may_cure(store_at):
         connection.close()
 
     with _socket_server(answer) as port:
-        store = store_at(_nobody(f"http://127.0.0.1:{port}"), "bucket")
+        store = store_at(server_at(f"http://127.0.0.1:{port}"), "bucket")
         stream = store.open_range(KEY, 0, 100)
         with pytest.raises(StoreError) as caught:
             list(iter(lambda: stream.read(10), b""))
@@ -400,7 +401,7 @@ def test_a_dead_endpoint_is_an_error_that_a_retry_may_cure(store_at):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        store = store_at(_nobody(endpoint), "bucket")
+        store = store_at(server_at(endpoint), "bucket")
         for do in (lambda: store.head(KEY), lambda: store.put(KEY, Parts()), lambda: list(store.list(""))):
             with pytest.raises(StoreError) as caught:
                 do()
@@ -627,7 +628,7 @@ def test_an_entry_without_s3_has_no_store(installation):
         open_store(installation.database())
 
 
-def test_credentials_show_their_secrets_to_nobody():
+def test_credentials_show_their_secrets_toserver_at():
     shown = repr(Credentials("id", "the-secret", "the-token"))
     assert "the-secret" not in shown
     assert "the-token" not in shown
@@ -712,26 +713,6 @@ def test_an_unknown_certificate_is_refused_for_good(tls_server, store_at):
 
 
 # ---- bare sockets ------------------------------------------------------------------------------------------
-
-
-def _nobody(endpoint):
-    """What the `s3` of an entry needs to know of a server that is none."""
-
-    class Server:
-        @staticmethod
-        def s3(bucket, **fields):
-            return {
-                "enabled": True,
-                "bucket": bucket,
-                "region": "us-east-1",
-                "accessKeyId": "id",
-                "secretAccessKey": "secret",
-                "endpoint": endpoint,
-                "forcePathStyle": True,
-                **fields,
-            }
-
-    return Server
 
 
 @contextlib.contextmanager

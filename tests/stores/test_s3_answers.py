@@ -9,6 +9,7 @@ import io
 import threading
 
 import pytest
+from fixtures.stores import server_at
 
 from duckling_provider.base.errors import (
     ConfigError,
@@ -123,7 +124,7 @@ MEANINGS = [
 def test_each_answer_has_its_own_meaning(store_at, answering, code, status, message, retryable, advice):
     body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     server = answering(status, {"Content-Type": "application/xml"}, body)
-    error = failure("put", store_at(_at(server.endpoint), "bucket"))
+    error = failure("put", store_at(server_at(server.endpoint), "bucket"))
     assert error.retryable is retryable
     assert advice in str(error)
     assert "None" not in str(error)
@@ -133,7 +134,7 @@ def test_each_answer_has_its_own_meaning(store_at, answering, code, status, mess
 @pytest.mark.parametrize("call", CALLS)
 def test_a_redirect_is_one_request_and_names_the_address(store_at, answering, status, call):
     server = answering(status, {"Location": "https://store.example/bucket/key?X-Amz-Signature=abc"})
-    error = failure(call, store_at(_at(server.endpoint), "bucket"))
+    error = failure(call, store_at(server_at(server.endpoint), "bucket"))
     assert server.count == 1
     assert "set s3.endpoint to https://store.example" in str(error)
     assert "X-Amz" not in str(error)
@@ -144,14 +145,14 @@ def test_a_redirect_is_one_request_and_names_the_address(store_at, answering, st
 def test_pages_for_everything_are_no_store(store_at, answering, call):
     page = b"<!doctype html><html><body>Welcome</body></html>"
     server = answering(200, {"Content-Type": "text/html", "ETag": '"1"'}, page)
-    error = failure(call, store_at(_at(server.endpoint), "bucket"))
+    error = failure(call, store_at(server_at(server.endpoint), "bucket"))
     assert "is no S3 store" in str(error)
     assert not error.retryable
 
 
 def test_what_is_too_large_for_a_proxy_says_what_to_change(store_at, answering):
     page = b"<html>\r\n<head><title>413 Request Entity Too Large</title></head><hr></html>"
-    error = failure("put", store_at(_at(answering(413, {"Content-Type": "text/html"}, page).endpoint), "bucket"))
+    error = failure("put", store_at(server_at(answering(413, {"Content-Type": "text/html"}, page).endpoint), "bucket"))
     assert "client_max_body_size" in str(error)
     assert "s3.partSizeMiB" in str(error)
     assert not error.retryable
@@ -266,31 +267,13 @@ def test_a_bundle_of_certificates_that_cannot_be_used_is_named(store_at, moto_se
     if kind == "garbage":
         bundle.write_text("no certificate")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
-    error = failure("list", store_at(_at(moto_server.endpoint.replace("http://", "https://")), "bucket"))
+    error = failure("list", store_at(server_at(moto_server.endpoint.replace("http://", "https://")), "bucket"))
     assert "AWS_CA_BUNDLE" in str(error)
     assert not error.retryable
 
 
 def test_tls_to_a_port_without_it_is_told_as_such(store_at, moto_server):
     endpoint = moto_server.endpoint.replace("http://", "https://")
-    error = failure("list", store_at(_at(endpoint), "bucket"))
+    error = failure("list", store_at(server_at(endpoint), "bucket"))
     assert "does not speak TLS" in str(error)
     assert not error.retryable
-
-
-def _at(endpoint):
-    class Server:
-        @staticmethod
-        def s3(bucket, **fields):
-            return {
-                "enabled": True,
-                "bucket": bucket,
-                "region": "us-east-1",
-                "accessKeyId": "id",
-                "secretAccessKey": "secret",
-                "endpoint": endpoint,
-                "forcePathStyle": True,
-                **fields,
-            }
-
-    return Server
