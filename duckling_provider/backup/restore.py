@@ -143,8 +143,15 @@ def restore_backup(
     control = control or Control()
     store = store.under(control)
     started = time.monotonic()
+    wanted = _Wanted(database, store, key, before, fallback, any_origin)
     if to is not None:
-        backup = _restore_elsewhere(database, store, key, before, to, control, fallback=fallback, any_origin=any_origin)
+        _require_new_path(database, to)
+        with (
+            wanted.downloaded(to, control) as (backup, new),
+            disk_errors(to.parent, subject=database.id, needed=backup.size),
+        ):
+            give_name(new, to)
+            sync_folder(to.parent)
         return _result(backup, started, to, None)
     replica = Path(os.path.realpath(database.replica))
     with disk_errors(replica.parent, subject=database.id, needed=0):
@@ -156,28 +163,19 @@ def restore_backup(
             # restore.
             with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
-        with contextlib.ExitStack() as stack:
-            backup, new = _first_sound(
-                database,
-                store,
-                key,
-                before=before,
-                fallback=fallback,
-                any_origin=any_origin,
-                use=lambda found: (found, stack.enter_context(_download(database, store, found, replica, control))),
-            )
-            with (
-                replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
-                _writers_kept_out(replica, database, wait=wait, control=control),
-                _writers_kept_out(new, database, wait=0, control=control),
-                disk_errors(replica.parent, subject=database.id, needed=backup.size),
-            ):
-                control.check()
-                inherit_permissions(replica, new)
-                keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
-                if backup.origin is not None:
-                    ensure_origin(replica, host=database.here, taken=backup.origin)
-                kept = replace_replica(new, database.replica, keep_as=keep_as)
+        with (
+            wanted.downloaded(replica, control) as (backup, new),
+            replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
+            _writers_kept_out(replica, database, wait=wait, control=control),
+            _writers_kept_out(new, database, wait=0, control=control),
+            disk_errors(replica.parent, subject=database.id, needed=backup.size),
+        ):
+            control.check()
+            inherit_permissions(replica, new)
+            keep_as = f"{replica.name}.old-{stamp_of(datetime.now(timezone.utc))}" if keep_old else None
+            if backup.origin is not None:
+                ensure_origin(replica, host=database.here, taken=backup.origin)
+            kept = replace_replica(new, database.replica, keep_as=keep_as)
     return _result(backup, started, replica, kept)
 
 
@@ -205,9 +203,8 @@ def plan_restore(
     else:
         _require_new_path(database, to)
         target = to
-    backup = _first_sound(
-        database, store, key, before=before, fallback=fallback, any_origin=any_origin, use=lambda found: found
-    )
+    wanted = _Wanted(database, store, key, before, fallback, any_origin)
+    backup = wanted.first_sound(lambda found: found)
     existing = target.parent
     while not existing.exists():
         existing = existing.parent
@@ -228,61 +225,73 @@ def plan_restore(
     )
 
 
-def _first_sound(
-    database: Database,
-    store: BackupSource,
-    key: str,
-    *,
-    before: datetime | None,
-    fallback: bool,
-    any_origin: bool,
-    use: Callable[[StoredBackup], Result],
-) -> Result:
-    """What `use` makes of the backup that is meant, or with `fallback` of the newest older one that is not damaged.
+@dataclass(frozen=True)
+class _Wanted:
+    """Which backup a restore is to take: `key` or, with `fallback`, an older one where that is damaged."""
 
-    :param use: may read the backup, and raises `IntegrityError` or `DamagedError` when it is damaged.
-    :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
-    """
-    key, chosen = resolve(database, store, key, before=before, any_origin=any_origin), key != LATEST
-    while True:
-        try:
-            return use(identify_backup(database, store, key, chosen=chosen))
-        except _DAMAGE as error:
-            # A key that is proven to be another one is no damage: with the right one, the backup is good.
-            goes_on = fallback and not (isinstance(error, WrongKeyError) and error.proven)
-            older = _next_whole(database, store, key, any_origin=any_origin, strict=goes_on)
-            if older is None:
-                raise
-            if not goes_on:
-                name = older.rpartition("/")[2]
-                advice = (
-                    f"The next older backup that looks whole is {name}: name it, or add --fallback (conf: fallback)."
+    database: Database
+    store: BackupSource
+    key: str
+    before: datetime | None
+    fallback: bool
+    any_origin: bool
+
+    @contextlib.contextmanager
+    def downloaded(self, target: Path, control: Control) -> Iterator[tuple[StoredBackup, Path]]:
+        """The backup, and its content as a proven file beside `target`; removed on leaving unless it was renamed."""
+        with contextlib.ExitStack() as stack:
+            yield self.first_sound(
+                lambda found: (
+                    found,
+                    stack.enter_context(_download(self.database, self.store, found, target, control)),
                 )
-                error.hint = f"{error.hint} {advice}" if error.hint else advice
-                raise
-            log.warning("passed over, since it is damaged: %s", error.what)
-            key, chosen = older, False
+            )
 
+    def first_sound(self, use: Callable[[StoredBackup], Result]) -> Result:
+        """What `use` makes of the backup that is meant, or with `fallback` of the newest older one that is sound.
 
-def _next_whole(database: Database, store: BackupSource, key: str, *, any_origin: bool, strict: bool) -> str | None:
-    """The newest backup older than `key` whose head, ``.mac`` and first bytes are as they should be.
+        :param use: may read the backup, and raises `IntegrityError` or `DamagedError` when it is damaged.
+        :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
+        """
+        key = resolve(self.database, self.store, self.key, before=self.before, any_origin=self.any_origin)
+        chosen = self.key != LATEST
+        while True:
+            try:
+                return use(identify_backup(self.database, self.store, key, chosen=chosen))
+            except _DAMAGE as error:
+                # A key that is proven to be another one is no damage: with the right one, the backup is good.
+                goes_on = self.fallback and not (isinstance(error, WrongKeyError) and error.proven)
+                older = self._next_whole(key, strict=goes_on)
+                if older is None:
+                    raise
+                if not goes_on:
+                    name = older.rpartition("/")[2]
+                    advice = f"The next older backup that looks whole is {name}: name it, or add --fallback (conf: "
+                    advice += "fallback)."
+                    error.hint = f"{error.hint} {advice}" if error.hint else advice
+                    raise
+                log.warning("passed over, since it is damaged: %s", error.what)
+                key, chosen = older, False
 
-    :param strict: whether an error in looking is raised; otherwise it counts as "there is none".
-    """
-    while (created := parse_name(key.rpartition("/")[2])) is not None:
-        try:
-            key = resolve(database, store, LATEST, before=created, any_origin=any_origin)
-            identify_backup(database, store, key)
-        except NotFoundError:
-            return None
-        except _DAMAGE:
-            continue
-        except DucklingError:
-            if strict:
-                raise
-            return None
-        return key
-    return None
+    def _next_whole(self, key: str, *, strict: bool) -> str | None:
+        """The newest backup older than `key` whose head, ``.mac`` and first bytes are as they should be.
+
+        :param strict: whether an error in looking is raised; otherwise it counts as "there is none".
+        """
+        while (created := parse_name(key.rpartition("/")[2])) is not None:
+            try:
+                key = resolve(self.database, self.store, LATEST, before=created, any_origin=self.any_origin)
+                identify_backup(self.database, self.store, key)
+            except NotFoundError:
+                return None
+            except _DAMAGE:
+                continue
+            except DucklingError:
+                if strict:
+                    raise
+                return None
+            return key
+        return None
 
 
 def _require_new_path(database: Database, to: Path) -> None:
@@ -299,34 +308,6 @@ def _require_new_path(database: Database, to: Path) -> None:
         )
     if not to.parent.is_dir():
         raise RequestError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
-
-
-def _restore_elsewhere(
-    database: Database,
-    store: BackupSource,
-    key: str,
-    before: datetime | None,
-    to: Path,
-    control: Control,
-    *,
-    fallback: bool,
-    any_origin: bool,
-) -> StoredBackup:
-    _require_new_path(database, to)
-    with contextlib.ExitStack() as stack:
-        backup, new = _first_sound(
-            database,
-            store,
-            key,
-            before=before,
-            fallback=fallback,
-            any_origin=any_origin,
-            use=lambda found: (found, stack.enter_context(_download(database, store, found, to, control))),
-        )
-        with disk_errors(to.parent, subject=database.id, needed=backup.size):
-            give_name(new, to)
-            sync_folder(to.parent)
-    return backup
 
 
 @contextlib.contextmanager

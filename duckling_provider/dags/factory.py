@@ -6,6 +6,7 @@ into a DAG.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +107,12 @@ def backup_dag(database: Database, *, pool: str | None = None, warnings: tuple[s
     transfer = _transfer(pool)
     schedule = _every(timedelta(hours=database.interval_hours), database) if database.auto_backup else None
     asset = _asset("backup", database)
-    with DAG(
-        dag_id("backup", database.id),
+    with _dag(
+        "backup",
+        database,
         description=f"Backups of {database.name}",
         schedule=schedule,
-        start_date=_START,
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        default_args=_task_defaults(database, _BACKUP_RETRY_DELAY),
-        tags=["duckling", "backup"],
+        retry_delay=_BACKUP_RETRY_DELAY,
         doc_md=backup_doc(database, schedule=schedule.description if schedule else "", warnings=warnings),
     ) as dag:
         cleanup = DucklingCleanupOperator(
@@ -159,17 +156,11 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
     :param pool: of the task that transfers, and of `pause`: where the pool is missing, no task of it ever starts, and a
         replica that was held before would stay held.
     """
-    with DAG(
-        dag_id("restore", database.id),
+    with _dag(
+        "restore",
+        database,
         description=f"Puts a backup of {database.name} in place of the replica",
-        schedule=None,
-        start_date=_START,
-        catchup=False,
-        max_active_runs=1,
-        # The runs of a paused DAG never start, and this is needed on a bad day.
-        is_paused_upon_creation=False,
-        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY) | {"priority_weight": _RESTORE_PRIORITY},
-        tags=["duckling", "restore"],
+        task_defaults={"priority_weight": _RESTORE_PRIORITY},
         doc_md=restore_doc(database),
     ) as dag:
         params = _restore_params(database)
@@ -215,16 +206,10 @@ def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
 
     :param pool: of that task.
     """
-    with DAG(
-        dag_id("verify", database.id),
+    with _dag(
+        "verify",
+        database,
         description=f"Proves that a backup of {database.name} can be restored",
-        schedule=None,
-        start_date=_START,
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
-        tags=["duckling", "verify"],
         doc_md=verify_doc(database),
     ) as dag:
         HmacVerifySensor(
@@ -246,16 +231,12 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
     It begins paused, because it writes the replica, unless the environment says that it may.
     """
     every = timedelta(minutes=settings.sync_interval_minutes)
-    with DAG(
-        dag_id("sync", database.id),
+    with _dag(
+        "sync",
+        database,
         description=f"Keeps the replica of {database.name} up to date",
         schedule="@continuous" if settings.cdc_enabled else _every(every, database),
-        start_date=_START,
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=not (settings.auto_start_sync or settings.cdc_enabled),
-        default_args=_task_defaults(database, _RESTORE_RETRY_DELAY),
-        tags=["duckling", "sync"],
+        paused=not (settings.auto_start_sync or settings.cdc_enabled),
         doc_md=sync_doc(database, settings),
     ) as dag:
         DucklingSyncOperator(
@@ -265,6 +246,37 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
             doc_md="Applies MySQL's binlog; skipped when a backup or a restore needs the replica.",
         )
     return dag
+
+
+def _dag(
+    kind: Kind,
+    database: Database,
+    *,
+    description: str,
+    doc_md: str,
+    schedule: StaggeredTimetable | str | None = None,
+    retry_delay: timedelta = _RESTORE_RETRY_DELAY,
+    task_defaults: Mapping[str, Any] | None = None,
+    paused: bool = False,
+) -> DAG:
+    """A DAG of an entry. None but a sync begins paused: the runs of a paused DAG never start, and a restore is needed
+    on a bad day.
+
+    :param schedule: None: by hand only.
+    :param task_defaults: beside those of all our tasks.
+    """
+    return DAG(
+        dag_id(kind, database.id),
+        description=description,
+        schedule=schedule,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=paused,
+        default_args={**_task_defaults(database, retry_delay), **(task_defaults or {})},
+        tags=["duckling", kind],
+        doc_md=doc_md,
+    )
 
 
 def _every(interval: timedelta, database: Database) -> StaggeredTimetable:

@@ -110,23 +110,23 @@ def _due(database: Database, record: Record) -> float | None:
 def _why_none(record: Record) -> str:
     if "backup" not in record.known:
         return "Airflow has not read its DAGs yet"
-    if "backup" in record.paused:
-        return "its backup DAG is paused"
-    for run in record.active:
-        if run.kind == "backup":
-            return run.wait.why if run.wait else "the first backup is under way"
-    return "no backup has run yet"
+    return _kept_up_by(record, "the first backup") or "no backup has run yet"
 
 
 def _why_late(record: Record) -> str:
     if "backup" not in record.known:
         return "Airflow no longer has its backup DAG"
+    return _kept_up_by(record, "a backup") or "no backup since then; is Airflow's scheduler running?"
+
+
+def _kept_up_by(record: Record, backup: str) -> str:
+    """What keeps a backup from being there, in words; empty where Airflow's records don't say."""
     if "backup" in record.paused:
         return "its backup DAG is paused"
     for run in record.active:
         if run.kind == "backup":
-            return run.wait.why if run.wait else "a backup is under way"
-    return "no backup since then; is Airflow's scheduler running?"
+            return run.wait.why if run.wait else f"{backup} is under way"
+    return ""
 
 
 def _hold(database: Database) -> tuple[Hold | None, str]:
