@@ -1,8 +1,8 @@
 """A checksum of a table that MySQL and DuckDB compute alike, each where its rows are.
 
 Each value becomes a text that both can write (`mysql_text`, `replica_text`), a row's texts make one text, and of its
-MD5 some digits say in which bucket the row is counted, and 60 bits are added up per bucket, so that the order of rows
-doesn't matter. A row with a primary key falls into the bucket of its key, so it stays there whatever else of it
+SHA-256 some digits say in which bucket the row is counted, and 60 bits are added up per bucket, so that the order of
+rows doesn't matter. A row with a primary key falls into the bucket of its key, so it stays there whatever else of it
 differs.
 
 The texts keep different values apart; that is all they must do. Where both sides write the same value in two ways (a
@@ -27,7 +27,7 @@ _BUCKET_ROWS = 4096
 #: Hex digits of a bucket's name at most: each side keeps a sum for each of 65,536 buckets.
 _MOST_DIGITS = 4
 
-#: Texts of at most 64 KiB: they are part of the row's text as they are, of others only their MD5 is.
+#: Texts of at most 64 KiB: they are part of the row's text as they are, of others only their hash is.
 _SHORT_TEXTS = CHARACTERS | CHOICES | {"tinytext", "text"}
 #: Character sets whose bytes are UTF-8 already.
 _UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
@@ -65,7 +65,7 @@ class TableChecksum:
         rows = query(
             connection,
             f"SELECT b, COUNT(*), SUM(CAST(CONV(LEFT(h, 15), 16, 10) AS UNSIGNED)) FROM ("
-            f"SELECT {bucket} AS b, MD5({row}) AS h FROM {quote_mysql(self._table.name)}) AS r GROUP BY b",
+            f"SELECT {bucket} AS b, {mysql_hash(row)} AS h FROM {quote_mysql(self._table.name)}) AS r GROUP BY b",
         )
         return {_text(name): Bucket(int(count), int(total or 0)) for name, count, total in rows}
 
@@ -75,9 +75,10 @@ class TableChecksum:
         :param relation: SQL of a table whose columns ``c0``, ``c1``, … are the columns in their DuckDB types.
         """
         texts = (replica_text(column, f"c{n}") for n, column in enumerate(self._table.columns))
+        row = f"concat_ws('|', {', '.join(texts)})"
         return (
             "SELECT b, count(*), sum(CAST('0x' || left(h, 15) AS BIGINT)) FROM ("
-            f"SELECT {self.replica_bucket} AS b, md5(concat_ws('|', {', '.join(texts)})) AS h FROM {relation}) "
+            f"SELECT {self.replica_bucket} AS b, {replica_hash(row)} AS h FROM {relation}) "
             "GROUP BY b"
         )
 
@@ -92,12 +93,14 @@ class TableChecksum:
     @property
     def _mysql_bucket(self) -> str:
         texts = ", ".join(mysql_text(column) for _, column in self._bucket_columns)
-        return f"LEFT(MD5(CONCAT_WS('|', {texts})), {self._digits})"
+        key = f"CONCAT_WS('|', {texts})"
+        return f"LEFT({mysql_hash(key)}, {self._digits})"
 
     @property
     def replica_bucket(self) -> str:
         texts = ", ".join(replica_text(column, f"c{n}") for n, column in self._bucket_columns)
-        return f"left(md5(concat_ws('|', {texts})), {self._digits})"
+        key = f"concat_ws('|', {texts})"
+        return f"left({replica_hash(key)}, {self._digits})"
 
     @property
     def _bucket_columns(self) -> list[tuple[int, Column]]:
@@ -111,6 +114,19 @@ class TableChecksum:
             return ""
         names = ", ".join(f"'{name}'" for name in sorted(filter(None, buckets)))
         return f"{bucket} IN ({names})"
+
+
+def mysql_hash(text: str) -> str:
+    """SQL of MySQL for 64 hex digits: of all hashes that both sides have, the one that no server lacks.
+
+    MySQL has MD5 and SHA1 in a component only, from 9.6 on.
+    """
+    return f"SHA2({text}, 256)"
+
+
+def replica_hash(text: str) -> str:
+    """SQL of DuckDB for the same digits."""
+    return f"sha256({text})"
 
 
 def mysql_text(column: Column) -> str:
@@ -140,11 +156,11 @@ def mysql_text(column: Column) -> str:
         utf8 = f"CAST({utf8} AS BINARY)"
         text = f"CONCAT(LENGTH({utf8}), ':', {utf8})"
     elif kind in BYTES:
-        text = f"MD5({name})"
+        text = mysql_hash(name)
     elif kind in _SPATIAL:
-        text = f"MD5(SUBSTRING(HEX({name}), 9))"  # without the SRID
+        text = mysql_hash(f"SUBSTRING(HEX({name}), 9)")  # without the SRID
     else:
-        text = f"MD5(CONVERT({select_expression(column)} USING utf8mb4))"
+        text = mysql_hash(f"CONVERT({select_expression(column)} USING utf8mb4)")
     return f"IFNULL({text}, 'n')"
 
 
@@ -181,9 +197,9 @@ def replica_text(column: Column, name: str) -> str:
     elif kind in _INTEGERS or kind in {"bit", "date"}:
         text = f"CAST({name} AS VARCHAR)"
     elif kind in _SPATIAL:
-        text = f"md5(hex({name}))"
+        text = replica_hash(f"hex({name})")
     else:
-        text = f"md5({name})"
+        text = replica_hash(name)
     return f"coalesce({text}, 'n')"
 
 

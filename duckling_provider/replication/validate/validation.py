@@ -285,7 +285,7 @@ class _Job:
         except SourceError as error:
             if error.retryable or error.code == _ALTERED or error.code in _GONE | _DENIED:
                 raise
-            # Such as a server that was built without MD5.
+            # Such as a server whose SHA2 is switched off.
             log.warning("%s: the server can't compute its checksum, so all rows are read: %s", table.name, error)
             return None, None
         differing = {name for name in mysql.keys() | replica.keys() if mysql.get(name) != replica.get(name)}
