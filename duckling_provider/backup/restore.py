@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.names import LATEST, parse_name
+from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.pipeline import DurableWriter
+from duckling_provider.backup.states import noted_damage
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
 from duckling_provider.base.durable_files import sync_folder
@@ -128,7 +129,7 @@ def restore_backup(
     """Replace the replica by a backup, or write the backup to another path.
 
     :param store: where to take it from: the database's S3 store or `local.LocalBackups`.
-    :param key: a key, a bare file name, or ``latest``.
+    :param key: a key, a bare file name, ``latest`` or ``latest-tested``.
     :param before: with ``latest``: the newest backup made before that time.
     :param to: a path that does not exist yet; the replica is not touched then.
     :param keep_old: leave the old file and its write-ahead log beside the new one.
@@ -254,10 +255,11 @@ class _Wanted:
         :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
         """
         key = resolve(self.database, self.store, self.key, before=self.before, any_origin=self.any_origin)
-        chosen = self.key != LATEST
+        chosen = self.key not in RULES
         while True:
             try:
-                return use(identify_backup(self.database, self.store, key, chosen=chosen))
+                with noted_damage(self.database, self.store, key):
+                    return use(identify_backup(self.database, self.store, key, chosen=chosen))
             except _DAMAGE as error:
                 # A key that is proven to be another one is no damage: with the right one, the backup is good.
                 goes_on = self.fallback and not (isinstance(error, WrongKeyError) and error.proven)

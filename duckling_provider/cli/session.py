@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from duckling_provider.backup.names import LATEST, checked_key
+from duckling_provider.backup.names import RULES, checked_key
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
@@ -268,7 +268,7 @@ def _connection_credentials(database_id: str) -> Credentials | None:
 
 def full_key(source: BackupSource, key: str) -> str:
     """`key` in full, refused before anything is asked of the store or the replica."""
-    if key == LATEST:
+    if key in RULES:
         return key
     try:
         return checked_key(source.prefix, key)

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from duckling_provider.backup.backup_object import origin_of, resolve
 from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
+from duckling_provider.backup.names import LATEST, MAC_SUFFIX, RULES, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
@@ -269,9 +269,9 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
     """Why the newest backup may be of another replica than the one that is meant, where just the newest is asked for;
     empty where nothing speaks against it.
     """
-    if key == LATEST:
+    if key in RULES:
         try:
-            resolve(database, store)
+            resolve(database, store, key)
         except RequestError as error:
             return error.what
     return ""
@@ -279,7 +279,7 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
 
 def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
-    conf = {"key": existing_key(database, _backups(database), key)} if key else None
+    conf = {"key": existing_key(database, _backups(database), key, proven=kind != "verify")} if key else None
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:

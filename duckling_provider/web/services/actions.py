@@ -11,12 +11,12 @@ from typing import TypedDict
 from airflow.utils.session import create_session
 
 from duckling_provider.backup.backup_object import list_backups, resolve
-from duckling_provider.backup.check import check_database
-from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
+from duckling_provider.backup.names import RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
+from duckling_provider.oversight.check import check_database
 from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
@@ -83,15 +83,16 @@ def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
     return ListedBackup(full, created, size)
 
 
-def existing_key(database: Database, store: BackupSource, key: str) -> str:
+def existing_key(database: Database, store: BackupSource, key: str, *, proven: bool = True) -> str:
     """`key` in full, once the store was asked whether it is there; ``latest`` becomes the key that it means.
 
+    :param proven: False: ``latest`` is the newest complete one, which is to be verified.
     :raises DucklingError: it lies outside the prefix.
     :raises NotFoundError: there is no such backup.
     """
     with patiently(store) as bound:
-        if key == LATEST:
-            return resolve(database, bound, key, any_origin=True)
+        if key in RULES:
+            return resolve(database, bound, key, any_origin=True, proven=proven)
         full, _ = _backup_key(bound, key)
         bound.head(full)
         return full
@@ -102,7 +103,7 @@ def restore_conf(database: Database, store: BackupSource, key: str, *, any_origi
     compares the origins.
     """
     full = existing_key(database, store, key)
-    conf: dict[str, str | bool] = {"key": key if key == LATEST else full}
+    conf: dict[str, str | bool] = {"key": key if key in RULES else full}
     return {**conf, "any_origin": True} if any_origin else conf
 
 
