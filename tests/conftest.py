@@ -25,15 +25,19 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+#: DUCKLING_TESTS=full: the long forms, each step and many random moments; otherwise a few of each stand for the rest.
+FULL = os.environ.get("DUCKLING_TESTS") == "full"
+
 # A slow machine is no failure.
-settings.register_profile("duckling", deadline=None)
-settings.load_profile("duckling")
+settings.register_profile("short", deadline=None, max_examples=30)
+settings.register_profile("full", deadline=None)
+settings.load_profile("full" if FULL else "short")
 
 # A script's background job ignores Ctrl-C, and what it starts does too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.mysql_servers", "fixtures.stores"]
+pytest_plugins = ["fixtures.cpu_seconds", "fixtures.mysql_servers", "fixtures.stores"]
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
@@ -77,12 +81,22 @@ _SLOW_FIXTURES = frozenset(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [] if FULL else [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: item.path.name not in _LONG)
     for item in items:
         slow = _SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
         if not slow and not any(item.get_closest_marker(name) for name in (*_SLOW_MARKERS, "slow")):
             item.add_marker("quick")
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether the long forms are wanted."""
+    return FULL
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def assert_clear_failure(done, words):
     assert any(word in done.said for word in words), done.said
 
 
-full_only = pytest.mark.survival_full
+full_only = pytest.mark.full
 FULL = ["filled up", "No space left", "no space left"]
 
 

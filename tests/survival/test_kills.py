@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-full_only = pytest.mark.survival_full
+full_only = pytest.mark.full
 MODES = ["client-aes256", pytest.param("none", marks=full_only)]
 
 
