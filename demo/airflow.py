@@ -123,7 +123,7 @@ class Airflow:
         self.service.stop()
         port = port or free_port(8080)
         url = f"http://localhost:{port}"
-        environ = self.environment(
+        settings = dict(
             AIRFLOW__API__HOST="127.0.0.1",
             AIRFLOW__API__PORT=str(port),
             AIRFLOW__API__BASE_URL=url,
@@ -138,8 +138,8 @@ class Airflow:
             # A change of databases.json shows after seconds.
             AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="10",
             AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="30",
-            **more,
         )
+        environ = self.environment(**(settings | more))
         self.service.start([*_AIRFLOW, "standalone"], environ)
         return url
 

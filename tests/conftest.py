@@ -6,6 +6,7 @@ Helpers are fixtures that return functions or small objects, because test folder
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -37,7 +38,7 @@ settings.load_profile("full" if FULL else "short")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.cpu_seconds", "fixtures.mysql_servers", "fixtures.stores"]
+pytest_plugins = ["fixtures.airflow_database", "fixtures.cpu_seconds", "fixtures.mysql_servers", "fixtures.stores"]
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
@@ -57,9 +58,19 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
-#: Files that take minutes. Where several processes share the tests, the one that begins with such a file last keeps
-#: all others waiting.
-_LONG = ("test_secrets.py", "test_live.py", "test_benchmarks.py", "test_demo.py")
+#: What takes longest, to come first where several processes share the tests: the one that begins with such a file last
+#: keeps all others waiting.
+_LONGEST = (
+    "airflow/",
+    "page/test_live.py",
+    "survival/test_kills.py",
+    "survival/test_replication.py",
+    "replication/",
+    "test_demo.py",
+    "cli/test_cli.py",
+    "test_benchmarks.py",
+)
+_HERE = Path(__file__).parent
 #: What makes a test slow: it starts a server, an Airflow or a child process, or talks to one.
 _SLOW_MARKERS = ("airflow", "browser", "cluster", "demo", "mysql", "server", "survival")
 _SLOW_FIXTURES = frozenset(
@@ -86,11 +97,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    items.sort(key=_rank)
     for item in items:
         slow = _SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
         if not slow and not any(item.get_closest_marker(name) for name in (*_SLOW_MARKERS, "slow")):
             item.add_marker("quick")
+
+
+def _rank(item: pytest.Item) -> int:
+    name = str(item.path.relative_to(_HERE))
+    return next((rank for rank, prefix in enumerate(_LONGEST) if name.startswith(prefix)), len(_LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, but all of tests/airflow in one process: each further one would import Airflow and make its application,
+    which takes as long as most of the files.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndAirflow(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/airflow" if nodeid.startswith("tests/airflow/") else super()._split_scope(nodeid)
+
+    return ByFileAndAirflow(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -128,21 +158,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client of the test's own, to look at and to spoil what the product stored."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key,
-            config=Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        return _client(self.endpoint, self.region, self.access_key_id, self.secret_access_key)
 
     def new_bucket(self) -> str:
         """The name of a fresh, empty bucket."""
@@ -162,6 +178,25 @@ class S3Server:
             "forcePathStyle": True,
             **fields,
         }
+
+
+@functools.cache
+def _client(endpoint: str, region: str, access_key_id: str, secret_access_key: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
 
 
 def _free_port() -> int:

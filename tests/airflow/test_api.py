@@ -23,15 +23,6 @@ API_KEY = "an-api-key-of-the-tests"
 NOW = datetime.now(timezone.utc)
 
 
-@pytest.fixture(scope="module")
-def airflow_app(airflow_db):
-    from airflow.api_fastapi.app import create_app, purge_cached_app
-
-    purge_cached_app()
-    yield create_app()
-    purge_cached_app()
-
-
 @pytest.fixture
 def client(airflow_app, installation, monkeypatch):
     """`client(method, path, …)` with the API key; the API's limits are as good as off."""

@@ -57,10 +57,12 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(make_replica) -> Iterator[Live]:
+def live(make_replica, copy_airflow_database) -> Iterator[Live]:
     folder = Path(tempfile.mkdtemp(prefix="duckling-page-"))
     airflow, store = Airflow(folder / "home", folder / "data"), Store(folder / "store")
     airflow.data.mkdir()
+    airflow.home.mkdir()
+    copy_airflow_database(airflow.home / "airflow.db")
     try:
         where = store.start()
         entries = [
@@ -88,6 +90,9 @@ def live(make_replica) -> Iterator[Live]:
             AUTO_BACKUP="false",
             DUCKLING_API_KEY=API_KEY,
             AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer",
+            # The DAGs stay as they are: parsed once, not every ten seconds for as long as the tests last.
+            AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="3600",
+            AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="3600",
         )
         airflow.wait(url, {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"})
         passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
