@@ -35,6 +35,7 @@ from duckling_provider.config.databases import S3Settings
 from duckling_provider.stores.s3_guard import refuse_strange_answers
 
 if TYPE_CHECKING:
+    import boto3
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest
     from botocore.signers import RequestSigner
     from mypy_boto3_s3 import S3Client
@@ -56,7 +57,7 @@ class Credentials:
     access_key_id: str
     secret_access_key: str
     session_token: str | None = None
-    session: botocore.session.Session | None = None
+    session: boto3.session.Session | botocore.session.Session | None = None
 
     def __repr__(self) -> str:
         return f"Credentials({self.access_key_id}, ***)"

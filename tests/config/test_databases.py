@@ -1118,7 +1118,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.lists(ENTRIES | VALUES, max_size=3) | VALUES)
 def test_no_json_value_whatever_breaks_the_reader_or_leaks_into_messages(tmp_path: Path, content: Any) -> None:
     (tmp_path / "databases.json").write_text(json.dumps(content))
@@ -1140,7 +1140,7 @@ def test_no_json_value_whatever_breaks_the_reader_or_leaks_into_messages(tmp_pat
         assert message.isprintable()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: f'[{{"secret": "{text}'.encode()))
 def test_no_file_content_whatever_raises_anything_but_a_config_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "databases.json").write_bytes(content)
@@ -1152,7 +1152,7 @@ def test_no_file_content_whatever_raises_anything_but_a_config_error(tmp_path: P
         assert isinstance(installation, Installation)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40))
 def test_a_secret_of_a_good_entry_is_in_secrets_and_neither_in_masked_nor_in_repr(tmp_path: Path, secret: str) -> None:
     marked = f"\u00a7{secret}\u00a7"  # a mark that occurs nowhere else, so that finding it means leaking
