@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
-from duckling_provider.replication.binlog.rows import ZERO_DATE
+from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.families import CHOICES, DATES
 from duckling_provider.replication.model.ledger import TableState
