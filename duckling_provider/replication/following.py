@@ -194,7 +194,9 @@ class Following:
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
-        return self._run.mirrors(name) or any(name == reference.parent for reference in self._run.references)
+        return self._run.mirrors(name) or any(
+            name == reference.parent and not reference.is_logged for reference in self._run.references
+        )
 
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
@@ -204,6 +206,7 @@ class Following:
         for reference in references:
             if (
                 reference.schema
+                and not reference.is_logged
                 and reference not in self._run.references
                 and self._run.database.mirrors(reference.child)
             ):

@@ -333,8 +333,7 @@ class Applier:
         return self._commit(Commit(change.position, change.timestamp))
 
     def _wrote(self, wrote: Wrote) -> None:
-        children = {parent: self._children.descendants(parent) for parent in self._children.by_parent}
-        tables = self._reach().written_by(wrote, self._states, children)
+        tables = self._reach().written_by(wrote, self._states, self._children.of_statements())
         self._has_reached = self._has_reached or bool(tables)
         self._mark_new(sorted(tables), wrote.note)
         if not wrote.known:

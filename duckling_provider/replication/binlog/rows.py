@@ -111,12 +111,20 @@ def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableM
         decode = charsets.decoder(collations[index], names[index]) if index in collations else bytes
         values: list[str] = []
         if kind in {_ENUM, _SET}:
-            values = [str(decode(value)) for value in next(enums if kind == _ENUM else sets, ())]
+            values = [_choice(decode(value), names[index]) for value in next(enums if kind == _ENUM else sets, ())]
         if mariadb and kind in _OLD_TEMPORAL:
             readers.append(unreadable_reader(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
             continue
         readers.append(_reader(kind, meta, decode, values, names[index], unsigned=index in unsigned))
     return TableMap(schema, name, names, tuple(readers))
+
+
+def _choice(value: str | bytes, column: str) -> str:
+    """One of the list of an ENUM or SET, which may be of the character set binary."""
+    try:
+        return value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"column {column} has choices of bytes that are no text: {error}") from error
 
 
 def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator[tuple[tuple[Any, ...], ...]]:
