@@ -1,11 +1,13 @@
 """A database of the test server, and a replica that follows it."""
 
 import contextlib
+from functools import partial
 
 import duckdb
 import pytest
 
 from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.model.ledger import Ledger
@@ -31,6 +33,7 @@ class Mirror:
         start = ledger.position()
         start = start if by_gtid else Position(start.file, start.offset, "", start.server)
         options.setdefault("reach", self.reach)
+        options.setdefault("reread", partial(read_by_keys, self.source))
         applier = Applier(self.replica, ledger, database=self.database, **options)
         with BinlogStream(self.source, start) as stream:
             for event in stream.read():

@@ -127,25 +127,39 @@ def _choice(value: str | bytes, column: str) -> str:
         raise UndecodableError(f"column {column} has choices of bytes that are no text: {error}") from error
 
 
-def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator[tuple[tuple[Any, ...], ...]]:
-    """The rows of one event, each as its images: one for insert and delete, (before, after) for an update.
+def told_columns(body: bytes, at: int, table: TableMap, *, images: int) -> Sequence[int]:
+    """The places of the columns that the rows of one event have; mostly all of them.
 
-    :param body: number of columns, bitmaps of the columns present, and the rows, from `at` on.
-    :raises UndecodableError: when columns are missing (``binlog_row_image`` is not FULL).
+    :param body: as for `read_rows`.
+    :raises UndecodableError: when an update's images have different ones (``binlog_row_image`` is not FULL).
     """
     count, at = packed(body, at)
     if count != len(table.readers):
         raise UndecodableError("its changes have another number of columns than their description")
     width = (count + 7) // 8
     full = (1 << count) - 1
-    for _ in range(images):
-        if int.from_bytes(body[at : at + width], "little") & full != full:
-            raise UndecodableError(
-                "its changes lack columns: binlog_row_image is not FULL, or the server leaves virtual columns out"
-            )
-        at += width
-    readers, end = table.readers, len(body)
+    maps = {int.from_bytes(body[at + width * n : at + width * (n + 1)], "little") & full for n in range(images)}
+    if len(maps) > 1:
+        raise UndecodableError("its changes lack columns: binlog_row_image is not FULL")
+    (told,) = maps
+    return range(count) if told == full else tuple(place for place in range(count) if told >> place & 1)
+
+
+def read_rows(
+    body: bytes, at: int, table: TableMap, *, images: int, places: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], ...]]:
+    """The rows of one event, each as its images: one for insert and delete, (before, after) for an update.
+
+    :param body: number of columns, bitmaps of the columns present, and the rows, from `at` on.
+    :param places: of the columns that the rows have, by `told_columns`.
+    """
+    count, at = packed(body, at)
+    at += (count + 7) // 8 * images
+    end = len(body)
+    readers = table.readers if len(places) == count else tuple(table.readers[place] for place in places)
     numbered = tuple(enumerate(readers))
+    width = (len(readers) + 7) // 8
+    full = (1 << len(readers)) - 1
     while at < end:
         row = []
         for _ in range(images):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.charsets import UndecodableError
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.gtids import GtidState, gtid_list
-from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name
+from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name, told_columns
 from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
@@ -110,6 +110,8 @@ class BinlogStream:
         self.position = position
         self._descriptions: dict[bytes, TableMap | Unfollowed] = {}
         self._by_id: dict[int, TableMap | None] = {}
+        #: Tables some of whose changes lack columns: as described, and the places of those that all changes have.
+        self._lacking: dict[str, tuple[TableMap, Sequence[int], tuple[str, ...]]] = {}
         self._touched: set[str] = set()
         self._open = False
         #: Whether the statement that comes next has not been done, or not yet.
@@ -231,19 +233,40 @@ class BinlogStream:
                 count = len(columns)
                 head = (1 if count < 251 else 3) + (count + 7) // 8 * (2 if raw.kind in _UPDATES else 1)
                 body = body[: at + head] + dump.uncompress(body, at + head)
+            images = 2 if raw.kind in _UPDATES else 1
+            places = told_columns(body, at, table, images=images)
+            rows = read_rows(body, at, table, images=images, places=places)
+            if name in self._lacking or len(places) < len(columns):
+                columns, rows = self._those_told(table, places, rows)
             if raw.kind in _UPDATES:
-                for before, after in read_rows(body, at, table, images=2):
+                for before, after in rows:
                     yield RowChange("update", name, columns, before, after, unchecked)
             elif raw.kind in _INSERTS:
-                for (row,) in read_rows(body, at, table, images=1):
+                for (row,) in rows:
                     yield RowChange("insert", name, columns, None, row, unchecked)
             else:
-                for (row,) in read_rows(body, at, table, images=1):
+                for (row,) in rows:
                     yield RowChange("delete", name, columns, row, None, unchecked)
         except (UndecodableError, UnicodeDecodeError) as error:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
         except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:
             yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
+
+    def _those_told(
+        self, table: TableMap, places: Sequence[int], rows: Iterator[tuple[tuple[Any, ...], ...]]
+    ) -> tuple[tuple[str, ...], Iterator[tuple[tuple[Any, ...], ...]]]:
+        """The columns that each change of the table has from now on, and `rows` with no others.
+
+        MariaDB leaves generated columns out of updates and deletions, from 11.8 on, and not out of insertions.
+        """
+        known = self._lacking.get(table.name)
+        if known is None or known[0] is not table or not set(known[1]) <= set(places):
+            known = table, places, tuple(table.columns[place] for place in places)
+            self._lacking[table.name] = known
+        kept = [place for place, column in enumerate(places) if column in known[1]]
+        if len(kept) == len(places):
+            return known[2], rows
+        return known[2], (tuple(tuple(image[place] for place in kept) for image in row) for row in rows)
 
     def _folded(self, text: str) -> str:
         """A name as the server understands it."""
