@@ -38,7 +38,13 @@ settings.load_profile("full" if FULL else "short")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.airflow_database", "fixtures.cpu_seconds", "fixtures.mysql_servers", "fixtures.stores"]
+pytest_plugins = [
+    "fixtures.airflow_database",
+    "fixtures.cpu_seconds",
+    "fixtures.file_systems",
+    "fixtures.mysql_servers",
+    "fixtures.stores",
+]
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
@@ -86,8 +92,10 @@ _SLOW_FIXTURES = frozenset(
         "new_server",
         "node",
         "query_replica",
+        "reflinks",
         "run_dag",
         "s3_server",
+        "xfs",
     }
 )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_seconds
 from duckling_provider.cli.options import Id, Json, Wait
 from duckling_provider.cli.session import FAILED, session_of
@@ -40,6 +41,8 @@ def sync(
             "recopy": done.recopy,
             "notes": list(done.notes),
         }
+        if done.read_copy is not None:
+            facts["readCopyAt"] = iso(done.read_copy)
         session.terminal.document(facts | ({"error": done.reason} if made_way else {}))
     if done.copied:
         session.terminal.say(f"{id}: copied {len(done.copied)} table{'s' * (len(done.copied) != 1)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import BaseOperator
 
+from duckling_provider.base.moments import iso
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.results import Synced
 from duckling_provider.tasks.run import CoreTask, run_owner
@@ -25,7 +26,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
     :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
     :param wait_seconds: how long to wait for a process that uses the replica.
     :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
-        ``notes`` (what could not be mirrored exactly).
+        ``notes`` (what could not be mirrored exactly), ``read_copy`` (when the copy for readers was equal to the
+        replica; only where the entry wants one).
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -63,6 +65,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
             "recopy": done.recopy,
             "notes": list(done.notes),
         }
+        if done.read_copy is not None:
+            result["read_copy"] = iso(done.read_copy)
         return self.publish(context, result)
 
 

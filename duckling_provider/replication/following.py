@@ -152,7 +152,7 @@ class Following:
         until = time.monotonic() + _STRETCH_SECONDS
         if deadline is not None:
             until = min(until, max(deadline, time.monotonic()))
-        with self._run.access("sync"), self._run.opened() as connection:
+        with self._run.access("sync"), self._run.read_copy_behind(), self._run.opened() as connection:
             ledger = Ledger.open(connection)
             if ledger.position() != self._run.position:
                 raise _MovedError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.read_copy import require_read_copy
 from duckling_provider.replication.copying import copy_all, renew_tables
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.freshness import Freshness, read_freshness, require_turn, write_freshness
@@ -50,7 +51,7 @@ def sync(
     :param owner: the run it belongs to, for those who wait.
     :param seconds: follow the binlog for so long; None ends at where the server stands at the beginning.
     :param wait: seconds to wait for a process that uses the replica, before yielding.
-    :raises ConfigError: the entry names no MySQL server.
+    :raises ConfigError: the entry names no MySQL server, or a copy for readers that can't be made there.
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
     :raises ReplicaError: the file at ``duckdbPath`` is not ours.
@@ -70,6 +71,9 @@ def sync(
             run.note_losses()
         if deadline is not None:
             following.follow(deadline)
+        if database.read_copy is not None:
+            with run.access("sync"):
+                run.renew_read_copy()
     except MakeWayError as way:
         run.done.outcome, run.done.reason = "made way", str(way)
     except BusyError as error:
@@ -153,6 +157,8 @@ def validate_replica(
 
 def _prepare(run: Run) -> None:
     """Make sure that there is a replica of ours whose position the server can go on from."""
+    run.database.replica.parent.mkdir(parents=True, exist_ok=True)
+    require_read_copy(run.database)
     run.fold_names()
     for finding in preflight(run.source, wanted=run.database.mirrors):
         log.warning("%s", finding)

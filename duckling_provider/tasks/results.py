@@ -60,9 +60,15 @@ class CleanedUp(Noted):
     s3: list[str]
 
 
-class Synced(TypedDict):
+class ReadCopied(TypedDict, total=False):
+    """`read_copy` is when the copy for readers was last seen to be equal to the replica, ISO 8601; absent without."""
+
+    read_copy: str
+
+
+class Synced(ReadCopied):
     """`copied` are tables, `lag` is in seconds, `recopy` maps tables to reasons, `notes` is what could not be mirrored
-    exactly.
+    exactly, and why the copy for readers is old.
     """
 
     changes: int

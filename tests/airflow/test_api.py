@@ -774,7 +774,8 @@ def test_metrics_are_what_prometheus_reads(client, shop):
     from prometheus_client.parser import text_string_to_metric_families
 
     shop.backed_up(hours_ago=2, size=4711)
-    shop.add("sync", results={"sync": {"lag": 3.5, "position": "x", "recopy": {}}})
+    read_copy = "2026-11-23T04:43:53.082Z"
+    shop.add("sync", results={"sync": {"lag": 3.5, "position": "x", "recopy": {}, "read_copy": read_copy}})
     families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
     values = {name: family.samples[0].value for name, family in families.items() if family.samples}
     assert values["duckling_backup_size_bytes"] == 4711
@@ -782,6 +783,8 @@ def test_metrics_are_what_prometheus_reads(client, shop):
     assert values["duckling_backup_recoverable"] == 1
     assert 7200 <= values["duckling_backup_age_seconds"] < 10_000
     assert values["duckling_sync_lag_seconds"] >= 3.5
+    assert values["duckling_read_copy_timestamp_seconds"] == 1795409033.082
+    assert client.get("/health").json()["details"][0]["readCopyAt"] == read_copy
     assert values["duckling_replica_held"] == 0
     assert families["duckling_backup_size_bytes"].samples[0].labels == {"database": "shop"}
 

@@ -48,6 +48,9 @@ class DatabaseStatus(Shape):
     last_verified_size: int | None
     next_backup_at: str | None
     sync_lag: float | None = Field(description="At most so far behind MySQL.")
+    read_copy_at: str | None = Field(
+        description="When the copy for readers was last seen to be equal to the replica; null where there is none."
+    )
     warnings: list[str] = Field(description="Backups whose date can't be true, by name, and a clock that is wrong.")
     hold: str | None = Field(description="Who keeps writers away just now, where this host has the replica.")
 
@@ -65,6 +68,7 @@ def status_json(status: Status) -> DatabaseStatus:
         last_verified_size=verified.size if verified else None,
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
         sync_lag=sync.lag_now(status.moment) if sync else None,
+        read_copy_at=iso(sync.read_copy) if sync and sync.read_copy else None,
         warnings=list(record.notes),
         hold=str(status.hold) if status.hold else None,
     )

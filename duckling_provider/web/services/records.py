@@ -20,6 +20,7 @@ from sqlalchemy import and_, func, or_, select
 
 from duckling_provider.backup.names import find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
+from duckling_provider.base.moments import parse_moment
 from duckling_provider.dags.ids import CLEANUP, KINDS, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
 from duckling_provider.tasks.results import RunResults, Transferred
 from duckling_provider.tasks.run import ERROR_KEY
@@ -137,6 +138,7 @@ class Sync:
     lag: float
     position: str | None
     recopy: tuple[str, ...] = ()
+    read_copy: datetime | None = None  #: when the copy for readers was last seen to be equal to the replica
 
     def lag_now(self, now: datetime) -> float:
         """Seconds that the replica is behind at the most: what MySQL wrote since then was not seen yet."""
@@ -524,4 +526,11 @@ def _sync_of(results: Results) -> Sync | None:
     result = results.values.get(SYNC)
     if result is None or "lag" not in result:
         return None
-    return Sync(results.at[SYNC], result["lag"], result.get("position"), tuple(result.get("recopy", ())))
+    copied = result.get("read_copy")
+    return Sync(
+        results.at[SYNC],
+        result["lag"],
+        result.get("position"),
+        tuple(result.get("recopy", ())),
+        parse_moment(copied) if copied else None,
+    )
