@@ -33,7 +33,12 @@ settings.load_profile("duckling")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.mysql_servers", "fixtures.stores", "fixtures.store_double"]
+pytest_plugins = [
+    "fixtures.mysql_servers",
+    "fixtures.stores",
+    "fixtures.store_double",
+    "fixtures.certificates",
+]
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
