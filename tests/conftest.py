@@ -40,9 +40,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 pytest_plugins = [
     "fixtures.airflow_database",
+    "fixtures.certificates",
     "fixtures.cpu_seconds",
     "fixtures.file_systems",
     "fixtures.mysql_servers",
+    "fixtures.store_double",
     "fixtures.stores",
 ]
 

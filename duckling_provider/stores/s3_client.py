@@ -82,7 +82,8 @@ def default_credentials(database_id: str) -> Credentials:
         raise ConfigError(
             f"the machine's own credentials can't be used: {error}", entry=database_id, field="s3.credentialSource"
         ) from error
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, RuntimeError) as error:
+        # RuntimeError: of credentials that had ended when they were handed out.
         raise UnavailableError(
             f"the machine's own credentials can't be had now: {error}", subject=database_id
         ) from error
