@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.base.cancellation import Control
@@ -45,6 +46,11 @@ class Synced:
         0.0 when there is none.
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
     :param notes: what could not be mirrored exactly, reported by the runs that copy.
+    :param yields: runs in a row that made way, this one included.
+    :param validated: all tables were found equal row by row at this time or later; None if that is not so or unknown.
+    :param differing: by table, rows that this run found to differ from MySQL's and replaced.
+    :param differences: how many were ever found, and when the last: `differed`.
+    :param compared: rows that this run compared, in so many `pieces`.
     """
 
     outcome: Outcome = "caught up"
@@ -57,6 +63,13 @@ class Synced:
     lag: float = 0.0
     recopy: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    yields: int = 0
+    validated: datetime | None = None
+    differing: dict[str, int] = field(default_factory=dict)
+    differences: int = 0
+    differed: datetime | None = None
+    compared: int = 0
+    pieces: int = 0
 
 
 class MakeWayError(Exception):
