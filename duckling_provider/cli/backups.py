@@ -130,7 +130,8 @@ def delete(
         raise typer.Exit(FAILED)
     kept = delete_backup(source, full)
     if session.terminal.json:
-        session.terminal.document({"success": True, "key": full, "size": length})
+        warnings = {"warnings": [KEPT_VERSIONS]} if kept else {}
+        session.terminal.document({"success": True, "key": full, "size": length, **warnings})
     session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")
     if kept:
         session.terminal.note(KEPT_VERSIONS)

@@ -17,6 +17,7 @@ from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, UPLOAD, VERIFY
+from duckling_provider.stores.store import KEPT_VERSIONS
 from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.actions import delete_backup_now, existing_key, listed_in, restore_conf
@@ -113,6 +114,9 @@ class Deleted(Shape):
     success: bool = True
     key: str
     size: int
+    warnings: list[str] = Field(
+        default_factory=list, description="Where the bucket keeps versions, as with object lock: what stays there."
+    )
 
 
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "description": "The run was begun"}}
@@ -198,11 +202,21 @@ async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) ->
     return await _answer(await run_in_threadpool(begin), VERIFY, wait=wait)
 
 
-@router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
+@router.delete(
+    "/api/backups/s3",
+    response_model=Deleted,
+    response_model_exclude_unset=True,
+    responses=problems(409, 429, 502),
+)
 def delete(caller: CallerDep, db: Db, key: Key) -> Deleted:
-    """Delete one backup in S3, with its .mac, for good. The newest complete one may be deleted, too."""
-    found = delete_backup_now(caller, db, key)
-    return Deleted(key=found.key, size=found.size)
+    """Delete one backup in S3, with its .mac. The newest complete one may be deleted, too. A bucket with versioning or
+    object lock keeps it as a noncurrent version; `warnings` then says so.
+    """
+    found, kept = delete_backup_now(caller, db, key)
+    deleted = Deleted(success=True, key=found.key, size=found.size)
+    if kept:
+        deleted.warnings = [KEPT_VERSIONS]
+    return deleted
 
 
 async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:

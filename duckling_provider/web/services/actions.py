@@ -21,6 +21,7 @@ from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.privacy import hiding
 from duckling_provider.web.services.records import forget_backup
 
 #: Seconds that a request of ours waits for a store: less than proxies wait for us.
@@ -64,23 +65,25 @@ def listed_in(source: BackupSource) -> list[ListedBackup]:
         return list_backups(bound)
 
 
-def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
-    """Delete a backup from S3.
+def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, bool]:
+    """Delete a backup from S3; with it comes whether the store keeps it as a noncurrent version.
 
     :raises ApiError: 409 while a restore or a verification may be reading it.
     """
     database = database_for(caller, "delete", db)
     store = remote_store(database)
     full, created = _backup_key(store, key)
-    busy = next((run for run in statuses([database])[0].record.active if run.kind in ("restore", "verify")), None)
+    busy = next(
+        (run for run in statuses([database], caller)[0].record.active if run.kind in ("restore", "verify")), None
+    )
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
     size = store.head(full).size
     # First: to report a backup as missing although it is there does less harm than the reverse.
     with create_session() as session:
         forget_backup(session, db, full)
-    delete_backup(store, full)
-    return ListedBackup(full, created, size)
+    kept = delete_backup(store, full)
+    return ListedBackup(full, created, size), kept
 
 
 def existing_key(database: Database, store: BackupSource, key: str) -> str:
@@ -117,14 +120,19 @@ def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
     return full, created
 
 
-def connection_steps(database: Database) -> list[ShownStep]:
-    """The steps of a connection test that were reached."""
+def connection_steps(caller: Caller, database: Database) -> list[ShownStep]:
+    """The steps of a connection test that were reached, as `caller` may read them."""
+    hide = hiding(caller, [database])
     try:
         store = remote_store(database)
     except DucklingError as error:
-        return [{"name": "store", "detail": "", "error": str(error)}]
+        return [{"name": "store", "detail": "", "error": hide(str(error))}]
     return [
-        {"name": step.name.removeprefix("store: "), "detail": step.detail, "error": step.error}
+        {
+            "name": step.name.removeprefix("store: "),
+            "detail": hide(step.detail),
+            "error": step.error and hide(step.error),
+        }
         for step in check_database(database, store)
         # Replica and folders are the worker's business, whose host this need not be.
         if step.name.startswith("store")
