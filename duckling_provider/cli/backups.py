@@ -161,6 +161,7 @@ def cleanup(
                 "s3": None if done.s3_kept is None else {"deleted": done.s3_deleted, "kept": done.s3_kept},
                 "uploadsAborted": done.uploads_aborted,
                 "downloadsRemoved": [str(path) for path in done.downloads_removed],
+                **({"warnings": list(done.notes)} if done.notes else {}),
             }
         )
         return
@@ -177,5 +178,7 @@ def cleanup(
         session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
     for path in done.downloads_removed:
         session.terminal.say(f"{verb} what a killed restore had left: {path}")
+    for note in done.notes:
+        session.terminal.warn(note)
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")

@@ -9,12 +9,14 @@ import json
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duckling_provider.backup.names import backup_name
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.replica.origin import plain_host
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -332,8 +334,36 @@ def test_backups_are_listed_newest_first_without_macs(client, shop, installation
     assert [b["key"] for b in found["s3"]] == [second, first]
     assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
     assert set(found) == {"local", "s3"}
-    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete"}
-    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete"}
+    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete", "keyFingerprint", "origin"}
+    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete", "origin"}
+
+
+def test_a_listing_tells_the_key_and_the_replica_of_each_backup(client, shop, installation):
+    database = installation.database("shop")
+    first = back_up(database)
+    Path(f"{installation.replica('shop')}.duckling-origin").unlink()  # another machine's replica from now on
+    second = back_up(database)
+    found = client.get("/api/backups?db=shop").json()
+    stored = {b["key"]: b for b in found["s3"]}
+    assert {b["keyFingerprint"] for b in stored.values()} == {database.s3.encryption_key.fingerprint}
+    assert stored[first]["origin"]["replica"] != stored[second]["origin"]["replica"]
+    assert {b["origin"]["host"] for b in (*stored.values(), *found["local"])} == {plain_host(database.here)}
+    assert [b["origin"] for b in found["local"]] == [stored[second]["origin"], stored[first]["origin"]]
+
+
+def test_a_backup_of_another_size_than_recorded_is_incomplete(client, shop, installation, s3_server):
+    database = installation.database("shop")
+    key = back_up(database)
+    cut_short(s3_server.client(), database.s3.bucket, key)
+    (database.backup_dir / key.removeprefix("shop/")).write_bytes(b"short")
+    found = client.get("/api/backups?db=shop").json()
+    assert [b["complete"] for b in (*found["s3"], *found["local"])] == [False, False]
+
+
+def cut_short(client: Any, bucket: str, key: str) -> None:
+    """Take the end off an object; its metadata stay."""
+    stored = client.get_object(Bucket=bucket, Key=key)
+    client.put_object(Bucket=bucket, Key=key, Body=stored["Body"].read()[:-100], Metadata=stored["Metadata"])
 
 
 def answered_when_ended(client: Any, shop: Runs, kind: str, path: str, **end: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from airflow.utils.session import create_session
@@ -10,7 +13,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from duckling_provider.backup.backup_object import origin_of, resolve
-from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.check import looks
+from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
@@ -18,10 +22,11 @@ from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.replica.origin import read_origin
 from duckling_provider.stores.store import KEPT_VERSIONS, BackupSource
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
-from duckling_provider.web.page.listing import Item, merge, recorded_items
+from duckling_provider.web.page.listing import Item, merge, recorded_items, with_looks
 from duckling_provider.web.page.progress import in_order, read_progress
 from duckling_provider.web.page.render import STATIC, Urls, page
 from duckling_provider.web.services import runs
@@ -31,6 +36,7 @@ from duckling_provider.web.services.actions import (
     delete_backup_now,
     existing_key,
     listed_in,
+    looked_at,
     patiently,
 )
 from duckling_provider.web.services.dependencies import (
@@ -227,6 +233,9 @@ def _database_page(
     items, store_error = recorded_items(recorded), ""
     if ask_store:
         items, store_error = _ask_store(database, items)
+    paged = overview.cut(items, number)
+    if ask_store and not store_error:
+        paged = replace(paged, items=tuple(_looked_at(database, paged.items)))
     points = recorded[::-1]
     timed = [b for b in points if b.duration_ms is not None]
     newest = status.record.verified
@@ -238,7 +247,7 @@ def _database_page(
         standing=status,
         record=status.record,
         runs=history[:_RUNS_SHOWN],
-        paged=overview.cut(items, number),
+        paged=paged,
         asked=ask_store,
         store_error=hide(store_error),
         newest_key=newest.key if newest else "",
@@ -283,6 +292,19 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
         names = {item.name for item in here}
         elsewhere = [item for item in recorded if item.name not in names]
         return sorted(here + elsewhere, key=lambda item: item.created, reverse=True), str(error)
+
+
+def _looked_at(database: Database, items: Sequence[Item]) -> list[Item]:
+    """The items with what only a request for each tells: its replica, and whether it is as large as it was made."""
+    stored = [item.listed for item in items if item.stored and item.listed is not None]
+    here = [item.listed for item in items if not item.stored and item.listed is not None]
+    found = looked_at(DucklingHook(database.id).store(), stored) if stored else {}
+    local, _ = looks(LocalBackups(database), here) if here else ({}, None)
+    mine = None
+    if database.is_here:
+        with contextlib.suppress(DucklingError, OSError):
+            mine = read_origin(database.replica, host=database.here)
+    return with_looks(items, local | {key.rpartition("/")[2]: look for key, look in found.items()}, mine=mine)
 
 
 def _backups(database: Database) -> BackupSource:

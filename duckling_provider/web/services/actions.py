@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypedDict
@@ -11,7 +13,7 @@ from typing import TypedDict
 from airflow.utils.session import create_session
 
 from duckling_provider.backup.backup_object import list_backups, resolve
-from duckling_provider.backup.check import check_database
+from duckling_provider.backup.check import Look, check_database, looks
 from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.cancellation import Control
@@ -26,6 +28,8 @@ from duckling_provider.web.services.records import forget_backup
 
 #: Seconds that a request of ours waits for a store: less than proxies wait for us.
 STORE_SECONDS = 45.0
+
+log = logging.getLogger(__name__)
 
 
 class ShownStep(TypedDict):
@@ -63,6 +67,33 @@ def listed_in(source: BackupSource) -> list[ListedBackup]:
     """
     with patiently(source) as bound:
         return list_backups(bound)
+
+
+#: Of so many of the newest backups a listing tells what only a request for each can: a first one takes seconds.
+LOOKED_AT = 200
+#: Objects don't change, so what was seen of one is kept: by store, key, size and time.
+_seen: OrderedDict[tuple[str, str, int, datetime | None], Look] = OrderedDict()
+_MOST_SEEN = 20_000
+
+
+def looked_at(source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str, Look]:
+    """A look at each of the backups, by key; without those that could not be looked at, or not in time."""
+    wanted = {(source.url, b.key, b.size, b.modified): b for b in backups}
+    missing = [backup for place, backup in wanted.items() if place not in _seen]
+    found: dict[str, Look] = {}
+    try:
+        with patiently(source) as bound:
+            found, unknown = looks(bound, missing)
+            if unknown is not None:
+                log.warning("not all backups could be looked at: %s", unknown)
+    except StoreError as error:
+        log.warning("the backups could not be looked at: %s", error)
+    for place, backup in wanted.items():
+        if backup.key in found:
+            _seen[place] = found[backup.key]
+    while len(_seen) > _MOST_SEEN:
+        _seen.popitem(last=False)
+    return {backup.key: look for place, backup in wanted.items() if (look := _seen.get(place)) is not None}
 
 
 def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, bool]:
