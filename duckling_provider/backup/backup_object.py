@@ -35,6 +35,7 @@ from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.states import choose_by_state
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
     AccessDeniedError,
     DamagedError,
@@ -336,7 +337,10 @@ def _require_own(database: Database, store: BackupSource, newest: Sequence[Liste
         with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or reported when it is read
             seen.append((backup, origin_of(store.head(backup.key))))
     # On another machine than the replica's, only what the backups say of each other can be compared.
-    mine = read_origin(database.replica, host=database.here) if database.is_here else seen[0][1] if seen else None
+    mine = seen[0][1] if seen else None
+    if database.is_here:
+        with disk_errors(database.replica.parent, subject=database.id):
+            mine = read_origin(database.replica, host=database.here)
     if mine is None and len({origin.replica for _, origin in seen if origin is not None}) > 1:
         told = "; ".join(f"{backup.key} of {origin}" for backup, origin in seen if origin is not None)
         log.warning("there are backups of several replicas, and the newest is taken: %s", told)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from duckling_provider.base.errors import NotFoundError, RequestError
-from duckling_provider.base.moments import iso
+from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.base.strict_json import printable
 from duckling_provider.base.units import span
 from duckling_provider.stores.store import StoredObject
@@ -156,6 +156,20 @@ def checked_key(prefix: str, key: str) -> str:
     if full == prefix or full.endswith((*COMPANION_SUFFIXES, "/")):
         raise RequestError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
     return full
+
+
+def wanted_before(key: str, text: str | None) -> datetime | None:
+    """The time that "the newest backup before" is about, None where there is none.
+
+    :param text: as a person writes it, see `parse_moment`; empty means none.
+    :raises RequestError: it is no time, or a key is named as well.
+    """
+    if not (text or "").strip():
+        return None
+    moment = parse_moment(text or "")
+    if key != LATEST:
+        raise RequestError("a key and a time were given", subject=key, hint="Give one of them.")
+    return moment
 
 
 def _name_advice(key: str) -> str:

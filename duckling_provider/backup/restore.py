@@ -41,14 +41,17 @@ from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
-from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
+from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
 from duckling_provider.replica.origin import Origin, ensure_origin
+from duckling_provider.replica.read_copy import renew_read_copy
 from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
+#: Of a file, in bytes; NAME_MAX of Linux.
+_LONGEST_NAME = 255
 
 #: What a damaged backup raises: its object does, or its sidecar.
 _DAMAGE = (IntegrityError, DamagedError)
@@ -177,7 +180,16 @@ def restore_backup(
             if backup.origin is not None:
                 ensure_origin(replica, host=database.here, taken=backup.origin)
             kept = replace_replica(new, database.replica, keep_as=keep_as)
+            _renew_read_copy(database)
     return _result(backup, started, replica, kept)
+
+
+def _renew_read_copy(database: Database) -> None:
+    """Readers see what was restored; that they can't, is no reason for a restore to fail."""
+    try:
+        renew_read_copy(database)
+    except (DucklingError, OSError) as error:
+        log.warning("the copy for readers %s stays as it was until the next sync: %s", database.read_copy, error)
 
 
 def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None) -> RestoreResult:
@@ -298,6 +310,12 @@ class _Wanted:
 
 def _require_new_path(database: Database, to: Path) -> None:
     """:raises RequestError: a restore to elsewhere can't make a new file at `to`."""
+    with disk_errors(to.parent, subject=database.id):
+        _require_free(database, to)
+
+
+def _require_free(database: Database, to: Path) -> None:
+    _require_usable_name(to)
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
@@ -310,6 +328,24 @@ def _require_new_path(database: Database, to: Path) -> None:
         )
     if not to.parent.is_dir():
         raise RequestError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
+
+
+def _require_usable_name(to: Path) -> None:
+    """Before all of it is downloaded: what DuckDB or the file system would not take then."""
+    try:
+        longest = len((to.name + NEW_SUFFIX).encode())
+    except UnicodeEncodeError:
+        raise RequestError(
+            "DuckDB opens no file whose name is not UTF-8", subject=str(to), hint="Name another."
+        ) from None
+    if longest > _LONGEST_NAME:
+        most = _LONGEST_NAME - len(NEW_SUFFIX)
+        raise RequestError(f"its name is longer than {most} bytes", subject=to.name[:40] + "…", hint="Name another.")
+    with contextlib.suppress(ValueError):
+        owner = owner_of_wal(to)
+        raise RequestError(
+            f"DuckDB would take it for the write-ahead log of {owner.name}", subject=str(to), hint="Name another."
+        )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import COMPANION_SUFFIXES, ListedBackup, assemble, date_faults, parse_name
+from duckling_provider.backup.names import COMPANION_SUFFIXES, SKEW, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
 from duckling_provider.backup.states import State, read_state
 from duckling_provider.base.cancellation import Control
@@ -295,8 +295,9 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
         taken = parse_name(key.removeprefix(store.prefix))
         if taken is None or key in superseded:
             return taken is not None
-        # No upload is older than its snapshot, whatever the store's clock says of its beginning.
-        return now - max(begun, taken) > ABANDONED_AFTER
+        # No upload is older than its snapshot, whatever the store's clock says of its beginning; a name of the future
+        # says nothing.
+        return now - (begun if taken - now > SKEW else max(begun, taken)) > ABANDONED_AFTER
 
     with contextlib.ExitStack() as locks:
         for path in sorted(database.backup_dir.glob("backup-*.db")):

@@ -49,9 +49,10 @@ from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
-from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
+from duckling_provider.replica.duckdb_file import full_scan, header_of
 from duckling_provider.replica.exchange import identity
 from duckling_provider.replica.origin import Origin, ensure_origin
+from duckling_provider.replica.quiet import quiet, require_unchanged
 from duckling_provider.stores import parts
 from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
@@ -60,8 +61,6 @@ PARTIAL_SUFFIX = ".partial"
 UPLOAD_SUFFIX = ".upload"
 UPLOAD_LOCK_SUFFIX = ".lock"
 
-
-_CHECKPOINT_TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -246,15 +245,18 @@ def _copied(
     they are on the disk.
     """
     replica = database.replica
-    with contextlib.ExitStack() as quiet:
-        source = quiet.enter_context(_quiet_replica(replica, owner=owner, wait=wait, control=control))
+    with contextlib.ExitStack() as held:
+        deadline = time.monotonic() + wait
+        held.enter_context(replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control))
+        left = max(0.0, deadline - time.monotonic())
+        source = held.enter_context(quiet(replica, wait=left, control=control))
         origin = ensure_origin(replica, host=database.here)
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
         seal, verifier = Seal.for_database(database, size), BlockVerifier()
         stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
         if clone(source, out):
-            _require_unchanged(replica, before)
-            quiet.close()
+            require_unchanged(replica, before)
+            held.close()
             control.begin("snapshot", size)
             one_pass(out, size, stages, control)
             os.fsync(out)
@@ -263,8 +265,8 @@ def _copied(
             control.begin("snapshot", size)
             with DurableWriter(out) as writer:
                 one_pass(source, size, [*stages, writer.write], control)
-                _require_unchanged(replica, before)
-                quiet.close()
+                require_unchanged(replica, before)
+                held.close()
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
         return seal, verifier.finish(size, file=copy), header.storage_name, origin
 
@@ -444,36 +446,6 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-@contextlib.contextmanager
-def _quiet_replica(replica: Path, *, owner: str, wait: float, control: Control) -> Iterator[int]:
-    """A descriptor of the replica while no process can write it and its write-ahead log is folded in."""
-    deadline = time.monotonic() + wait
-    with replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control):
-        for _ in range(_CHECKPOINT_TRIES):
-            remaining = max(0.0, deadline - time.monotonic())
-            if pending_wal(replica):
-                checkpoint(replica, wait=remaining, control=control)
-            with ReadLock(replica, wait=max(0.0, deadline - time.monotonic()), control=control) as lock:
-                # A writer may have come and gone between the checkpoint and the lock.
-                if not pending_wal(replica):
-                    yield lock.fileno()
-                    return
-        raise SnapshotError(
-            "its write-ahead log fills again as soon as it is folded in",
-            subject=str(replica),
-            hint="A writer that does not honour the replica's lock is at work; stop it.",
-        )
-
-
-def _require_unchanged(replica: Path, before: tuple[int, int, int] | None) -> None:
-    if identity(replica) != before or pending_wal(replica):
-        raise SnapshotError(
-            "it changed while it was copied",
-            subject=str(replica),
-            hint="Something writes it without DuckDB's lock; the copy was discarded.",
-        )
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:

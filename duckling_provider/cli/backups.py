@@ -181,7 +181,8 @@ def delete(
         raise typer.Exit(FAILED)
     kept = delete_backup(source, full)
     if session.terminal.json:
-        session.terminal.document({"success": True, "key": full, "size": length})
+        warnings = {"warnings": [KEPT_VERSIONS]} if kept else {}
+        session.terminal.document({"success": True, "key": full, "size": length, **warnings})
     session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")
     if kept:
         session.terminal.note(KEPT_VERSIONS)
@@ -214,6 +215,7 @@ def cleanup(
                 else {"deleted": done.s3_deleted, "kept": done.s3_kept} | _reasons(done.s3_decisions),
                 "uploadsAborted": done.uploads_aborted,
                 "downloadsRemoved": [str(path) for path in done.downloads_removed],
+                **({"warnings": list(done.notes)} if done.notes else {}),
             }
         )
         return
@@ -234,5 +236,7 @@ def cleanup(
         session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
     for path in done.downloads_removed:
         session.terminal.say(f"{verb} what a killed restore had left: {path}")
+    for note in done.notes:
+        session.terminal.warn(note)
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")

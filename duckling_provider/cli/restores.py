@@ -65,13 +65,17 @@ def restore(
         raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
     if to is not None and keep_old:
         raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
+    # Not resolve(): a symbolic link is a name that is taken.
+    to = None if to is None else Path(os.path.abspath(to))
     database = session.read_as(
-        session.database(id), key, local=local, encryption=encryption, key_file=encryption_key_file
+        session.database(id, *([] if to is None else [to])),
+        key,
+        local=local,
+        encryption=encryption,
+        key_file=encryption_key_file,
     )
     if to is not None:
-        require_free_name(Path(os.path.abspath(to)), session.installation())
-        # Not resolve(): a symbolic link is a name that is taken.
-        to = Path(os.path.abspath(to))
+        require_free_name(to, session.installation())
     source = session.source(database, local=local)
     full_key(source, key)
     asks = not yes and to is None and session.terminal.can_ask and os.path.lexists(database.replica)

@@ -26,6 +26,7 @@ from duckling_provider.base.errors import (
     FileSystemError,
     NotFoundError,
     ReplicaError,
+    StateFileError,
     WrongHostError,
 )
 from duckling_provider.base.units import human_bytes
@@ -35,6 +36,7 @@ from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
 from duckling_provider.replica.origin import Origin
+from duckling_provider.replica.read_copy import readers_of, require_read_copy
 from duckling_provider.stores.store import BackupSource, Store
 
 #: Objects that are asked for at the same time.
@@ -62,6 +64,8 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         yield _step("replica", lambda: _replica(database.replica))
         yield _step("hold", lambda: _hold(database.replica))
         yield _step("local backups", lambda: _folder(database))
+        if database.read_copy is not None:
+            yield _step("copy for readers", lambda: _read_copy(database))
     yield from _dates(database, store)
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
@@ -117,6 +121,16 @@ def _hold(replica: Path) -> str:
     return f"{'stale: ' if hold.is_stale else ''}held for {hold}"
 
 
+def _read_copy(database: Database) -> str:
+    if not database.replica.parent.is_dir():
+        return "not tried: there is no folder for the replica yet"
+    copy = require_read_copy(database)
+    if copy is None:
+        return f"can be made as {database.read_copy}; the next sync makes it"
+    state = "equal to the replica" if copy.is_current(database) else "older than the replica: the next sync renews it"
+    return f"of {copy.made:%Y-%m-%d %H:%M:%S} UTC, {state}; readable by its {readers_of(copy)}"
+
+
 def _folder(database: Database) -> str:
     folder = database.backup_dir
     existing = folder
@@ -146,23 +160,23 @@ class Look:
 def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, Look], DucklingError | None]:
     """A look at each of the listed backups, by key.
 
-    :returns: the looks; and why some could not be looked at, None when all could be.
+    :returns: the looks; and why some could not be looked at, and are not among them; None when all could be.
     """
 
-    def look(backup: ListedBackup) -> tuple[Look, DucklingError | None]:
+    def look(backup: ListedBackup) -> tuple[Look | None, DucklingError | None]:
         try:
             stored = store.head(backup.key)
         except NotFoundError:
             return Look(), None  # deleted since it was listed
-        except DamagedError as error:
+        except (DamagedError, StateFileError) as error:
             return Look(error.cause), None
         except DucklingError as error:
-            return Look(), error
+            return None, error
         mode = stored.metadata.get("duckling-mode")
         fault = size_fault(stored, lead=IV_BYTES if (mode or store.mode) == CLIENT else 0)
         return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint"), origin_of(stored)), None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(look, backups))
-    by_key = {backup.key: look for backup, (look, _) in zip(backups, found, strict=True)}
+    by_key = {backup.key: look for backup, (look, _) in zip(backups, found, strict=True) if look is not None}
     return by_key, next((error for _, error in found if error is not None), None)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
@@ -21,6 +23,7 @@ from duckling_provider.replication.model.tables import Commit, Position, SchemaC
 from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
+from duckling_provider.replication.validate.touched import Touched
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -72,20 +75,33 @@ class Following:
 
     def follow(self, deadline: float | None) -> None:
         """Apply the binlog up to where the server stands now, or until `deadline` (of `time.monotonic`)."""
-        end, asked = None, time.time()
+        end = None
         if deadline is None:
             with contextlib.closing(connect(self._run.source)) as connection:
                 end = current_position(connection)
+        self._follow_until(end, deadline)
+
+    def follow_to(self, end: Position, touched: Touched) -> None:
+        """Apply the binlog up to `end`, a position of the server's, and show `touched` what is applied."""
+        position = self._run.position
+        if position is not None and (position.server, position.order) == (end.server, end.order):
+            return
+        self._follow_until(end, None, touched)
+
+    def _follow_until(self, end: Position | None, deadline: float | None, touched: Touched | None = None) -> None:
+        asked = time.time()
         while True:
             if self._run.position is None:
                 raise ReplicaError("no full copy of it was ever finished", subject=str(self._run.database.replica))
             with self._stream(self._run.position, follow=end is None) as stream:
                 events = stream.read() if end is None else stream.read_until(end)
                 try:
-                    self._follow(events, deadline)
+                    self._follow(events if touched is None else _shown(events, touched), deadline)
                 except _MovedError:
                     # Restored, most likely: what was gathered belongs to another past.
                     log.info("the replica was replaced meanwhile")
+                    if touched is not None:
+                        touched.cloud()
                     self._run.look_at_replica()
                     continue
             if end is not None:
@@ -150,7 +166,7 @@ class Following:
         until = time.monotonic() + _STRETCH_SECONDS
         if deadline is not None:
             until = min(until, max(deadline, time.monotonic()))
-        with self._run.access("sync"), self._run.opened() as connection:
+        with self._run.access("sync"), self._run.read_copy_behind(), self._run.opened() as connection:
             ledger = Ledger.open(connection)
             if ledger.position() != self._run.position:
                 raise _MovedError
@@ -186,6 +202,7 @@ class Following:
             references=self._run.references,
             read_references=self._read_references,
             reach=self._read_reach,
+            reread=partial(read_by_keys, self._run.source),
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
@@ -194,7 +211,9 @@ class Following:
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
-        return self._run.mirrors(name) or any(name == reference.parent for reference in self._run.references)
+        return self._run.mirrors(name) or any(
+            name == reference.parent and not reference.is_logged for reference in self._run.references
+        )
 
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
@@ -204,6 +223,7 @@ class Following:
         for reference in references:
             if (
                 reference.schema
+                and not reference.is_logged
                 and reference not in self._run.references
                 and self._run.database.mirrors(reference.child)
             ):
@@ -229,6 +249,12 @@ class Following:
         if applied.position is not None:
             self._run.position = applied.position
             done.timestamp = applied.timestamp
+
+
+def _shown(events: Iterator[StreamEvent | None], touched: Touched) -> Iterator[StreamEvent | None]:
+    for event in events:
+        touched.see(event)
+        yield event
 
 
 def _oldest(events: list[StreamEvent | None]) -> float:

@@ -1,4 +1,5 @@
-"""How old the oldest change is that is not in the replica, and how often syncs in a row had to make way.
+"""How old the oldest change is that is not in the replica, how often syncs in a row had to make way, and since when the
+replica is known to equal its server.
 
 The replica itself can't be asked while another process has it open, so both are kept in a file beside it.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from duckling_provider.base.errors import ReplicationError
@@ -25,11 +26,15 @@ class Freshness:
     :param yields: runs in a row that made way to other processes.
     :param waiting_since: when the oldest change was made that was not applied; None when there was none.
     :param current_at: when the replica was last known to have everything; None when that was never so.
+    :param validated: as `run.Synced`; so are `differences` and `differed`.
     """
 
     yields: int = 0
     waiting_since: float | None = None
     current_at: float | None = None
+    validated: float | None = None
+    differences: int = 0
+    differed: float | None = None
 
     def lag(self, now: float) -> float:
         """Seconds that the replica may be behind: the age of the oldest change not applied, or at most that."""
@@ -47,9 +52,18 @@ def read_freshness(replica: Path) -> Freshness:
         yields, waiting, current = found["yields"], found["waiting_since"], found["current_at"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Freshness()
-    times = [None if moment is None or not isinstance(moment, (int, float)) else float(moment)
-             for moment in (waiting, current)]  # fmt: skip
-    return Freshness(yields if isinstance(yields, int) else 0, *times)
+    freshness = Freshness(_count(yields), _moment(waiting), _moment(current))
+    # Of a release that validated nothing it has no more.
+    validated, differed = _moment(found.get("validated")), _moment(found.get("differed"))
+    return replace(freshness, validated=validated, differences=_count(found.get("differences")), differed=differed)
+
+
+def _count(found: object) -> int:
+    return found if isinstance(found, int) else 0
+
+
+def _moment(found: object) -> float | None:
+    return float(found) if isinstance(found, (int, float)) else None
 
 
 def write_freshness(replica: Path, freshness: Freshness) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.read_copy import require_read_copy
 from duckling_provider.replication.copying import copy_all, renew_tables
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.freshness import Freshness, read_freshness, require_turn, write_freshness
@@ -25,6 +27,7 @@ from duckling_provider.replication.mysql.preflight import preflight
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.mysql.source import connect, server_of
 from duckling_provider.replication.replica_file import opened
+from duckling_provider.replication.rolling import Rolling
 from duckling_provider.replication.run import MakeWayError, Run, Synced, as_named, mirrored, source_of
 from duckling_provider.replication.validate.report import ValidationReport
 from duckling_provider.replication.validate.validation import validate
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
 
 __all__ = ["Synced", "adopt_replica", "sync", "validate_replica"]
+
+#: Seconds between two goes of the rolling validation in one run.
+_COMPARE_EVERY = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +56,7 @@ def sync(
     :param owner: the run it belongs to, for those who wait.
     :param seconds: follow the binlog for so long; None ends at where the server stands at the beginning.
     :param wait: seconds to wait for a process that uses the replica, before yielding.
-    :raises ConfigError: the entry names no MySQL server.
+    :raises ConfigError: the entry names no MySQL server, or a copy for readers that can't be made there.
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
     :raises ReplicaError: the file at ``duckdbPath`` is not ours.
@@ -68,8 +74,14 @@ def sync(
             following.follow(None)
         if run.done.copied:
             run.note_losses()
-        if deadline is not None:
-            following.follow(deadline)
+        rolling = Rolling(run, following)
+        if deadline is None:
+            rolling.work()
+        else:
+            _follow_and_compare(following, rolling, deadline)
+        if database.read_copy is not None:
+            with run.access("sync"):
+                run.renew_read_copy()
     except MakeWayError as way:
         run.done.outcome, run.done.reason = "made way", str(way)
     except BusyError as error:
@@ -77,6 +89,15 @@ def sync(
     run.done.position = run.position
     _note_freshness(run, following)
     return run.done
+
+
+def _follow_and_compare(following: Following, rolling: Rolling, deadline: float) -> None:
+    """Follow the binlog until `deadline`, and compare a little now and then."""
+    while True:
+        following.follow(min(deadline, time.monotonic() + _COMPARE_EVERY))
+        rolling.work()
+        if time.monotonic() >= deadline:
+            return
 
 
 def _note_freshness(run: Run, following: Following) -> None:
@@ -91,8 +112,13 @@ def _note_freshness(run: Run, following: Following) -> None:
     if made_way and waiting is None and current is None:
         # It did not even learn what the binlog has: what waited still waits.
         waiting, current = before.waiting_since, before.current_at
+    if made_way and done.validated is None:
+        done.validated, done.differences = _utc(before.validated), before.differences
+        done.differed = _utc(before.differed)
     current = current if current is not None else before.current_at
-    freshness = Freshness(before.yields + 1 if made_way else 0, waiting, current)
+    done.yields = before.yields + 1 if made_way else 0
+    validated, differed = _seconds(done.validated), _seconds(done.differed)
+    freshness = Freshness(done.yields, waiting, current, validated, done.differences, differed)
     if made_way or waiting is not None:
         done.lag = freshness.lag(now)
     if replica.parent.is_dir():
@@ -100,6 +126,14 @@ def _note_freshness(run: Run, following: Following) -> None:
     if made_way:
         most = run.database.max_sync_yields
         require_turn(freshness, most, reason=done.reason, lag=done.lag, subject=run.database.id)
+
+
+def _utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def adopt_replica(
@@ -153,6 +187,8 @@ def validate_replica(
 
 def _prepare(run: Run) -> None:
     """Make sure that there is a replica of ours whose position the server can go on from."""
+    run.database.replica.parent.mkdir(parents=True, exist_ok=True)
+    require_read_copy(run.database)
     run.fold_names()
     for finding in preflight(run.source, wanted=run.database.mirrors):
         log.warning("%s", finding)

@@ -60,9 +60,28 @@ class CleanedUp(Noted):
     s3: list[str]
 
 
-class Synced(TypedDict):
+class ReadCopied(TypedDict, total=False):
+    """`read_copy` is when the copy for readers was last seen to be equal to the replica, ISO 8601; absent without."""
+
+    read_copy: str
+
+
+class Compared(TypedDict, total=False):
+    """`yields` counts runs in a row that made way; `validated` is the time since which all tables are known to be
+    equal; `differing` maps tables to rows that differed in this run, `differences` counts all ever, the last at
+    `differedAt`. Times as `base.moments.iso`.
+    """
+
+    yields: int
+    validated: str | None
+    differing: dict[str, int]
+    differences: int
+    differedAt: str | None
+
+
+class Synced(ReadCopied, Compared):
     """`copied` are tables, `lag` is in seconds, `recopy` maps tables to reasons, `notes` is what could not be mirrored
-    exactly.
+    exactly, and why the copy for readers is old.
     """
 
     changes: int

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other file; test folders are no packages.
 _API = runpy.run_path(str(Path(__file__).with_name("test_api.py")))
-airflow_app, api_client, shop, add_dags = (_API[name] for name in ("airflow_app", "client", "shop", "add_dags"))
+api_client, shop, add_dags = (_API[name] for name in ("client", "shop", "add_dags"))
 token, back_up, NOW = _API["token"], _API["back_up"], _API["NOW"]
 client = api_client
 S3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "s"}
@@ -185,6 +185,19 @@ def test_a_backup_of_another_replica_is_restored_by_the_page_only_when_that_is_t
     refused = page.post("databases/shop/restore", **form)
     assert (refused.status_code, "not ticked" in refused.text) == (422, True)
     assert page.post("databases/shop/restore", **form, any_origin="true").status_code == 303
+
+
+def test_a_list_marks_the_backups_of_another_replica_and_those_that_are_cut_short(page, shop, installation, s3_server):
+    database = installation.database("shop")
+    key = back_up(database)
+    assert "another replica" not in page("databases/shop?store=1").text
+    Path(f"{installation.replica('shop')}.duckling-origin").unlink()
+    back_up(database)
+    assert page("databases/shop?store=1").text.count(", another replica<") == 1
+    client = s3_server.client()
+    stored = client.get_object(Bucket=database.s3.bucket, Key=key)
+    client.put_object(Bucket=database.s3.bucket, Key=key, Body=stored["Body"].read()[:-1], Metadata=stored["Metadata"])
+    assert page("databases/shop?store=1").text.count("incomplete: another size") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other files; test folders are no packages.
 _PAGE = runpy.run_path(str(Path(__file__).with_name("test_page.py")))
-airflow_app, client, shop, add_dags = (_PAGE[name] for name in ("airflow_app", "client", "shop", "add_dags"))
+client, shop, add_dags = (_PAGE[name] for name in ("client", "shop", "add_dags"))
 page, token, back_up = (_PAGE[name] for name in ("page", "token", "back_up"))
 WRONG_KEY = {"kind": "WrongKeyError", "what": "the key is another one", "hint": None, "retryable": False}
 DOWN = {"kind": "StoreError", "what": "it did not answer", "hint": None, "retryable": True}
@@ -70,6 +70,16 @@ def test_an_older_backup_counts_beside_a_disproved_newer_one_once_it_is_proven_a
     shop.add("verify", results=verified(older))
     state, _, key, _ = standing()
     assert (state, key) == ("protected", older)
+
+
+def test_a_backup_of_the_future_counts_for_nothing_and_hides_no_other(shop, standing):
+    future = "shop/backup-2099-01-01T00-00-00-000Z.db"
+    shop.add("backup", results={"upload": verified(future)["verify"], **verified(future)})
+    state, reason, key, _ = standing()
+    assert (state, key, future in reason) == ("no backup", None, True)
+    good = shop.backed_up(hours_ago=1)
+    shop.add("verify", results=verified(future))
+    assert standing() == ("protected", "", good, 0)
 
 
 def test_a_failed_backup_is_not_outranked_by_a_look_at_an_old_one(shop, standing):

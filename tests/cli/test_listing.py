@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from duckling_provider.base.moments import iso
 from duckling_provider.cli import listing
 from duckling_provider.cli.app import run
 from duckling_provider.cli.terminal import Terminal
@@ -124,6 +125,14 @@ def test_a_backup_that_can_not_be_restored_is_incomplete(duckling, two, s3_serve
     assert row["remark"].startswith("it holds 10 bytes of a file that had")
 
 
+def test_a_local_backup_whose_sidecar_is_none_of_ours_is_not_called_verified(duckling, two, installation):
+    (sidecar,) = (installation.backup_path / "shop").glob("backup-*.json")
+    sidecar.rename(sidecar.with_name("elsewhere"))
+    sidecar.symlink_to("elsewhere")
+    (row,) = duckling("list", "shop", "--json").json["local"]
+    assert (row["state"], row["complete"], "symbolic link" in row["remark"]) == ("incomplete", False, True)
+
+
 def test_an_object_of_another_program_has_no_mode_that_is_made_up(duckling, two, s3_server):
     s3_server.client().put_object(Bucket=two["bucket"], Key=f"crm/{OLD}", Body=b"x" * 99)
     row = duckling("list", "crm", "--json").json["s3"][-1]
@@ -204,3 +213,21 @@ def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_ser
     shown, _, whole = done.out.partition("s3 ")
     assert shown.count("local") == 2, "at once, and again in the whole table"
     assert "crm/backup-" in whole
+
+
+def test_a_list_tells_how_old_the_copy_for_readers_is(duckling, installation, make_replica, xfs):
+    from duckling_provider.replica.read_copy import renew_read_copy
+
+    files = {"duckdbPath": str(xfs / "live.db"), "readCopyPath": str(xfs / "read.db")}
+    installation.write(installation.entry(**files))
+    path = str(xfs / "read.db")
+    absent = {"path": path, "madeAt": None, "current": None}
+    assert duckling("list", "production", "--json").json["readCopy"] == absent
+    make_replica(xfs / "live.db")
+    copy = renew_read_copy(installation.database())
+    assert f"{path}, of {iso(copy.made)}, equal to the replica" in duckling("list", "production").err
+    make_replica(xfs / "live.db", rows=10)
+    (shown,) = duckling("databases", "--json").json["databases"]
+    assert shown["readCopy"] == {"path": path, "madeAt": iso(copy.made), "current": False}
+    assert "older than the replica" in duckling("list").err
+    assert duckling("list", "production", "--json").json["local"] == []

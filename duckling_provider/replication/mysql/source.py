@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.config.masking import MASK
 from duckling_provider.replication.model.tables import Position
-from duckling_provider.replication.mysql.tls import Tls, tls_of
+from duckling_provider.replication.mysql.tls import Tls, tls_of, unchecked
 
 FIELD = "mysqlConnectionString"
 _FORM = "expected mysql://user:password@host:port/database"
@@ -216,6 +217,21 @@ class _RefusedPlugin:
         )
 
 
+@functools.cache
+def _connection_class() -> Any:
+    """pymysql's, but without the world's certificates where none is checked: to read them takes longer than all else of
+    a connection, and a sync makes several.
+    """
+    import pymysql.connections
+
+    class Connection(pymysql.connections.Connection):  # type: ignore[misc]
+        def _create_ssl_ctx(self, options: Any) -> Any:
+            # Without options the mode is PREFERRED: pymysql checks nothing.
+            return unchecked() if not options else super()._create_ssl_ctx(options)
+
+    return Connection
+
+
 def connect(
     source: Source, *, cursor: Literal["list", "stream"] = "list", autocommit: bool = True, read_timeout: float = 600.0
 ) -> Any:
@@ -231,7 +247,7 @@ def connect(
     settings = source.settings()
     is_safe = source.tls.mode.startswith("VERIFY") or source.unix_socket
     with translated(source, "connect"):
-        return pymysql.connect(
+        return _connection_class()(
             **settings,
             auth_plugin_map={} if is_safe else dict.fromkeys(_CLEAR_TEXT, _RefusedPlugin),
             database=source.database,

@@ -24,6 +24,8 @@ from duckling_provider.web.services.dependencies import (
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.privacy import hidden_mistake, sees_places
+from duckling_provider.web.services.records import Sync
 from duckling_provider.web.services.status import Status
 
 router = APIRouter(tags=["monitoring"])
@@ -63,9 +65,8 @@ def health(
     try:
         found = installation()
     except ConfigError as error:
-        return _told(
-            Health(success=False, status="misconfigured", databases=0, overdue=0, error=str(error) if caller else None)
-        )
+        why = str(error if sees_places(caller) else hidden_mistake(error)) if caller else None
+        return _told(Health(success=False, status="misconfigured", databases=0, overdue=0, error=why))
     broken = len({problem.entry for problem in found.problems})
     if db is not None:
         if caller is None:
@@ -73,7 +74,7 @@ def health(
         chosen, broken = [database_for(caller, "read", db)], 0
     else:
         chosen = list(found.databases) if caller is None else caller.visible(found.databases)
-    current = statuses(chosen)
+    current = statuses(chosen, caller)
     # An entry with a mistake gets no backups.
     overdue = sum(not status.recoverable for status in current) + broken
     details = None
@@ -105,7 +106,7 @@ def metrics(caller: CallerDep) -> Response:
     """Ages, sizes, durations, lags and holds in the Prometheus text format."""
     found = installation()
     registry = CollectorRegistry()
-    registry.register(_Statuses(statuses(caller.visible(found.databases)), broken=len(found.problems)))
+    registry.register(_Statuses(statuses(caller.visible(found.databases), caller), broken=len(found.problems)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -130,6 +131,22 @@ class _Statuses(Collector):
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
             ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
+            ("sync_yields", "Syncs in a row that made way to other programs.", _of_sync(lambda sync: sync.yields)),
+            (
+                "replica_validated_timestamp_seconds",
+                "Since when all tables are known to equal MySQL's.",
+                _of_sync(lambda sync: sync.validated.timestamp() if sync.validated else None),
+            ),
+            (
+                "replica_differences",
+                "Rows ever found to differ from MySQL's, and repaired.",
+                _of_sync(lambda sync: sync.differences),
+            ),
+            (
+                "read_copy_timestamp_seconds",
+                "When the copy for readers was last seen to be equal to the replica.",
+                _of_sync(lambda sync: sync.read_copy.timestamp() if sync.read_copy else None),
+            ),
             (
                 "replica_held",
                 "1 while writers are kept away, where this host has the replica.",
@@ -165,3 +182,7 @@ def _duration(status: Status) -> float | None:
 
 def _lag(status: Status) -> float | None:
     return status.record.sync.lag_now(status.moment) if status.record.sync else None
+
+
+def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], float | None]:
+    return lambda status: value_of(status.record.sync) if status.record.sync else None
