@@ -59,6 +59,7 @@ def site(installation, mariadb, database, duckling):
                         cursor.execute("INSERT INTO log VALUES (RAND())")
                         number = random.randint(1, _ROWS)
                         cursor.execute("UPDATE orders SET total = total + 1 WHERE id = %s", (number,))
+                        stop.wait(0.002)
 
             writer = threading.Thread(target=write)
             writer.start()
