@@ -5,7 +5,8 @@ VENV ?= .venv
 WORKERS ?= 3
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
-# Several processes share the tests by file, since servers are shared within a file; the longest files come first.
+# Several processes share the tests by file, since servers are shared within a file (and one Airflow within
+# tests/airflow); what takes longest comes first: see tests/conftest.py.
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export VENV
 # Hundreds of processes import the package: compiled once, not by each of them.
