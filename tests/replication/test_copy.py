@@ -583,7 +583,7 @@ def test_kills_at_each_table_boundary_lose_nothing(
 
 
 def test_kills_at_any_moment_lose_nothing(
-    mariadb: Any, database: str, source: Any, filled: list[str], tmp_path: Path, full: bool
+    mariadb: Any, database: str, source: Any, filled: list[str], tmp_path: Path, *, full: bool
 ) -> None:
     target = tmp_path / "new.db"
     task = {"url": mariadb.url(database), "target": str(target), "tables": filled, "die_at": 0}
