@@ -213,6 +213,7 @@ def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
 @pytest.mark.mysql
 @pytest.mark.parametrize("expression", ["id * 3", "id + 1"])
 @pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
+@pytest.mark.mysql_too
 def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expression, kind):
     mirror.run(f"CREATE TABLE g (id INT PRIMARY KEY, g INT AS (id * 2) {kind})", "INSERT INTO g (id) VALUES (1), (2)")
     mirror.catch_up()
