@@ -590,7 +590,7 @@ def test_kills_at_any_moment_lose_nothing(
     task = {"url": mariadb.url(database), "target": str(target), "tables": filled, "die_at": 0}
     rng = random.Random(int(os.environ.get("DUCKLING_SEED", "7")))
     killed = 0
-    for _ in range(6 if full else 3):
+    for _ in range(20 if full else 3):
         process = child(task)
         assert process.stdout is not None
         process.stdout.readline()  # the first table has begun
