@@ -59,6 +59,7 @@ class Entry(Shape):
     exclude_tables: _Tables = ()
     on_position_lost: Annotated[OnPositionLost, ANY_STRING] = "fail"
     max_sync_yields: int = Field(default=12, ge=0, le=10_000)  #: runs in a row that may make way; 0 = any number
+    validate_interval_days: float = Field(default=7, ge=0, le=3650)  #: each table is compared once in it; 0 = never
     storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
     # Any object here: what is in it is read by `read_s3`, so that the mistakes of both levels are reported at once.
     s3: Annotated[S3Settings | None, PlainValidator(any_object)] = None

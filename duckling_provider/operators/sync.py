@@ -26,8 +26,10 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
     :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
     :param wait_seconds: how long to wait for a process that uses the replica.
     :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
-        ``notes`` (what could not be mirrored exactly), ``read_copy`` (when the copy for readers was equal to the
-        replica; only where the entry wants one).
+        ``notes`` (what could not be mirrored exactly), ``yields`` (runs in a row that made way), ``validated`` (all
+        tables were found equal to MySQL's since then, or None), ``differing`` (table: rows that this run found to
+        differ), ``differences`` (how many ever were) and ``differedAt``, the last time; ``read_copy`` (when the copy
+        for readers was equal to the replica; only where the entry wants one). A skipped run leaves it too.
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -55,8 +57,10 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
         for table, reason in done.recopy.items():
             self.log.warning("%s will be copied again by the next run: %s", table, reason)
         self.log.info("%d changes in %d batches, now at %s", done.changes, done.batches, done.position)
-        if done.outcome == "made way":
-            raise AirflowSkipException(f"made way after {done.changes} changes: {done.reason}")
+        for table, count in done.differing.items():
+            self.log.warning("%s: %d rows differed from MySQL's and were or will be copied again", table, count)
+        if done.compared:
+            self.log.info("%d rows compared with MySQL's in %d pieces", done.compared, done.pieces)
         result: Synced = {
             "changes": done.changes,
             "copied": list(done.copied),
@@ -64,9 +68,18 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
             "lag": round(done.lag, 1),
             "recopy": done.recopy,
             "notes": list(done.notes),
+            "yields": done.yields,
+            "validated": None if done.validated is None else iso(done.validated),
+            "differing": done.differing,
+            "differences": done.differences,
+            "differedAt": None if done.differed is None else iso(done.differed),
         }
         if done.read_copy is not None:
             result["read_copy"] = iso(done.read_copy)
+        if done.outcome == "made way":
+            # How far behind it is, is known all the same; a task that is skipped returns nothing.
+            context["ti"].xcom_push(key="return_value", value=result)
+            raise AirflowSkipException(f"made way after {done.changes} changes: {done.reason}")
         return self.publish(context, result)
 
 

@@ -23,6 +23,7 @@ from duckling_provider.replication.model.tables import Commit, Position, SchemaC
 from duckling_provider.replication.mysql.source import connect, current_position, query
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
+from duckling_provider.replication.validate.touched import Touched
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -74,20 +75,33 @@ class Following:
 
     def follow(self, deadline: float | None) -> None:
         """Apply the binlog up to where the server stands now, or until `deadline` (of `time.monotonic`)."""
-        end, asked = None, time.time()
+        end = None
         if deadline is None:
             with contextlib.closing(connect(self._run.source)) as connection:
                 end = current_position(connection)
+        self._follow_until(end, deadline)
+
+    def follow_to(self, end: Position, touched: Touched) -> None:
+        """Apply the binlog up to `end`, a position of the server's, and show `touched` what is applied."""
+        position = self._run.position
+        if position is not None and (position.server, position.order) == (end.server, end.order):
+            return
+        self._follow_until(end, None, touched)
+
+    def _follow_until(self, end: Position | None, deadline: float | None, touched: Touched | None = None) -> None:
+        asked = time.time()
         while True:
             if self._run.position is None:
                 raise ReplicaError("no full copy of it was ever finished", subject=str(self._run.database.replica))
             with self._stream(self._run.position, follow=end is None) as stream:
                 events = stream.read() if end is None else stream.read_until(end)
                 try:
-                    self._follow(events, deadline)
+                    self._follow(events if touched is None else _shown(events, touched), deadline)
                 except _MovedError:
                     # Restored, most likely: what was gathered belongs to another past.
                     log.info("the replica was replaced meanwhile")
+                    if touched is not None:
+                        touched.cloud()
                     self._run.look_at_replica()
                     continue
             if end is not None:
@@ -235,6 +249,12 @@ class Following:
         if applied.position is not None:
             self._run.position = applied.position
             done.timestamp = applied.timestamp
+
+
+def _shown(events: Iterator[StreamEvent | None], touched: Touched) -> Iterator[StreamEvent | None]:
+    for event in events:
+        touched.see(event)
+        yield event
 
 
 def _oldest(events: list[StreamEvent | None]) -> float:

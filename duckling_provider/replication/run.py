@@ -50,6 +50,12 @@ class Synced:
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
     :param read_copy: when the copy for readers was last seen to be equal to the replica, None where there is none.
     :param notes: what could not be mirrored exactly, reported by the runs that copy; why the copy for readers is old.
+    :param yields: runs in a row that made way, this one included.
+    :param validated: all tables were found equal row by row at this time or later; None if that is not so or unknown.
+    :param differing: by table, rows that this run found to differ from MySQL's and replaced.
+    :param differences: how many were ever found, and when the last: `differed`.
+    :param compared: rows that this run compared, in so many `pieces`.
+    :param is_told: `validated` and `differences` are what the replica says.
     """
 
     outcome: Outcome = "caught up"
@@ -63,6 +69,14 @@ class Synced:
     recopy: dict[str, str] = field(default_factory=dict)
     read_copy: datetime | None = None
     notes: tuple[str, ...] = ()
+    yields: int = 0
+    validated: datetime | None = None
+    differing: dict[str, int] = field(default_factory=dict)
+    differences: int = 0
+    differed: datetime | None = None
+    compared: int = 0
+    pieces: int = 0
+    is_told: bool = False
 
 
 class MakeWayError(Exception):

@@ -18,7 +18,13 @@ class Transferred(TypedDict):
     duration: int
 
 
-class SnapshotTaken(Transferred):
+class Proven(TypedDict, total=False):
+    """All tables of the replica were known to equal MySQL's at the time `validated`, if any."""
+
+    validated: str | None
+
+
+class SnapshotTaken(Transferred, Proven):
     """`key` is the snapshot's file name."""
 
     sha256: str
@@ -66,7 +72,20 @@ class ReadCopied(TypedDict, total=False):
     read_copy: str
 
 
-class Synced(ReadCopied):
+class Compared(TypedDict, total=False):
+    """`yields` counts runs in a row that made way; `validated` is the time since which all tables are known to be
+    equal; `differing` maps tables to rows that differed in this run, `differences` counts all ever, the last at
+    `differedAt`. Times as `base.moments.iso`.
+    """
+
+    yields: int
+    validated: str | None
+    differing: dict[str, int]
+    differences: int
+    differedAt: str | None
+
+
+class Synced(ReadCopied, Compared):
     """`copied` are tables, `lag` is in seconds, `recopy` maps tables to reasons, `notes` is what could not be mirrored
     exactly, and why the copy for readers is old.
     """

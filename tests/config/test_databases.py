@@ -155,6 +155,7 @@ def test_the_fields_of_the_replication_arrive(site: Site) -> None:
         "excludeTables": ["sessions"],
         "onPositionLost": "resync",
         "maxSyncYields": 3,
+        "validateIntervalDays": 0.5,
         "storageVersion": "v1.4.0",
     }
     installation = site.load([{**ENTRY, **given}])
@@ -164,6 +165,7 @@ def test_the_fields_of_the_replication_arrive(site: Site) -> None:
     assert (database.include_tables, database.exclude_tables) == (("orders", "Kunden 2"), ("sessions",))
     assert (database.on_position_lost, database.storage_version) == ("resync", "v1.4.0")
     assert database.max_sync_yields == 3
+    assert database.validate_interval_days == 0.5
     nulls = site.load([{**ENTRY, **dict.fromkeys(given)}])
     assert nulls.databases[0].masked() == {**ENTRY, "mysqlConnectionString": MASKED_URL, **dict.fromkeys(given)}
     assert nulls.databases[0].writer == "duckling"

@@ -94,6 +94,7 @@ class Follower:
             return
         # What is there is from before: MySQL had no table of that name.
         self._run(f"CREATE OR REPLACE TABLE {self._name(table.name)} ({columns})")
+        self._ledger.validations.forget(table.name)
         self._save(TableState(table, rows=0), states)
 
     def _drop(self, name: str, states: dict[str, TableState]) -> None:
@@ -126,6 +127,7 @@ class Follower:
         self._run(f"DROP TABLE IF EXISTS {self._name(step.new)}")
         self._run(f"ALTER TABLE {self._name(between)} RENAME TO {quote(step.new)}")
         self._ledger.forget_table(step.name)
+        self._ledger.validations.forget(step.new)
         del states[step.name]
         self._save(replace(state, table=replace(state.table, name=step.new)), states)
 

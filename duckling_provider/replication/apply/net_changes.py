@@ -135,7 +135,7 @@ class _Keyed(Pending):
     def _write_keyed(self, connection: DuckDBPyConnection, table: str) -> int:
         touched: Any = list(self._net)
         lanes = [touched] if self._single else list(zip(*touched, strict=True))
-        keys, _ = _arrow(table, self._key, lanes)
+        keys, _ = arrow_of(table, self._key, lanes)
         rows = [row for row in self._net.values() if row is not None]
         same = " AND ".join(
             f"t.{quote(column.name)} = {value_of(column, place)}" for place, column in enumerate(self._key)
@@ -144,7 +144,7 @@ class _Keyed(Pending):
         inserted = None
         if rows:
             values = list(zip(*rows, strict=True))
-            inserted, zeros = _arrow(table, self._table, [values[place] for place in self._where])
+            inserted, zeros = arrow_of(table, self._table, [values[place] for place in self._where])
             self._check(connection, inserted, rows)
         with registered(connection, KEYS, keys):
             connection.execute(f"DELETE FROM {table} AS t USING {KEYS} AS c WHERE {same}")
@@ -293,7 +293,7 @@ class _Keyless(Pending):
         self._net = Counter()
 
 
-def _arrow(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.Table, int]:
+def arrow_of(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.Table, int]:
     """Values as `rows` read them -> columns c0, c1, … for `types.from_change`; and how many dates no calendar has."""
     decoded, zeros = [], 0
     for column, values in zip(columns, lanes, strict=True):

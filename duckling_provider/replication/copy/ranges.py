@@ -12,7 +12,7 @@ change.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,14 +138,17 @@ def _walk(connection: Any, table: str, key: list[Column], pace: Pace) -> Iterato
             yield KeyRange(after, bounded=False)
             return
         written = [literal for literal in literals if literal is not None]
-        upto = _compare(key, written, "<", "<=")
+        names = [quote_mysql(column.name) for column in key]
+        upto = compared(names, written, "<", "<=")
         yield KeyRange(f"{after} AND {upto}" if after else upto)
-        after = _compare(key, written, ">", ">")
+        after = compared(names, written, ">", ">")
 
 
-def _compare(key: list[Column], literals: list[str], strict: str, last: str) -> str:
-    """``(a, b) > (x, y)``, spelled out: the server uses no index for a comparison of rows."""
-    names = [quote_mysql(column.name) for column in key]
+def compared(names: Sequence[str], literals: Sequence[str], strict: str, last: str) -> str:
+    """``(a, b) > (x, y)`` as SQL, spelled out: the server uses no index for a comparison of rows.
+
+    :param strict: the operator for all columns but the last, ``<`` or ``>``, and `last` the one for that.
+    """
     if len(names) == 1:
         return f"{names[0]} {last} {literals[0]}"
     either = []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from duckling_provider.base.errors import NotFoundError, ReplicaError
 from duckling_provider.replica.duckdb_file import open_error
+from duckling_provider.replication.model import validated
 from duckling_provider.replication.model.tables import Column, Position, Table
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _TABLES = {
     "columns VARCHAR NOT NULL, primary_key VARCHAR NOT NULL, rows UBIGINT",
     "counters": '"table" VARCHAR NOT NULL, what VARCHAR NOT NULL, count UBIGINT NOT NULL',
     "history": "noted_at TIMESTAMP NOT NULL, kind VARCHAR NOT NULL, note VARCHAR NOT NULL",
+    validated.TABLE: validated.COLUMNS,
 }
 
 
@@ -74,6 +76,8 @@ class Ledger:
     def __init__(self, connection: DuckDBPyConnection, *, catalog: str | None = None) -> None:
         self._connection = connection
         self._prefix = f'"{catalog}".{SCHEMA}' if catalog else SCHEMA
+        #: What the rolling validation knows of each table.
+        self.validations = validated.Validations(connection, SCHEMA, catalog)
 
     @classmethod
     def create(cls, connection: DuckDBPyConnection, *, database: str = "", catalog: str | None = None) -> Ledger:
@@ -147,7 +151,7 @@ class Ledger:
 
     def save_table(self, state: TableState) -> None:
         """Insert or replace what is known of one table."""
-        self.forget_table(state.name)
+        self._run("DELETE FROM {}.tables WHERE name = ?", [state.name])
         self._run(
             "INSERT INTO {}.tables VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
@@ -163,6 +167,7 @@ class Ledger:
 
     def forget_table(self, name: str) -> None:
         self._run("DELETE FROM {}.tables WHERE name = ?", [name])
+        self.validations.forget(name)
 
     def mark_recopy(self, name: str, note: str) -> None:
         """The table can't be followed any more: its changes are skipped until it has been copied again.

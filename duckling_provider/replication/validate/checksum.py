@@ -92,18 +92,19 @@ class TableChecksum:
 
     @property
     def _mysql_bucket(self) -> str:
-        texts = ", ".join(mysql_text(column) for _, column in self._bucket_columns)
+        texts = ", ".join(mysql_text(column) for _, column in self.bucket_columns)
         key = f"CONCAT_WS('|', {texts})"
         return f"LEFT({mysql_hash(key)}, {self._digits})"
 
     @property
     def replica_bucket(self) -> str:
-        texts = ", ".join(replica_text(column, f"c{n}") for n, column in self._bucket_columns)
+        texts = ", ".join(replica_text(column, f"c{n}") for n, column in self.bucket_columns)
         key = f"concat_ws('|', {texts})"
         return f"left({replica_hash(key)}, {self._digits})"
 
     @property
-    def _bucket_columns(self) -> list[tuple[int, Column]]:
+    def bucket_columns(self) -> list[tuple[int, Column]]:
+        """Those that decide on a row's bucket, with their places: of the key, or all where there is none."""
         key = set(self._table.primary_key)
         numbered = list(enumerate(self._table.columns))
         return [(n, column) for n, column in numbered if column.name in key] or numbered
@@ -127,6 +128,19 @@ def mysql_hash(text: str) -> str:
 def replica_hash(text: str) -> str:
     """SQL of DuckDB for the same digits."""
     return f"sha256({text})"
+
+
+def mysql_row_hash(table: Table) -> str:
+    """SQL of MySQL for the first 64 bits of the hash of a row's texts, as 16 digits; NULL where they are too long."""
+    row = f"CONCAT_WS('|', {', '.join(map(mysql_text, table.columns))})"
+    return f"LEFT({mysql_hash(row)}, 16)"
+
+
+def replica_row_hash(table: Table) -> str:
+    """SQL of DuckDB for the same digits, of columns ``c0``, ``c1``, …"""
+    texts = (replica_text(column, f"c{n}") for n, column in enumerate(table.columns))
+    row = f"concat_ws('|', {', '.join(texts)})"
+    return f"left({replica_hash(row)}, 16)"
 
 
 def mysql_text(column: Column) -> str:

@@ -37,8 +37,9 @@ from duckling_provider.replication.model.tables import Position, Table
 from duckling_provider.replication.model.types import duck_type
 from duckling_provider.replication.mysql.mysql_snapshot import consistent_snapshot, without_snapshot
 from duckling_provider.replication.mysql.schema import read_tables
-from duckling_provider.replication.mysql.source import Source, SourceError, connect, query, server_of, translated
+from duckling_provider.replication.mysql.source import Source, SourceError, connect, query, translated
 from duckling_provider.replication.validate.checksum import Bucket, TableChecksum
+from duckling_provider.replication.validate.looks import end_query, lift_time_limit
 from duckling_provider.replication.validate.report import TableReport, ValidationReport
 from duckling_provider.replication.validate.row_diff import Contrast
 
@@ -89,7 +90,7 @@ def validate(
     started = time.monotonic()
     with consistent_snapshot(source, tables, cursor="stream", read_timeout=_PATIENCE) as (connection, position):
         with translated(source, "validate"):
-            _without_time_limit(connection)
+            lift_time_limit(connection)
             existing = read_tables(connection, source.database)
         if catch_up is not None:
             catch_up(position)
@@ -100,12 +101,6 @@ def validate(
             wanted = set(existing) if tables is None else set(tables)
             reports = tuple(job.compare_all(existing, wanted, ledger.tables()))
     return ValidationReport(position, stands_at, reports, time.monotonic() - started)
-
-
-def _without_time_limit(connection: Any) -> None:
-    """Lift the limit that a server may set on all queries."""
-    mariadb = server_of(connection).kind == "mariadb"
-    query(connection, f"SET SESSION {'max_statement_time' if mariadb else 'max_execution_time'} = 0")
 
 
 @contextlib.contextmanager
@@ -328,16 +323,12 @@ class _Job:
             yield
         except AbandonedError as error:
             self._duck.interrupt()
-            end = threading.Thread(target=self._end_query, daemon=True)
+            end = threading.Thread(target=end_query, args=(self._source, self._connection), daemon=True)
             end.start()
             end.join(1.0)
             raise CancelledError(
                 "stopped on request", hint="It has changed nothing; run it again when you like."
             ) from error
-
-    def _end_query(self) -> None:
-        with contextlib.suppress(Exception), contextlib.closing(connect(self._source)) as connection:
-            query(connection, f"KILL QUERY {int(self._connection.thread_id())}")
 
 
 def _name(table: str) -> str:

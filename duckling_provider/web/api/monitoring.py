@@ -24,6 +24,7 @@ from duckling_provider.web.services.dependencies import (
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.records import Sync
 from duckling_provider.web.services.status import Status
 
 router = APIRouter(tags=["monitoring"])
@@ -130,6 +131,17 @@ class _Statuses(Collector):
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
             ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
+            ("sync_yields", "Syncs in a row that made way to other programs.", _of_sync(lambda sync: sync.yields)),
+            (
+                "replica_validated_timestamp_seconds",
+                "Since when all tables are known to equal MySQL's.",
+                _of_sync(lambda sync: sync.validated.timestamp() if sync.validated else None),
+            ),
+            (
+                "replica_differences",
+                "Rows ever found to differ from MySQL's, and repaired.",
+                _of_sync(lambda sync: sync.differences),
+            ),
             (
                 "read_copy_timestamp_seconds",
                 "When the copy for readers was last seen to be equal to the replica.",
@@ -175,3 +187,7 @@ def _lag(status: Status) -> float | None:
 def _read_copy(status: Status) -> float | None:
     sync = status.record.sync
     return sync.read_copy.timestamp() if sync is not None and sync.read_copy is not None else None
+
+
+def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], float | None]:
+    return lambda status: value_of(status.record.sync) if status.record.sync else None

@@ -51,6 +51,12 @@ class DatabaseStatus(Shape):
     read_copy_at: str | None = Field(
         description="When the copy for readers was last seen to be equal to the replica; null where there is none."
     )
+    sync_yields: int | None = Field(description="Syncs in a row that made way to other programs.")
+    validated: str | None = Field(
+        description="All tables of the replica were found equal to MySQL's, row by row, at this time or later."
+    )
+    differences: int | None = Field(description="Rows of the replica ever found to differ from MySQL's; repaired.")
+    differed_at: str | None = Field(description="When the last of them were found.")
     warnings: list[str] = Field(description="Backups whose date can't be true, by name, and a clock that is wrong.")
     hold: str | None = Field(description="Who keeps writers away just now, where this host has the replica.")
 
@@ -69,6 +75,10 @@ def status_json(status: Status) -> DatabaseStatus:
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
         sync_lag=sync.lag_now(status.moment) if sync else None,
         read_copy_at=iso(sync.read_copy) if sync and sync.read_copy else None,
+        sync_yields=sync.yields if sync else None,
+        validated=iso(sync.validated) if sync and sync.validated else None,
+        differences=sync.differences if sync else None,
+        differed_at=iso(sync.differed) if sync and sync.differed else None,
         warnings=list(record.notes),
         hold=str(status.hold) if status.hold else None,
     )

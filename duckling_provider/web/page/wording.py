@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 
 from duckling_provider.base import units
 from duckling_provider.config.databases import Database
+from duckling_provider.web.services.records import Sync
 from duckling_provider.web.services.status import Status
 
 #: What a state of an overview row means, for its badge's tooltip and for the legend.
@@ -94,6 +95,16 @@ def standing(status: Status) -> str:
     return f"It could be brought back now: the last verified backup is {age} old{promise}.{reason}"
 
 
+def differences(sync: Sync) -> str:
+    """What was ever found to differ between replica and MySQL."""
+    count = sync.differences
+    if not count:
+        return ""
+    last = f", the last on {utc(sync.differed)}" if sync.differed is not None else ""
+    rows = "1 row of the replica was" if count == 1 else f"{count} rows of the replica were"
+    return f"{rows} found to differ from MySQL and copied again{last}. _duckling.history in the replica has the tables."
+
+
 def summary(*, total: int, lost: int) -> str:
     """The sentence on top of the overview.
 
@@ -125,4 +136,5 @@ def filters() -> dict[str, Callable[..., str]]:
         "store_place": store_place,
         "schedule": schedule,
         "standing": standing,
+        "differences": differences,
     }

@@ -132,13 +132,22 @@ class Backup:
 
 @dataclass(frozen=True)
 class Sync:
-    """Where the last completed sync ended: `lag` in seconds at the time `at`."""
+    """Where the last sync ended that did not fail: `lag` in seconds at the time `at`.
+
+    :param yields: runs in a row that made way to other programs; the last of them if it is not 0.
+    :param validated: all tables are known to have been equal to MySQL's then; None if one was not compared yet.
+    :param differences: rows that were ever found to differ, and were repaired; the last at `differed`.
+    """
 
     at: datetime
     lag: float
     position: str | None
     recopy: tuple[str, ...] = ()
     read_copy: datetime | None = None  #: when the copy for readers was last seen to be equal to the replica
+    yields: int = 0
+    validated: datetime | None = None
+    differences: int = 0
+    differed: datetime | None = None
 
     def lag_now(self, now: datetime) -> float:
         """Seconds that the replica is behind at the most: what MySQL wrote since then was not seen yet."""
@@ -526,11 +535,18 @@ def _sync_of(results: Results) -> Sync | None:
     result = results.values.get(SYNC)
     if result is None or "lag" not in result:
         return None
-    copied = result.get("read_copy")
     return Sync(
         results.at[SYNC],
         result["lag"],
         result.get("position"),
         tuple(result.get("recopy", ())),
-        parse_moment(copied) if copied else None,
+        _moment(result.get("read_copy")),
+        result.get("yields", 0),
+        _moment(result.get("validated")),
+        result.get("differences", 0),
+        _moment(result.get("differedAt")),
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else parse_moment(text)
