@@ -55,6 +55,7 @@ class Synced:
     :param differing: by table, rows that this run found to differ from MySQL's and replaced.
     :param differences: how many were ever found, and when the last: `differed`.
     :param compared: rows that this run compared, in so many `pieces`.
+    :param is_told: `validated` and `differences` are what the replica says.
     """
 
     outcome: Outcome = "caught up"
@@ -75,6 +76,7 @@ class Synced:
     differed: datetime | None = None
     compared: int = 0
     pieces: int = 0
+    is_told: bool = False
 
 
 class MakeWayError(Exception):

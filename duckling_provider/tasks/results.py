@@ -18,7 +18,13 @@ class Transferred(TypedDict):
     duration: int
 
 
-class SnapshotTaken(Transferred):
+class Proven(TypedDict, total=False):
+    """All tables of the replica were known to equal MySQL's at the time `validated`, if any."""
+
+    validated: str | None
+
+
+class SnapshotTaken(Transferred, Proven):
     """`key` is the snapshot's file name."""
 
     sha256: str
