@@ -64,7 +64,7 @@ def test_a_backup_ends_in_s3_verified(shop, run_dag, s3_server, mode, overhead):
     upload = run.xcom("upload")
     key = upload["key"]
     assert key == f"{shop.id}/{run.xcom('snapshot')['key']}"
-    assert shop.objects() == ([key, key + ".mac"] if overhead else [key])
+    assert shop.objects() == [key, *([key + ".mac"] if overhead else []), key + ".state"]
     size = shop.replica.stat().st_size
     stored = s3_server.client().head_object(Bucket=shop.bucket, Key=key)["ContentLength"]
     assert stored == size + overhead

@@ -171,7 +171,8 @@ def test_a_big_backup_is_read_once_and_progress_ends_at_its_size(moto_server, in
     seen = []
     backup.verify(control=Control(lambda *report: seen.append(report)))
     assert seen[-1] == ("verify", backup.size + 16, backup.size + 16)
-    ranges = [_range(exchange) for exchange in proxy.seen if exchange.operation == "GetObject"]
+    reads = [exchange for exchange in proxy.seen if exchange.operation == "GetObject"]
+    ranges = [_range(exchange) for exchange in reads if not exchange.key.endswith(".state")]
     asked = sum(stop - start + 1 for start, stop in ranges)
     assert backup.size + 16 <= asked < backup.size + 4096
 

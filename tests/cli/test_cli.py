@@ -149,12 +149,12 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert backup["key"] == f"production/{backup['filename']}"
     assert NAME.fullmatch(backup["filename"])
     assert backup["size"] == site.replica.stat().st_size
-    assert site.objects() == [backup["key"], backup["key"] + ".mac"]
+    assert site.objects() == [backup["key"] + suffix for suffix in ("", ".mac", ".state")]
 
     listed = duckling.apart("list", "production", "--json").json
     assert [row["filename"] for row in listed["local"]] == [backup["filename"]]
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
-    more = {"complete", "state", "mode", "keyFingerprint", "createdAt", "origin"}
+    more = {"complete", "state", "stateAt", "pinned", "mode", "keyFingerprint", "createdAt", "origin"}
     assert set(listed["local"][0]) == {"filename", "size", *more}
     assert set(listed["s3"][0]) == {"key", "size", "lastModified", *more}
     assert listed["s3"][0]["size"] == backup["size"] + 16
@@ -390,8 +390,17 @@ def test_list_marks_what_has_another_size_than_it_was_made_with(duckling, site):
     assert (shown.code, len(marked), newest["key"] in marked[0]) == (0, 1, True)
     listed = duckling("list", "production", "--json").json
     assert [row["complete"] for row in listed["s3"]] == [False, True]
+    # What was verified is no longer there: the newest verified one is the latest, and the newer one is named.
+    taken = duckling("restore", "production")
+    assert (taken.code, older["key"] in taken.out, newest["key"] in taken.err) == (0, True, True)
+    for key in (older["key"], newest["key"]):
+        client.delete_object(Bucket=site.bucket, Key=key + ".state")
     refused = duckling("restore", "production")
     assert (refused.code, Path(older["key"]).name in refused.err, "--fallback" in refused.err) == (1, True, True)
+    # Now its damage is noted beside it, so the next command knows.
+    taken = duckling("restore", "production")
+    assert (taken.code, older["key"] in taken.out, "disproved" in taken.err) == (0, True, True)
+    client.delete_object(Bucket=site.bucket, Key=newest["key"] + ".state")
     taken = duckling("restore", "production", "--fallback")
     assert (taken.code, older["key"] in taken.out, "passed over" in taken.err) == (0, True, True)
 
@@ -405,7 +414,7 @@ def test_delete_asks_on_a_terminal_and_refuses_elsewhere(duckling, site):
     assert (refused.code, "--yes" in refused.err) == (2, True)
     assert duckling("delete", "production", key, "--json").json["success"] is False
     assert duckling.on_terminal("delete", "production", key, answer="n\n").code == 1
-    assert site.objects() == [key, key + ".mac"]
+    assert site.objects() == [key + suffix for suffix in ("", ".mac", ".state")]
     deleted = duckling.on_terminal("delete", "production", key, answer="y\n")
     assert (deleted.code, key in deleted.out) == (0, True)
     assert site.objects() == []
@@ -437,8 +446,10 @@ def test_cleanup_shows_its_plan_before_it_deletes(duckling, site):
         new.write_bytes((site.backups / kept).with_suffix(suffix).read_bytes())
     plan = duckling("cleanup", "production", "--dry-run", "--json").json
     assert plan["dryRun"] is True
+    decisions = [(row["key"], row["keep"], row["reason"]) for row in plan["local"].pop("decisions")]
+    assert decisions == [(kept, True, "the newest complete one"), (old, False, "older than 7 days")]
     assert plan["local"] == {"deleted": [old], "kept": 1, "busy": []}
-    assert plan["s3"] == {"deleted": [], "kept": 1}
+    assert plan["s3"] == {"deleted": [], "kept": 1, "decisions": []}
     assert (site.backups / old).exists()
     assert f"would delete {site.backups / old}" in duckling("cleanup", "production", "--dry-run").out
     assert f"deleted {site.backups / old}" in duckling("cleanup", "production").out
@@ -548,7 +559,8 @@ def test_a_wrong_key_is_named_and_the_replica_stays(duckling, site):
     for command in ("verify", "restore"):
         failed = duckling(command, "production")
         assert failed.code == 1
-        cause, hint = failed.err.splitlines()
+        # Before: that no key here vouches for what is noted beside the backup.
+        cause, hint = failed.err.splitlines()[-2:]
         assert "wrong key" in cause
         assert "s3.encryptionKey" in hint
     assert site.replica.read_bytes() == before
