@@ -223,16 +223,16 @@ def test_a_giant_transaction_is_written_in_parts_and_committed_once(mirror):
     mirror.run(KEYED, "CREATE TABLE u (a INT, b TEXT)")
     mirror.catch_up()
     before = Ledger.open(mirror.replica).position()
-    mirror.run("START TRANSACTION", "INSERT INTO t SELECT seq, 'x', seq / 7 FROM seq_1_to_5000",
-               "UPDATE t SET id = id + 100000", "INSERT INTO u SELECT seq % 10, repeat('y', 1000) FROM seq_1_to_3000",
-               "DELETE FROM u WHERE a = 3", "DELETE FROM t WHERE id > 104000", "COMMIT")  # fmt: skip
+    mirror.run("START TRANSACTION", "INSERT INTO t SELECT seq, 'x', seq / 7 FROM seq_1_to_1500",
+               "UPDATE t SET id = id + 100000", "INSERT INTO u SELECT seq % 10, repeat('y', 1000) FROM seq_1_to_600",
+               "DELETE FROM u WHERE a = 3", "DELETE FROM t WHERE id > 101200", "COMMIT")  # fmt: skip
     ledger = Ledger.open(mirror.replica)
     applier = Applier(mirror.replica, ledger, database=mirror.database, limits=BatchLimits(changes=700, bytes=100_000))
     with BinlogStream(mirror.source, before) as stream:
-        for event in stream.read():
+        for number, event in enumerate(stream.read()):
             if applier.take(event):
                 break
-            if applier.in_transaction:
+            if applier.in_transaction and number % 50 == 0:
                 # No reader sees half of it, nor would a restart.
                 assert mirror.replica.cursor().execute("SELECT count(*) FROM t").fetchall() == [(0,)]
     assert applier.applied.batches == 1
