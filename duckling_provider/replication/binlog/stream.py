@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -84,6 +84,8 @@ class BinlogStream:
     :param wanted: whether a table of this name is mirrored.
     :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
         nothing happens, and now and then among events that are not for the caller, so that he can look around.
+    :param elsewhere: tables of other databases by (database, name), and those of this one whose rows go or change with
+        theirs by foreign keys, of which the binlog is silent.
     :param prepared: tell of the XA transaction that begins at `position` as of any other.
     :raises SourceError: when the server can't be reached.
     """
@@ -95,8 +97,10 @@ class BinlogStream:
         *,
         wanted: Callable[[str], bool] | None = None,
         follow: bool = False,
+        elsewhere: Callable[[], Mapping[tuple[str, str], Sequence[str]]] = dict,
         prepared: bool = False,
     ) -> None:
+        self._elsewhere = elsewhere
         self._dump = BinlogDump(source, position, follow=follow)
         self._source, self._tells_prepared = source, prepared
         self._xa = XaTransactions(source, self._dump.server.identity)
@@ -109,7 +113,7 @@ class BinlogStream:
         #: The end of the last transaction that was handed out.
         self.position = position
         self._descriptions: dict[bytes, TableMap | Unfollowed] = {}
-        self._by_id: dict[int, TableMap | None] = {}
+        self._by_id: dict[int, TableMap | Unfollowed | None] = {}
         #: Tables some of whose changes lack columns: as described, and the places of those that all changes have.
         self._lacking: dict[str, tuple[TableMap, Sequence[int], tuple[str, ...]]] = {}
         self._touched: set[str] = set()
@@ -146,10 +150,18 @@ class BinlogStream:
             kind = raw.kind
             if kind in _ROWS:
                 table = self._by_id.get(int.from_bytes(raw.body[:6], "little"))
-                if table is not None and not self._xa.is_open:
+                if (
+                    table is not None
+                    and not self._xa.is_open
+                    and not (isinstance(table, Unfollowed) and kind in _INSERTS)
+                ):
                     if not self._told:
                         yield self._begin()
-                    yield from self._changes(raw, table)
+                    if isinstance(table, Unfollowed):
+                        self._touched.update(table.tables)
+                        yield table
+                    else:
+                        yield from self._changes(raw, table)
                     continue
             elif kind == dump.TABLE_MAP:
                 lost = self._describe(raw.body)
@@ -197,7 +209,12 @@ class BinlogStream:
         known = self._descriptions.get(key)
         if known is None:
             schema, name = (self._folded(text) for text in table_name(key))
-            if schema != self._database or not self._wanted(name):
+            if schema != self._database:
+                children = tuple(self._elsewhere().get((schema, name), ()))
+                note = f"its rows may have gone or changed with those of {schema}.{name}, by a foreign key"
+                self._by_id[number] = Unfollowed(note, children) if children else None
+                return None
+            if not self._wanted(name):
                 self._by_id[number] = None
                 return None
             try:
@@ -316,7 +333,9 @@ class BinlogStream:
             yield self._commit(raw)
         elif kind == _PARTIAL_UPDATE:
             table = self._by_id.get(int.from_bytes(body[:6], "little"))
-            if table is not None:
+            if isinstance(table, Unfollowed):
+                yield table
+            elif table is not None:
                 yield Unfollowed("its changes hold parts of JSON: binlog_row_value_options is set", (table.name,))
         elif kind == dump.INCIDENT:
             raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy it again.")
@@ -350,7 +369,12 @@ class BinlogStream:
         elif word in {"SAVEPOINT", "RELEASE"}:
             pass
         else:
-            concerns = schema == self._database or fold(self._database) in fold(statement.replace("``", "`"))
+            said = fold(statement.replace("``", "`"))
+            concerns = (
+                schema == self._database
+                or fold(self._database) in said
+                or any(schema == other or fold(other) in said for other, _ in self._elsewhere())
+            )
             if concerns and not self._announced:
                 if word not in _DDL:
                     yield self._begin()
@@ -384,7 +408,7 @@ class BinlogStream:
 
     def _told_again(self, start: Position) -> Iterator[StreamEvent | None]:
         """The rows of the XA transaction that begins at `start`, as part of the current transaction."""
-        with BinlogStream(self._source, start, wanted=self._wanted, prepared=True) as again:
+        with BinlogStream(self._source, start, wanted=self._wanted, elsewhere=self._elsewhere, prepared=True) as again:
             for event in again.read():
                 if isinstance(event, Commit):
                     return
