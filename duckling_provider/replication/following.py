@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
 from duckling_provider.replication.apply.applier import Applier
-from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.apply.foreign_keys import Reference, from_elsewhere, read_references
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
@@ -53,6 +53,8 @@ class Following:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        #: Parents in other databases, and our tables whose rows go or change with theirs.
+        self._elsewhere: dict[tuple[str, str], tuple[str, ...]] = {}
         #: When the oldest change was made that this run has met and not applied, seconds since 1970.
         self.waiting_since: float | None = None
         #: When the replica had all that the server had, as far as this run knows.
@@ -207,7 +209,9 @@ class Following:
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
         self._read_references()
-        return BinlogStream(self._run.source, position, wanted=self._is_of_interest, follow=follow)
+        return BinlogStream(
+            self._run.source, position, wanted=self._is_of_interest, follow=follow, elsewhere=lambda: self._elsewhere
+        )
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
@@ -220,20 +224,10 @@ class Following:
             references = read_references(connection, self._run.source.database)
             versioned = query(connection, _VERSIONED, self._run.source.database)
         self._run.unmirrored = frozenset(str(row[0]) for row in versioned)
-        for reference in references:
-            if (
-                reference.schema
-                and not reference.is_logged
-                and reference not in self._run.references
-                and self._run.database.mirrors(reference.child)
-            ):
-                log.warning(
-                    "%s: rows of %s go or change with those of %s.%s, which is not followed; validate now and then",
-                    self._run.database.id,
-                    reference.child,
-                    reference.schema,
-                    reference.parent,
-                )
+        self._elsewhere = {
+            parent: tuple(filter(self._run.mirrors, children))
+            for parent, children in from_elsewhere(references).items()
+        }
         self._run.references = references
         return references
 

@@ -221,6 +221,29 @@ def test_foreign_keys_are_read_without_more_rights_than_to_read(mariadb, databas
     assert found == [Reference("child", ("x", "y"), "", "pa`rent", ("a b", "c"), "", "CASCADE")]
 
 
+@pytest.mark.mariadb_only
+@pytest.mark.parametrize("form", ["ROW", "STATEMENT"])
+def test_children_of_a_parent_in_another_database_are_copied_again(shop, mariadb, form):
+    other = mariadb.create_database()
+    try:
+        mariadb.execute(["CREATE TABLE parent (id INT PRIMARY KEY)", "INSERT INTO parent VALUES (1), (2), (3)"], other)
+        shop.run(
+            "CREATE TABLE child (id INT PRIMARY KEY, p INT, "
+            f"FOREIGN KEY (p) REFERENCES `{other}`.parent (id) ON DELETE CASCADE)",
+            "CREATE TABLE grandchild (c INT, FOREIGN KEY (c) REFERENCES child (id) ON DELETE CASCADE)",
+            "INSERT INTO child VALUES (1, 1), (2, 2), (3, 3)",
+            "INSERT INTO grandchild VALUES (1), (1), (3)",
+        )
+        assert shop.follow() == {"child", "grandchild"}
+        mariadb.execute(["INSERT INTO parent VALUES (7)"], other)
+        assert shop.follow() == set()
+        mariadb.execute([f"SET binlog_format = {form}", "DELETE FROM parent WHERE id = 1"], other)
+        assert shop.follow() == {"child", "grandchild"}
+    finally:
+        shop.run("DROP TABLE IF EXISTS grandchild, child")
+        mariadb.execute(f"DROP DATABASE `{other}`")
+
+
 def test_other_databases_are_told_apart():
     line = "  CONSTRAINT `c` FOREIGN KEY (`a`) REFERENCES `other`.`t` (`b`) ON DELETE SET NULL,"
     assert parse_references("child", line) == [Reference("child", ("a",), "other", "t", ("b",), "SET NULL", "")]

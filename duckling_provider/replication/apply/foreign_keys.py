@@ -8,7 +8,7 @@ DuckDB doesn't, so it is done here. Where that can't be done exactly, the child 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,10 +125,11 @@ class Children:
 
     def __init__(self, connection: DuckDBPyConnection, prefix: str, references: Iterable[Reference]) -> None:
         self._connection, self._prefix = connection, prefix
+        references = tuple(references)
         ours = [reference for reference in references if not reference.schema]
         #: Those that the binlog is silent about.
         self.by_parent = _by_parent(reference for reference in ours if not reference.is_logged)
-        self._all = _by_parent(ours)
+        self._all = _by_parent(references)
 
     def descendants(self, table: str) -> set[str]:
         """All tables whose rows may change when those of `table` do, and the binlog says nothing of it."""
@@ -200,6 +201,18 @@ class Children:
 
     def _rows(self, statement: str) -> list[Any]:
         return self._connection.execute(statement).fetchall()
+
+
+def from_elsewhere(references: Collection[Reference]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(database, table) of parents in other databases -> tables whose rows go or change with theirs in silence."""
+    silent = [reference for reference in references if not reference.is_logged]
+    ours = _by_parent(reference for reference in silent if not reference.schema)
+    found: dict[tuple[str, str], set[str]] = {}
+    for reference in silent:
+        if reference.schema:
+            reached = found.setdefault((reference.schema, reference.parent), set())
+            reached |= {reference.child, *_descendants(ours, reference.child)}
+    return {parent: tuple(sorted(reached)) for parent, reached in found.items()}
 
 
 def _by_parent(references: Iterable[Reference]) -> dict[str, list[Reference]]:

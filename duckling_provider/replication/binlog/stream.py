@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.charsets import UndecodableError
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.gtids import GtidState, gtid_list
-from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name, told_columns
+from duckling_provider.replication.binlog.row_events import INSERTS, ROWS, RowDecoder, Unfollowed
+from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, table_name
 from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
@@ -22,17 +22,12 @@ from duckling_provider.replication.mysql.source import Source
 
 __all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]
 
-_INSERTS, _UPDATES, _DELETES = {23, 30, 166, 169}, {24, 31, 167, 170}, {25, 32, 168, 171}
-_ROWS = _INSERTS | _UPDATES | _DELETES
-_ROWS_V2, _ROWS_COMPRESSED = {30, 31, 32, 169, 170, 171}, {166, 167, 168, 169, 170, 171}
 _PARTIAL_UPDATE = 39
 _EXECUTE_LOAD_QUERY, _HEARTBEAT_V2 = 18, 41
 #: What says nothing of rows, DDL or transactions. MySQL: STOP, INTVAR, APPEND_BLOCK, DELETE_FILE, RAND, USER_VAR,
 #: FORMAT_DESCRIPTION, BEGIN_LOAD_QUERY, IGNORABLE, ROWS_QUERY, ANONYMOUS_GTID, PREVIOUS_GTIDS, TRANSACTION_CONTEXT,
 #: VIEW_CHANGE. MariaDB: ANNOTATE_ROWS, BINLOG_CHECKPOINT, START_ENCRYPTION.
 _SAYS_NOTHING = frozenset({3, 5, 9, 11, 13, 14, 15, 17, 28, 29, 34, 35, 36, 37, 160, 161, 164})
-#: A flag of row events.
-_NO_FOREIGN_KEY_CHECKS = 2
 
 # Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
 _STANDALONE, _GROUP_COMMIT, _XA_PREPARED, _XA = 1, 2, 64, 64 | 128
@@ -59,14 +54,6 @@ class ForeignSchemaChange(SchemaChange):
 
 
 @dataclass(frozen=True)
-class Unfollowed:
-    """What happened to `tables` is not shown by the binlog; they need a new copy."""
-
-    note: str
-    tables: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Begin:
     """The changes that follow are of a transaction that begins before `position` and ends after it."""
 
@@ -84,6 +71,8 @@ class BinlogStream:
     :param wanted: whether a table of this name is mirrored.
     :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
         nothing happens, and now and then among events that are not for the caller, so that he can look around.
+    :param elsewhere: tables of other databases by (database, name), and those of this one whose rows go or change with
+        theirs by foreign keys, of which the binlog is silent.
     :param prepared: tell of the XA transaction that begins at `position` as of any other.
     :raises SourceError: when the server can't be reached.
     """
@@ -95,8 +84,10 @@ class BinlogStream:
         *,
         wanted: Callable[[str], bool] | None = None,
         follow: bool = False,
+        elsewhere: Callable[[], Mapping[tuple[str, str], Sequence[str]]] = dict,
         prepared: bool = False,
     ) -> None:
+        self._elsewhere = elsewhere
         self._dump = BinlogDump(source, position, follow=follow)
         self._source, self._tells_prepared = source, prepared
         self._xa = XaTransactions(source, self._dump.server.identity)
@@ -109,9 +100,8 @@ class BinlogStream:
         #: The end of the last transaction that was handed out.
         self.position = position
         self._descriptions: dict[bytes, TableMap | Unfollowed] = {}
-        self._by_id: dict[int, TableMap | None] = {}
-        #: Tables some of whose changes lack columns: as described, and the places of those that all changes have.
-        self._lacking: dict[str, tuple[TableMap, Sequence[int], tuple[str, ...]]] = {}
+        self._by_id: dict[int, TableMap | Unfollowed | None] = {}
+        self._decoder = RowDecoder()
         self._touched: set[str] = set()
         self._open = False
         #: Whether the statement that comes next has not been done, or not yet.
@@ -144,12 +134,20 @@ class BinlogStream:
         skipped = 0
         for raw in self._dump.events():
             kind = raw.kind
-            if kind in _ROWS:
+            if kind in ROWS:
                 table = self._by_id.get(int.from_bytes(raw.body[:6], "little"))
-                if table is not None and not self._xa.is_open:
+                if (
+                    table is not None
+                    and not self._xa.is_open
+                    and not (isinstance(table, Unfollowed) and kind in INSERTS)
+                ):
                     if not self._told:
                         yield self._begin()
-                    yield from self._changes(raw, table)
+                    if isinstance(table, Unfollowed):
+                        self._touched.update(table.tables)
+                        yield table
+                    else:
+                        yield from self._decoder.changes(raw, table)
                     continue
             elif kind == dump.TABLE_MAP:
                 lost = self._describe(raw.body)
@@ -197,7 +195,12 @@ class BinlogStream:
         known = self._descriptions.get(key)
         if known is None:
             schema, name = (self._folded(text) for text in table_name(key))
-            if schema != self._database or not self._wanted(name):
+            if schema != self._database:
+                children = tuple(self._elsewhere().get((schema, name), ()))
+                note = f"its rows may have gone or changed with those of {schema}.{name}, by a foreign key"
+                self._by_id[number] = Unfollowed(note, children) if children else None
+                return None
+            if not self._wanted(name):
                 self._by_id[number] = None
                 return None
             try:
@@ -220,53 +223,6 @@ class BinlogStream:
         self._by_id[number] = known
         self._touched.add(known.name)
         return None
-
-    def _changes(self, raw: RawEvent, table: TableMap) -> Iterator[RowChange | Unfollowed]:
-        body, at = raw.body, 8
-        if raw.kind in _ROWS_V2:
-            at += int.from_bytes(body[8:10], "little")
-        name, columns = table.name, table.columns
-        unchecked = bool(int.from_bytes(body[6:8], "little") & _NO_FOREIGN_KEY_CHECKS)
-        try:
-            if raw.kind in _ROWS_COMPRESSED:
-                # Number of columns and bitmaps stay in the clear.
-                count = len(columns)
-                head = (1 if count < 251 else 3) + (count + 7) // 8 * (2 if raw.kind in _UPDATES else 1)
-                body = body[: at + head] + dump.uncompress(body, at + head)
-            images = 2 if raw.kind in _UPDATES else 1
-            places = told_columns(body, at, table, images=images)
-            rows = read_rows(body, at, table, images=images, places=places)
-            if name in self._lacking or len(places) < len(columns):
-                columns, rows = self._those_told(table, places, rows)
-            if raw.kind in _UPDATES:
-                for before, after in rows:
-                    yield RowChange("update", name, columns, before, after, unchecked)
-            elif raw.kind in _INSERTS:
-                for (row,) in rows:
-                    yield RowChange("insert", name, columns, None, row, unchecked)
-            else:
-                for (row,) in rows:
-                    yield RowChange("delete", name, columns, row, None, unchecked)
-        except (UndecodableError, UnicodeDecodeError) as error:
-            yield Unfollowed(f"its changes can't be read: {error}", (name,))
-        except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:
-            yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
-
-    def _those_told(
-        self, table: TableMap, places: Sequence[int], rows: Iterator[tuple[tuple[Any, ...], ...]]
-    ) -> tuple[tuple[str, ...], Iterator[tuple[tuple[Any, ...], ...]]]:
-        """The columns that each change of the table has from now on, and `rows` with no others.
-
-        MariaDB leaves generated columns out of updates and deletions, from 11.8 on, and not out of insertions.
-        """
-        known = self._lacking.get(table.name)
-        if known is None or known[0] is not table or not set(known[1]) <= set(places):
-            known = table, places, tuple(table.columns[place] for place in places)
-            self._lacking[table.name] = known
-        kept = [place for place, column in enumerate(places) if column in known[1]]
-        if len(kept) == len(places):
-            return known[2], rows
-        return known[2], (tuple(tuple(image[place] for place in kept) for image in row) for row in rows)
 
     def _folded(self, text: str) -> str:
         """A name as the server understands it."""
@@ -316,7 +272,9 @@ class BinlogStream:
             yield self._commit(raw)
         elif kind == _PARTIAL_UPDATE:
             table = self._by_id.get(int.from_bytes(body[:6], "little"))
-            if table is not None:
+            if isinstance(table, Unfollowed):
+                yield table
+            elif table is not None:
                 yield Unfollowed("its changes hold parts of JSON: binlog_row_value_options is set", (table.name,))
         elif kind == dump.INCIDENT:
             raise self._refused("the server recorded an incident: changes are missing in its binlog", "Copy it again.")
@@ -350,7 +308,12 @@ class BinlogStream:
         elif word in {"SAVEPOINT", "RELEASE"}:
             pass
         else:
-            concerns = schema == self._database or fold(self._database) in fold(statement.replace("``", "`"))
+            said = fold(statement.replace("``", "`"))
+            concerns = (
+                schema == self._database
+                or fold(self._database) in said
+                or any(schema == other or fold(other) in said for other, _ in self._elsewhere())
+            )
             if concerns and not self._announced:
                 if word not in _DDL:
                     yield self._begin()
@@ -384,7 +347,7 @@ class BinlogStream:
 
     def _told_again(self, start: Position) -> Iterator[StreamEvent | None]:
         """The rows of the XA transaction that begins at `start`, as part of the current transaction."""
-        with BinlogStream(self._source, start, wanted=self._wanted, prepared=True) as again:
+        with BinlogStream(self._source, start, wanted=self._wanted, elsewhere=self._elsewhere, prepared=True) as again:
             for event in again.read():
                 if isinstance(event, Commit):
                     return
