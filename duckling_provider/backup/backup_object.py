@@ -309,6 +309,8 @@ def resolve(
     :raises NotFoundError: when there is no such backup.
     :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`; when the
         newest backup may be of another replica than the one that is here.
+    :raises WrongKeyError: a newer backup was encrypted with a key that the entry lacks, so that nothing recorded of it
+        can be believed either.
     """
     if key not in RULES:
         if before is not None:
@@ -324,10 +326,23 @@ def resolve(
     candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
     if proven or key == LATEST_TESTED:
         found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED)
+        _require_keys(database, store, [b for b in candidates if b.created > found.created][:_COMPARED])
         candidates = [b for b in candidates if b.created <= found.created]
     if not any_origin:
         _require_own(database, store, candidates[:_COMPARED])
     return found.key
+
+
+def _require_keys(database: Database, store: BackupSource, passed_over: Sequence[ListedBackup]) -> None:
+    """:raises WrongKeyError: the entry lacks the key of one of the backups that are newer than the one that is meant:
+    an older one in its place would lose what came since, and with the key it would not be taken.
+    """
+    keys = database.s3.reading_keys if database.s3 is not None else ()
+    for backup in passed_over if keys and store.mode == CLIENT else ():
+        with contextlib.suppress(NotFoundError, DamagedError):
+            fingerprint = store.head(backup.key).metadata.get("duckling-key-fingerprint")
+            if fingerprint is not None:
+                choose_key(keys, None, fingerprint=fingerprint, subject=store.url + backup.key)
 
 
 def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup]) -> None:

@@ -5,6 +5,7 @@ one in S3.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from duckling_provider.backup.snapshot import Snapshot, companions, find_snapsho
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.durable_files import write_durably
-from duckling_provider.base.errors import BusyError, NotFoundError
+from duckling_provider.base.errors import BusyError, FileSystemError, NotFoundError
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource, Store, StoredObject
@@ -93,7 +94,13 @@ class LocalBackups:
             path = folder / name
             backup = _backup_of(name)
             if name.startswith(prefix) and backup is not None and sidecar_of(folder / backup).exists():
-                stat = path.stat()
+                try:
+                    with self._errors():
+                        stat = path.stat()
+                except FileSystemError as error:
+                    if error.errno == errno.ENOENT:
+                        continue  # deleted meanwhile, or a link that leads nowhere
+                    raise
                 yield StoredObject(name, stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, timezone.utc))
 
     def read_small(self, key: str, limit: int) -> bytes | None:

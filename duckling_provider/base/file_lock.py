@@ -107,7 +107,15 @@ class FileLock:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
         finally:
-            os.close(fd)
+            _close(fd)
+
+
+def _close(fd: int) -> None:
+    """Linux gives the descriptor, and with it the lock, back in any case. What the file system says of the tag, which a
+    network's may do only now, is no failure of the work that is done.
+    """
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def holder_of_lock(path: Path) -> str | None:
@@ -149,7 +157,7 @@ class _Wish:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            _close(self._fd)
 
 
 def _describe_tag(raw: bytes) -> str:

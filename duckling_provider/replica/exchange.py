@@ -86,8 +86,8 @@ class Journal:
             raise ValueError(f"it has the unknown format {self.format}")
         require_base_name(self.new, path)
         require_base_name(self.aside, path)
-        if real.name in {self.new, self.aside}:
-            raise ValueError("it names the replica itself")
+        if not all(name.startswith(f"{real.name}.") for name in (self.new, self.aside)):
+            raise ValueError("it names a file that is not the replica's")
         for wal, wal_aside in self.wals:
             log_file = Path(wal)
             # A link's log lies beside the link.

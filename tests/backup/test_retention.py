@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider import config
+from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, backup_name
 from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
@@ -286,6 +287,16 @@ def test_a_local_backup_is_deleted_as_one_in_a_store_is_and_no_other_file(tmp_pa
     for key in (foreign.name, "../notes.db"):
         delete_backup(local, key)
     assert os.listdir(database.backup_dir) == [foreign.name]
+
+
+def test_a_local_backup_that_goes_while_it_is_listed_hides_no_other(tmp_path: Path):
+    """And so does a link that leads nowhere."""
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [DAY, 3 * DAY])
+    gone = database.backup_dir / key_of(DAY, prefix="")
+    gone.unlink()
+    gone.symlink_to("nowhere")
+    assert [found.key for found in list_backups(LocalBackups(database))] == [key_of(3 * DAY, prefix="")]
 
 
 def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):

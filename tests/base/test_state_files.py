@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -168,6 +169,25 @@ def test_a_full_disk_leaks_no_lock(tmp_path, monkeypatch):
         pass
 
 
+def test_a_lock_that_fails_to_close_is_free_and_hides_nothing(tmp_path, monkeypatch):
+    """NFS reports what it could not write when a file is closed."""
+    lock, close = FileLock(tmp_path / "lock", operation="backup", wait=0), os.close
+
+    def failing(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with lock:
+        monkeypatch.setattr(os, "close", failing)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="the work's own"), lock:  # noqa: PT012 - the patch is for the end of the block
+        monkeypatch.setattr(os, "close", failing)
+        raise ValueError("the work's own")
+    monkeypatch.undo()
+    with lock:
+        pass
+
+
 class _Killed(BaseException):
     """As a signal raises it, at any moment."""
 
@@ -211,6 +231,9 @@ def forged(tmp_path: Path, **changes: object) -> Path:
         {"aside": "../victim"},
         {"aside": "/etc/passwd"},
         {"aside": "production.db"},
+        {"aside": "victim"},
+        {"new": "victim"},
+        {"new": "production.db2"},
         {"new": "sub/x"},
         {"new": "production.db"},
         {"wals": [["/etc/passwd", "/etc/passwd.old"]]},

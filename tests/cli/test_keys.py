@@ -197,6 +197,16 @@ def test_a_backup_whose_date_can_not_be_true_is_none_of_the_newest(site, ducklin
     assert duckling.json("keys", "show", "production")[1]["keys"][0]["backups"] == [good, future]
 
 
+def test_a_host_that_lacks_the_newest_key_takes_no_older_backup_for_the_latest(site, duckling):
+    """Another host changed the key: what is recorded of its backups can't be believed here."""
+    older = site.backup(encryptionKey=OLD)
+    site.backup()
+    site.write(encryptionKey=OLD)
+    code, refused = duckling.json("restore", "production", "--dry-run")
+    assert (code, fingerprint(NOW) in refused["error"]) == (1, True)
+    assert duckling.json("restore", "production", older, "--dry-run")[0] == 0
+
+
 # ---- another key or mode for one command -------------------------------------------------------------------
 
 
