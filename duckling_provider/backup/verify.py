@@ -116,8 +116,7 @@ def read_verified(
 
     What `sink` got may be used only when this returns.
 
-    Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much
-    plain text as a `Fanout` holds of pieces: about 32 MiB.
+    Memory: `fetch`'s window of 32 MiB, and as much plain text as a `Fanout` holds of pieces, 1.5 MiB.
 
     :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
     """
