@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import CancelledError, IntegrityError, StoreError
+from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.interruptible import Workers
 from duckling_provider.stores.concurrency import Concurrency
 from duckling_provider.stores.parts import MIB
@@ -81,7 +81,7 @@ def _ranges(size: int) -> Iterator[_Range]:
         start = stop
 
 
-class _LeftError(CancelledError):
+class _LeftError(Exception):
     """The reader has gone; what is under way is of no use any more."""
 
 
@@ -236,7 +236,7 @@ class _Reading:
         with self._lock:
             self._freed.wait_for(lambda: self._left or stop <= self._free_until)
             if self._left:
-                raise _LeftError("the reading has ended", subject=self._key)
+                raise _LeftError
         return self._place(start, stop)
 
     def _place(self, start: int, stop: int) -> memoryview:
