@@ -52,12 +52,13 @@ def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
     from duckling_provider.backup.backup_object import identify_backup
     from duckling_provider.backup.pipeline import DurableWriter
+    from duckling_provider.backup.verify import read_verified
 
     database, store = _database()
 
     def work() -> None:
         with open(target, "wb", buffering=0) as file, DurableWriter(file.fileno()) as writer:
-            identify_backup(database, store, key, chosen=True).read(store, sink=writer.write)
+            read_verified(identify_backup(database, store, key, chosen=True), store, sink=writer.write)
 
     return work
 

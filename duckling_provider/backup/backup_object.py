@@ -1,4 +1,4 @@
-"""What a stored backup is, decided by the object itself, and reading it back verified.
+"""What a stored backup is, decided by the object itself, and which one ``latest`` means.
 
 The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected.
 Where they contradict each other, or the object contradicts itself, that is an error before anything is downloaded:
@@ -9,16 +9,13 @@ Metadata is a help, never a need: other implementations write none, and some sto
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import BinaryIO, cast
 
-from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, parse_mac
+from duckling_provider.backup.crypto import IV_BYTES, parse_mac
 from duckling_provider.backup.key_choice import choose_key
 from duckling_provider.backup.names import (
     LATEST,
@@ -31,10 +28,8 @@ from duckling_provider.backup.names import (
     choose,
     parse_name,
 )
-from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.states import choose_by_state
-from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
     AccessDeniedError,
@@ -43,7 +38,6 @@ from duckling_provider.base.errors import (
     IntegrityError,
     ModeError,
     NotFoundError,
-    ReplicaError,
     RequestError,
     StoreError,
 )
@@ -51,9 +45,8 @@ from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT
-from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier, has_magic
+from duckling_provider.replica.blocks import has_magic
 from duckling_provider.replica.origin import Origin, conflict, read_origin
-from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject
 
 log = logging.getLogger(__name__)
@@ -132,155 +125,6 @@ class StoredBackup:
     def key_fingerprint(self) -> str | None:
         """Of the key that reads it; None for an object that is not encrypted here."""
         return None if self.encryption_key is None else self.encryption_key.fingerprint
-
-    def read(
-        self,
-        store: BackupSource,
-        *,
-        sink: Callable[[BytesLike], object] | None = None,
-        control: Control | None = None,
-        step: str = "download",
-    ) -> BlockReport:
-        """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in
-        order.
-
-        What `sink` got may be used only when this returns.
-
-        Memory: `fetch`'s window and at most two more of its ranges, kept by pieces that are under way, and as much
-        plain text as a `Fanout` holds of pieces: about 32 MiB.
-
-        :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
-        """
-        control = control or Control()
-        control.begin(step, self.object_size)
-        blocks = _Blocks()
-        sinks = [sink] if sink is not None else []
-        chunks = fetch(store, self.key, size=self.object_size, etag=self.etag, control=control)
-        with contextlib.closing(chunks):
-            if self.encryption_key is not None:
-                self._read_encrypted(chunks, blocks, sinks, control, subject=store.url + self.key)
-            else:
-                digest = hashlib.sha256()
-                with Fanout(*sinks) as plain:
-                    for chunk in chunks:
-                        plain.put(chunk)
-                        digest.update(chunk)
-                        blocks.update(chunk)
-                        control.advance(len(chunk))
-                if self.sha256 is not None and digest.hexdigest() != self.sha256:
-                    raise IntegrityError(
-                        "SHA-256 verification failed: its bytes are not those that were uploaded",
-                        subject=store.url + self.key,
-                        hint="The object is damaged; use another backup.",
-                    )
-        subject = store.url + self.key
-        report = blocks.finish(self.size, file=cast("BinaryIO", _ObjectFile(store, self)), subject=subject)
-        proven = self.mac is not None or self.sha256 is not None
-        if report.bad_count:
-            raise IntegrityError(
-                f"{report.bad_count} of {report.blocks} DuckDB blocks are missing or have a wrong checksum",
-                subject=subject,
-                hint="The replica was damaged when it was backed up; use an older backup."
-                if proven
-                else "The object is damaged, or the replica was when it was backed up; use another backup.",
-            )
-        if not proven and blocks.loose_end(self.size):
-            raise IntegrityError(
-                "it ends in the middle of a DuckDB block: truncated or extended",
-                subject=subject,
-                hint="Use another backup.",
-            )
-        return report
-
-    def _read_encrypted(
-        self, chunks: Iterator[memoryview], blocks: _Blocks, sinks: list[Stage], control: Control, *, subject: str
-    ) -> None:
-        key = self.encryption_key
-        if key is None or self.mac is None:
-            raise ModeError("not an encrypted backup", subject=subject)
-        first = next(chunks)
-        iv = bytes(first[:IV_BYTES])
-        pieces = itertools.chain([first[IV_BYTES:]], chunks)
-        del first  # or the first range would stay in memory
-        mac = Mac(key, iv)
-        stream = CtrCipher(key, iv).stream()
-        control.advance(IV_BYTES)
-        # One core's work, on bytes in its cache; the other cores receive and write.
-        with Fanout(*sinks) as plain:
-            for chunk in pieces:
-                mac.update(chunk)
-                decrypted = plain.spare(PIECE)
-                decrypted = decrypted[: stream.update_into(chunk, decrypted)]
-                plain.put(decrypted)
-                blocks.update(decrypted)
-                control.advance(len(chunk))
-        if not mac.matches(self.mac):
-            raise IntegrityError(
-                "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
-                "another one",
-                subject=subject,
-                hint="Use another backup. If every backup fails, the key may be another one than they were made with.",
-            )
-
-
-class _ObjectFile:
-    """A stored ``.db`` file at random access, for the few reads that following DuckDB's free list takes; the digest of
-    the whole object has vouched for its bytes by then.
-    """
-
-    def __init__(self, store: BackupSource, backup: StoredBackup) -> None:
-        self._store, self._backup = store, backup
-        self._position = 0
-
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
-
-    def read(self, size: int) -> bytes:
-        start, self._position = self._position, self._position + size
-        key = self._backup.encryption_key
-        if key is None:
-            return self._range(start, start + size)
-        data = self._range(IV_BYTES + start, IV_BYTES + start + size)
-        return CtrCipher(key, self._range(0, IV_BYTES)).apply(data, start)
-
-    def _range(self, start: int, stop: int) -> bytes:
-        stop = min(stop, self._backup.object_size)
-        if start >= stop:
-            return b""
-        stream = self._store.open_range(self._backup.key, start, stop, etag=self._backup.etag)
-        with contextlib.closing(stream):
-            return stream.read(stop - start)
-
-
-class _Blocks:
-    """DuckDB's own checksums as a stage whose verdict waits: the digest of the whole object speaks first."""
-
-    def __init__(self) -> None:
-        self._verifier = BlockVerifier()
-        self._error: DucklingError | None = None
-
-    def update(self, chunk: BytesLike) -> None:
-        if self._error is None:
-            try:
-                self._verifier.update(chunk)
-            except (DamagedError, ReplicaError) as error:
-                self._error = error
-
-    def loose_end(self, size: int) -> bool:
-        """Whether a file of `size` bytes ends within a block."""
-        header = self._verifier.header
-        return header is not None and header.block_size is not None and (size - HEADER_BYTES) % header.block_size != 0
-
-    def finish(self, size: int, *, file: BinaryIO | None, subject: str) -> BlockReport:
-        try:
-            if self._error is not None:
-                raise self._error
-            return self._verifier.finish(size, file=file)
-        except (DamagedError, ReplicaError) as error:
-            raise IntegrityError(
-                f"the object holds no sound DuckDB file: {error.cause}", subject=subject, hint="Use another backup."
-            ) from error
 
 
 def list_backups(store: BackupSource) -> list[ListedBackup]:

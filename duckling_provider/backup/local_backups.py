@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, ListedBackup, parse_name
@@ -22,7 +22,7 @@ from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import BusyError, FileSystemError, NotFoundError
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
-from duckling_provider.stores.store import BackupSource, Store, StoredObject
+from duckling_provider.stores.store import BackupSource, RangeStream, Store, StoredObject
 
 
 def listed_here(database: Database) -> list[ListedBackup]:
@@ -74,7 +74,7 @@ class LocalBackups:
     def under(self, control: Control) -> LocalBackups:
         return self
 
-    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> RangeStream:
         # A reader's buffering would read ahead of what the caller asks for; ranges are read once and whole.
         path = self._snapshot(key).path
         with self._errors():

@@ -24,6 +24,7 @@ from duckling_provider.backup.backup_object import StoredBackup, identify_backup
 from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.pipeline import DurableWriter
 from duckling_provider.backup.states import noted_damage
+from duckling_provider.backup.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
 from duckling_provider.base.durable_files import sync_folder
@@ -413,7 +414,7 @@ def _download(
 
 def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
     with DurableWriter(fd) as writer:
-        report = backup.read(store, sink=writer.write, control=control)
+        report = read_verified(backup, store, sink=writer.write, control=control)
     if report.skipped:
         return  # encrypted by DuckDB: only the owner of that key can open it
     try:

@@ -1,17 +1,27 @@
-"""Proving that a stored backup can be restored, without restoring it and without writing its plain text anywhere."""
+"""Reading a stored backup back, verified: for a restore into a file, for a verification nowhere, so that its plain text
+is written nowhere.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
-from duckling_provider.backup.backup_object import identify_backup, resolve
+from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
 from duckling_provider.backup.names import LATEST, RULES
+from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.backup.states import noted_damage, object_of, record_state
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import IntegrityError
+from duckling_provider.base.errors import DamagedError, DucklingError, IntegrityError, ModeError, ReplicaError
 from duckling_provider.config.databases import Database
+from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier
+from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource
 
 
@@ -75,7 +85,7 @@ def _verify(
     else:
         evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
     if full:
-        report = backup.read(store, control=control, step="verify")
+        report = read_verified(backup, store, control=control, step="verify")
         if report.skipped and backup.mac is None and backup.sha256 is None:
             raise IntegrityError(
                 "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
@@ -91,3 +101,159 @@ def _verify(
         duration_ms=int((time.monotonic() - started) * 1000),
         key_fingerprint=backup.key_fingerprint,
     )
+
+
+def read_verified(
+    backup: StoredBackup,
+    store: BackupSource,
+    *,
+    sink: Callable[[BytesLike], object] | None = None,
+    control: Control | None = None,
+    step: str = "download",
+) -> BlockReport:
+    """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in
+    order.
+
+    What `sink` got may be used only when this returns.
+
+    Memory: `fetch`'s window of 32 MiB, and as much plain text as a `Fanout` holds of pieces, 1.5 MiB.
+
+    :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
+    """
+    control = control or Control()
+    control.begin(step, backup.object_size)
+    blocks = _Blocks()
+    sinks = [sink] if sink is not None else []
+    chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
+    with contextlib.closing(chunks):
+        if backup.encryption_key is not None:
+            _read_encrypted(backup, chunks, blocks, sinks, control, subject=store.url + backup.key)
+        else:
+            digest = hashlib.sha256()
+            with Fanout(*sinks) as plain:
+                for chunk in chunks:
+                    plain.put(chunk)
+                    digest.update(chunk)
+                    blocks.update(chunk)
+                    control.advance(len(chunk))
+            if backup.sha256 is not None and digest.hexdigest() != backup.sha256:
+                raise IntegrityError(
+                    "SHA-256 verification failed: its bytes are not those that were uploaded",
+                    subject=store.url + backup.key,
+                    hint="The object is damaged; use another backup.",
+                )
+    subject = store.url + backup.key
+    report = blocks.finish(backup.size, file=cast("BinaryIO", _ObjectFile(store, backup)), subject=subject)
+    proven = backup.mac is not None or backup.sha256 is not None
+    if report.bad_count:
+        raise IntegrityError(
+            f"{report.bad_count} of {report.blocks} DuckDB blocks are missing or have a wrong checksum",
+            subject=subject,
+            hint="The replica was damaged when it was backed up; use an older backup."
+            if proven
+            else "The object is damaged, or the replica was when it was backed up; use another backup.",
+        )
+    if not proven and blocks.loose_end(backup.size):
+        raise IntegrityError(
+            "it ends in the middle of a DuckDB block: truncated or extended",
+            subject=subject,
+            hint="Use another backup.",
+        )
+    return report
+
+
+def _read_encrypted(
+    backup: StoredBackup,
+    chunks: Iterator[memoryview],
+    blocks: _Blocks,
+    sinks: list[Stage],
+    control: Control,
+    *,
+    subject: str,
+) -> None:
+    key = backup.encryption_key
+    if key is None or backup.mac is None:
+        raise ModeError("not an encrypted backup", subject=subject)
+    first = next(chunks)
+    iv = bytes(first[:IV_BYTES])
+    pieces = itertools.chain([first[IV_BYTES:]], chunks)
+    del first  # or the first range would stay in memory
+    mac = Mac(key, iv)
+    stream = CtrCipher(key, iv).stream()
+    control.advance(IV_BYTES)
+    # One core's work, on bytes in its cache; the other cores receive and write.
+    with Fanout(*sinks) as plain:
+        for chunk in pieces:
+            mac.update(chunk)
+            decrypted = plain.spare(PIECE)
+            decrypted = decrypted[: stream.update_into(chunk, decrypted)]
+            plain.put(decrypted)
+            blocks.update(decrypted)
+            control.advance(len(chunk))
+    if not mac.matches(backup.mac):
+        raise IntegrityError(
+            "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
+            "another one",
+            subject=subject,
+            hint="Use another backup. If every backup fails, the key may be another one than they were made with.",
+        )
+
+
+class _ObjectFile:
+    """A stored ``.db`` file at random access, for the few reads that following DuckDB's free list takes; the digest of
+    the whole object has vouched for its bytes by then.
+    """
+
+    def __init__(self, store: BackupSource, backup: StoredBackup) -> None:
+        self._store, self._backup = store, backup
+        self._position = 0
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        start, self._position = self._position, self._position + size
+        key = self._backup.encryption_key
+        if key is None:
+            return self._range(start, start + size)
+        data = self._range(IV_BYTES + start, IV_BYTES + start + size)
+        return CtrCipher(key, self._range(0, IV_BYTES)).apply(data, start)
+
+    def _range(self, start: int, stop: int) -> bytes:
+        stop = min(stop, self._backup.object_size)
+        if start >= stop:
+            return b""
+        stream = self._store.open_range(self._backup.key, start, stop, etag=self._backup.etag)
+        with contextlib.closing(stream):
+            return stream.read(stop - start)
+
+
+class _Blocks:
+    """DuckDB's own checksums as a stage whose verdict waits: the digest of the whole object speaks first."""
+
+    def __init__(self) -> None:
+        self._verifier = BlockVerifier()
+        self._error: DucklingError | None = None
+
+    def update(self, chunk: BytesLike) -> None:
+        if self._error is None:
+            try:
+                self._verifier.update(chunk)
+            except (DamagedError, ReplicaError) as error:
+                self._error = error
+
+    def loose_end(self, size: int) -> bool:
+        """Whether a file of `size` bytes ends within a block."""
+        header = self._verifier.header
+        return header is not None and header.block_size is not None and (size - HEADER_BYTES) % header.block_size != 0
+
+    def finish(self, size: int, *, file: BinaryIO | None, subject: str) -> BlockReport:
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._verifier.finish(size, file=file)
+        except (DamagedError, ReplicaError) as error:
+            raise IntegrityError(
+                f"the object holds no sound DuckDB file: {error.cause}", subject=subject, hint="Use another backup."
+            ) from error

@@ -90,18 +90,23 @@ class Workers:
         return rest
 
     def _first(self, futures: Collection[Future[T]], condition: str) -> tuple[set[Future[T]], set[Future[T]]]:
-        patience = _Patience(self._control, self.GRACE)
-        begun = told = time.monotonic()
+        watch = _Watch(self._control, self.GRACE, self.TOLD_EVERY)
         while True:
             done, running = wait(futures, timeout=_POLL, return_when=condition)
             if done:
                 return done, running
-            now = time.monotonic()
-            if now - told >= self.TOLD_EVERY:
-                told = now
-                log.warning("waiting: the store has answered nothing for %.0f s", now - begun)
-            if patience.is_over():
-                raise AbandonedError("stopped on request while the store did not answer")
+            watch.look()
+
+    def wait_for(self, condition: threading.Condition, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`, which is asked whenever `condition`, held by the caller, is notified.
+
+        :raises AbandonedError: it did not come true within `GRACE` seconds after a cancellation.
+        """
+        if ready():
+            return
+        watch = _Watch(self._control, self.GRACE, self.TOLD_EVERY)
+        while not condition.wait_for(ready, _POLL):
+            watch.look()
 
     def __enter__(self) -> Workers:
         return self
@@ -118,6 +123,23 @@ class Workers:
         for thread in self._threads:
             while thread.is_alive() and not patience.is_over():
                 thread.join(_POLL)
+
+
+class _Watch:
+    """One wait for the store: told to the log, and given up after a cancellation."""
+
+    def __init__(self, control: Control, grace: float, told_every: float) -> None:
+        self._patience, self._told_every = _Patience(control, grace), told_every
+        self._begun = self._told = time.monotonic()
+
+    def look(self) -> None:
+        """:raises AbandonedError: the wait has lasted `grace` seconds after a cancellation."""
+        now = time.monotonic()
+        if now - self._told >= self._told_every:
+            self._told = now
+            log.warning("waiting: the store has answered nothing for %.0f s", now - self._begun)
+        if self._patience.is_over():
+            raise AbandonedError("stopped on request while the store did not answer")
 
 
 class _Patience:

@@ -35,6 +35,7 @@ MIB = 1024 * 1024
 
 Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
 Verify = Literal["full", "head"]
+Receive = Literal["direct", "boto3"]
 
 #: From the weakest to the strongest.
 MODES: tuple[Encryption, ...] = get_args(Encryption)
@@ -107,6 +108,7 @@ class S3Settings(Shape):
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
     max_concurrency: int = Field(default=4, ge=1, le=32)
     retention: Retention | None = None  #: with it, 0 days of retention means: nothing stays for its age
+    receive: Annotated[Receive, ANY_STRING] = "direct"  #: how downloads leave the connection, see `stores.s3_receive`
     require_identity: bool = False  #: refuse objects without ``duckling-identity``
 
     @property

@@ -1,77 +1,245 @@
-"""Reading one object by several ranged requests at once, handed on in order."""
+"""Reading one object by several ranged requests at once, handed on in order.
+
+The bytes of each request go from the connection straight to their place in one piece of memory, a ring of `WINDOW`
+bytes, and are looked at there: nothing is copied on the way, and no memory is taken or given back while an object
+passes. Requests are sent ahead of the room for their answers, so that a store that is far away is asked in time; what
+has no room yet waits in the connection.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.interruptible import Workers
+from duckling_provider.stores.concurrency import Concurrency
 from duckling_provider.stores.parts import MIB
 from duckling_provider.stores.store import BackupSource
 
-#: Bytes of one request. Memory: ``threads + 1`` of these, and one for each that the consumer keeps a piece of.
+#: Bytes of the first two requests; the others ask for twice as many.
 RANGE = 4 * MIB
 #: Bytes handed on at once.
 PIECE = MIB // 2
-THREADS = 4
+#: Memory of a whole object's reading: what has arrived and is not handed on yet.
+WINDOW = 32 * MIB
+#: So many pieces stay as they are after the next one was taken: stages in other threads may still look at them.
+KEPT = 2
+#: Requests at once, at most.
+THREADS = 16
 ATTEMPTS = 5
-_READ = MIB // 4
 
 
 def fetch(
-    store: BackupSource, key: str, *, size: int, etag: str = "", control: Control | None = None, threads: int = THREADS
+    store: BackupSource,
+    key: str,
+    *,
+    size: int,
+    etag: str = "",
+    control: Control | None = None,
+    threads: int = THREADS,
+    pace: Callable[[int], None] | None = None,
 ) -> Generator[memoryview, None, None]:
-    """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last of each request shorter.
+    """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last one shorter.
 
+    A piece is good until `KEPT` more and one after them are asked for; then its memory takes other bytes.
     A request that breaks off goes on where it was, up to `ATTEMPTS` times.
 
+    Memory: `WINDOW`, or the object's size where that is less.
+
     :param etag: read only this version of the object.
+    :param threads: requests at once, at most; as many are made as make it faster.
+    :param pace: called with the bytes of each piece before they are received; may wait, to keep to a bandwidth.
     :raises StoreError: when the store fails for good.
     :raises IntegrityError: when the object is shorter than `size` or was replaced meanwhile.
     """
-    control = control or Control()
-    with Workers(threads, name="duckling-fetch", control=control) as pool:
-        window: deque[Future[memoryview]] = deque()
-        for start in range(0, size, RANGE):
-            # Of full size at once: a growing buffer would be copied again and again, and be larger than needed. Made in
-            # this thread: the C library keeps what others freed apart for each of them, which adds up to 16 MiB.
-            data = bytearray(min(RANGE, size - start))
-            window.append(pool.submit(_fetch_range, store, key, start, data, etag, control))
-            del data
-            if len(window) >= threads:
-                yield from _pieces(pool.result(window.popleft()))
-        while window:
-            yield from _pieces(pool.result(window.popleft()))
-
-
-def _pieces(data: memoryview) -> Iterator[memoryview]:
-    for start in range(0, len(data), PIECE):
-        yield data[start : start + PIECE]
-
-
-def _fetch_range(store: BackupSource, key: str, start: int, data: bytearray, etag: str, control: Control) -> memoryview:
-    got, stop = 0, start + len(data)
-    for attempt in range(ATTEMPTS):
+    reading = _Reading(store, key, size, etag, control or Control(), threads, pace)
+    with Workers(threads, name="duckling-fetch", control=reading.control) as pool:
         try:
-            with contextlib.closing(store.open_range(key, start + got, stop, etag=etag)) as stream:
-                while got < len(data):
-                    control.check()
-                    read = stream.read(min(_READ, len(data) - got))
+            yield from reading.pieces(pool)
+        finally:
+            reading.leave()
+
+
+class _Range:
+    """Bytes `start` to before `stop` of the object, one request. Those before `arrived` are there."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop, self.arrived = start, stop, start
+        self.error: BaseException | None = None
+
+
+def _ranges(size: int) -> Iterator[_Range]:
+    start = 0
+    while start < size:
+        # Small ones at first, so that an object of a few MiB comes by several connections as well.
+        stop = min(size, start + (RANGE if start < 2 * RANGE else 2 * RANGE))
+        yield _Range(start, stop)
+        start = stop
+
+
+class _LeftError(Exception):
+    """The reader has gone; what is under way is of no use any more."""
+
+
+class _Reading:
+    """One object on its way through the ring: byte n lies at n modulo the ring's size.
+
+    The threads of the pool each take the next range, ask for it and receive it piece by piece, as far as there is room
+    (`_room`). The caller's thread hands pieces on (`pieces`), which makes room.
+    """
+
+    def __init__(
+        self,
+        store: BackupSource,
+        key: str,
+        size: int,
+        etag: str,
+        control: Control,
+        threads: int,
+        pace: Callable[[int], None] | None,
+    ) -> None:
+        self.control = control
+        self._store, self._key, self._etag, self._pace = store, key, etag, pace
+        self._memory = memoryview(bytearray(min(size, WINDOW)))
+        self._concurrency = Concurrency(threads)
+        self._lock = threading.Lock()
+        self._arrived, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._waiting = _ranges(size)
+        self._begun: deque[_Range] = deque()
+        self._running = 0
+        self._free_until = len(self._memory)  # the object's byte for which there is no room yet
+        self._all_begun = self._left = False
+
+    # -- the caller's thread ----------------------------------------------------------------------------------------
+
+    def pieces(self, pool: Workers) -> Iterator[memoryview]:
+        kept: deque[int] = deque()
+        freed = 0
+        while True:
+            with self._lock:
+                self._start_threads(pool)
+                pool.wait_for(self._arrived, lambda: bool(self._begun) or not self._running)
+                if not self._begun:
+                    return
+                current = self._begun[0]
+            for start in range(current.start, current.stop, PIECE):
+                stop = min(start + PIECE, current.stop)
+                with self._lock:
+                    if len(kept) > KEPT:
+                        freed += kept.popleft()
+                    if freed >= RANGE:
+                        # Not for each piece: it would wake every thread that waits for room.
+                        self._free_until, freed = self._free_until + freed, 0
+                        self._freed.notify_all()
+                    self._start_threads(pool)
+                    pool.wait_for(
+                        self._arrived,
+                        lambda: current.arrived >= stop or current.error is not None,  # noqa: B023
+                    )
+                    if current.arrived < stop and current.error is not None:
+                        raise current.error
+                kept.append(stop - start)
+                yield self._place(start, stop)
+            with self._lock:
+                self._begun.popleft()
+                self._freed.notify_all()
+
+    def _start_threads(self, pool: Workers) -> None:
+        """As many as are wanted now. The lock is held."""
+        while self._running < self._concurrency.count and not (self._all_begun or self._left):
+            self._running += 1
+            pool.submit(self._receive_ranges)
+
+    def leave(self) -> None:
+        """Nothing more is wanted: the threads end with what they are at."""
+        with self._lock:
+            self._left = True
+            self._freed.notify_all()
+
+    # -- the pool's threads -----------------------------------------------------------------------------------------
+
+    def _receive_ranges(self) -> None:
+        try:
+            while (wanted := self._next()) is not None:
+                try:
+                    self._receive(wanted)
+                except BaseException as error:  # raised by the caller's thread when the range's turn has come
+                    wanted.error = error
+                    return
+                self._concurrency.finished(wanted.stop - wanted.start)
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._arrived.notify_all()
+
+    def _next(self) -> _Range | None:
+        with self._lock:
+            # Not too far ahead of what is handed on: what is asked for is to be received before the store loses
+            # patience, and for nothing as seldom as can be.
+            self._freed.wait_for(lambda: self._left or len(self._begun) <= self._concurrency.count)
+            if self._left or self._running > self._concurrency.count:
+                return None
+            wanted = next(self._waiting, None)
+            if wanted is None:
+                self._all_begun = True
+            else:
+                self._begun.append(wanted)
+                self._arrived.notify_all()
+            return wanted
+
+    def _receive(self, wanted: _Range) -> None:
+        for attempt in range(ATTEMPTS):
+            begun = wanted.arrived
+            try:
+                self._receive_from(wanted, begun)
+                return
+            except StoreError as error:
+                self._concurrency.refused()
+                if not error.retryable or attempt == ATTEMPTS - 1:
+                    if wanted.arrived == wanted.start and error.code in {"InvalidRange", "416"}:
+                        raise IntegrityError(
+                            f"the object ends before byte {wanted.start}",
+                            subject=self._store.url + self._key,
+                            hint="It was truncated.",
+                        ) from error
+                    raise
+                self.control.sleep(0.2 * 2**attempt)
+
+    def _receive_from(self, wanted: _Range, start: int) -> None:
+        stream = self._store.open_range(self._key, start, wanted.stop, etag=self._etag)
+        with contextlib.closing(stream):
+            while wanted.arrived < wanted.stop:
+                room = self._room(wanted.arrived, wanted.stop)
+                while room:
+                    self.control.check()
+                    read = stream.readinto(room)
                     if not read:
-                        raise StoreError(f"the store sent {start + got} bytes of {stop}", subject=store.url + key)
-                    data[got : got + len(read)] = read
-                    got += len(read)
-            return memoryview(data).toreadonly()
-        except StoreError as error:
-            if not error.retryable or attempt == ATTEMPTS - 1:
-                if not got and error.code in {"InvalidRange", "416"}:
-                    raise IntegrityError(
-                        f"the object ends before byte {start}", subject=store.url + key, hint="It was truncated."
-                    ) from error
-                raise
-            control.sleep(0.2 * 2**attempt)
-    raise AssertionError("unreachable")
+                        raise StoreError(
+                            f"the store sent {wanted.arrived} bytes of {wanted.stop}",
+                            subject=self._store.url + self._key,
+                        )
+                    room = room[read:]
+                    with self._lock:
+                        wanted.arrived += read
+                        if not room and wanted is self._begun[0]:
+                            self._arrived.notify_all()
+
+    def _room(self, start: int, stop: int) -> memoryview:
+        """Where the bytes from `start` to the end of their piece go; waits until what lies there was handed on."""
+        stop = min(stop, (start // PIECE + 1) * PIECE)
+        if self._pace is not None:
+            self._pace(stop - start)
+        with self._lock:
+            self._freed.wait_for(lambda: self._left or stop <= self._free_until)
+            if self._left:
+                raise _LeftError
+        return self._place(start, stop)
+
+    def _place(self, start: int, stop: int) -> memoryview:
+        """The bytes from `start` to `stop`, which lie within one piece."""
+        at = start % len(self._memory)
+        return self._memory[at : at + stop - start]

@@ -12,7 +12,7 @@ import copy
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, TypedDict, cast
+from typing import IO, TYPE_CHECKING, Final, TypedDict, cast
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -36,7 +36,17 @@ from duckling_provider.stores.s3_multipart import (
     content_md5,
 )
 from duckling_provider.stores.s3_probe import Probe
-from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
+from duckling_provider.stores.s3_receive import DirectReceiver
+from duckling_provider.stores.store import (
+    OCTETS,
+    SSE_ALGORITHM,
+    Body,
+    BytesBody,
+    ProbeStep,
+    RangeStream,
+    StoredObject,
+    UploadLog,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -91,6 +101,9 @@ class S3Store:
         self._translator = Translator(url=self.url, region=settings.region, endpoint=settings.endpoint)
         self._digests = Digests()
         self._client: S3Client = make_client(settings, credentials)
+        self._receiver = None
+        if settings.receive == "direct":
+            self._receiver = DirectReceiver(self._client, credentials.for_botocore(), bucket=self._bucket)
         self._clock = StoreClock()
         self._client.meta.events.register("after-call.s3", self._clock.observe)
 
@@ -154,7 +167,12 @@ class S3Store:
         _, _, size = answer.get("ContentRange", "").rpartition("/")
         return _stored(key, int(size) if size.isdigit() else answer["ContentLength"], answer)
 
-    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> RangeStream:
+        receiver = self._receiver
+        if receiver is not None:
+            body = interruptible(lambda: receiver.open(key, start, stop, etag=etag), self._control)
+            if body is not None:
+                return self._translator.stream(body, key, self._control)
         condition: _Condition = {"IfMatch": etag} if etag else {}
         with self._translator.errors("s3:GetObject", key):
             answer = interruptible(
@@ -171,7 +189,7 @@ class S3Store:
                 hint="A proxy before it may take the header Range away.",
                 retryable=False,
             )
-        return cast("BinaryIO", self._translator.stream(answer["Body"], key, self._control))
+        return self._translator.stream(answer["Body"], key, self._control)
 
     def read_small(self, key: str, limit: int) -> bytes | None:
         try:

@@ -32,6 +32,7 @@ from botocore.exceptions import (
 
 from duckling_provider.base.errors import ConfigError, UnavailableError
 from duckling_provider.config.databases import S3Settings
+from duckling_provider.stores import fetch
 from duckling_provider.stores.s3_guard import refuse_strange_answers
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Credentials:
 
     def __repr__(self) -> str:
         return f"Credentials({self.access_key_id}, ***)"
+
+    def for_botocore(self) -> botocore.credentials.Credentials:
+        """What requests are signed with."""
+        if self.session is not None and (own := self.session.get_credentials()) is not None:
+            # Not frozen: they renew themselves.
+            return own
+        return botocore.credentials.Credentials(self.access_key_id, self.secret_access_key, self.session_token)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -112,7 +120,7 @@ def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=READ_TIMEOUT,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            max_pool_connections=settings.max_concurrency + 4,
+            max_pool_connections=max(settings.max_concurrency, fetch.THREADS) + 4,
             tcp_keepalive=True,
         ),
     )
@@ -132,12 +140,8 @@ class _Given(botocore.credentials.CredentialProvider):
         super().__init__()
         self._credentials = credentials
 
-    def load(self) -> botocore.credentials.Credentials | None:
-        given = self._credentials
-        if given.session is not None:
-            # Not frozen: it renews itself.
-            return given.session.get_credentials()
-        return botocore.credentials.Credentials(given.access_key_id, given.secret_access_key, given.session_token)
+    def load(self) -> botocore.credentials.Credentials:
+        return self._credentials.for_botocore()
 
 
 def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:

@@ -4,7 +4,10 @@ end and can't be renewed.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+import contextlib
+import http.client
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -135,6 +138,7 @@ class ResponseBody(Protocol):
     """What botocore answers a GET with."""
 
     def read(self, amt: int | None = None) -> bytes: ...
+    def readinto(self, b: Any, /) -> int: ...
     def close(self) -> None: ...
 
 
@@ -144,10 +148,19 @@ class TranslatedStream:
     def __init__(self, stream: ResponseBody, subject: str, control: Control | None) -> None:
         self._stream, self._subject, self._control = stream, subject, control
 
-    def read(self, size: int = -1) -> bytes:
-        try:
+    def read(self, size: int = -1, /) -> bytes:
+        with self._errors():
             return interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
-        except BotoCoreError as error:
+
+    def readinto(self, target: memoryview, /) -> int:
+        with self._errors():
+            return interruptible(lambda: self._stream.readinto(target), self._control)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (BotoCoreError, OSError, http.client.HTTPException) as error:
             raise StoreError(
                 f"the transfer broke off: {_innermost(error)}",
                 subject=self._subject,

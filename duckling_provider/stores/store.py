@@ -95,6 +95,18 @@ class ProbeStep:
     note: str = ""
 
 
+class RangeStream(Protocol):
+    """Some bytes of an object, once and in order."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, fewer only at the end."""
+
+    def readinto(self, target: memoryview, /) -> int | None:
+        """Fill `target` from its beginning; returns how many bytes came, 0 at the end."""
+
+    def close(self) -> None: ...
+
+
 class BackupSource(Protocol):
     """Where complete backups are read, and deleted: an object store, or the folder of local backups.
 
@@ -120,7 +132,7 @@ class BackupSource(Protocol):
     def under(self, control: Control) -> BackupSource:
         """The same store; a cancellation of `control` ends the wait for its answers within a second."""
 
-    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> BinaryIO:
+    def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> RangeStream:
         """Bytes `start` to before `stop` as a stream; with `etag`, only of that very version of the object."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:

@@ -12,7 +12,7 @@ from fixtures.memory_store import MemoryStore
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, IntegrityError, NotFoundError, StoreError
-from duckling_provider.stores.fetch import ATTEMPTS, PIECE, RANGE, THREADS, fetch
+from duckling_provider.stores.fetch import ATTEMPTS, KEPT, PIECE, RANGE, THREADS, fetch
 from duckling_provider.stores.store import BytesBody
 
 KEY = "production/object"
@@ -39,6 +39,11 @@ class Stream(io.BytesIO):
         if self._limit is not None and size is not None:
             size = min(size, self._limit - self.tell())
         return super().read(size)
+
+    def readinto(self, target: memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(target))
+        target[: len(data)] = data
+        return len(data)
 
 
 class Watched(MemoryStore):
@@ -193,3 +198,39 @@ def test_only_the_version_that_was_looked_at_is_asked_for():
 
     assert fetched(Tagged(), etag='"abc"') == DATA
     assert set(tags) == {'"abc"'}
+
+
+def test_an_object_larger_than_the_window_passes_through_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("duckling_provider.stores.fetch.WINDOW", 2 * RANGE)
+    store, position, kept = Watched(), 0, []
+    for piece in fetch(store, KEY, size=len(DATA), control=Impatient()):
+        # Those before it are still as they were: stages in other threads may look at them.
+        kept = [*kept, (position, piece)][-1 - KEPT :]
+        for start, earlier in kept:
+            assert earlier == DATA[start : start + len(earlier)]
+        position += len(piece)
+    assert position == len(DATA)
+
+
+def test_no_byte_is_received_for_which_there_is_no_room(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("duckling_provider.stores.fetch.WINDOW", 2 * RANGE)
+    store, received = Watched(), [0]
+
+    class Counted(io.BytesIO):
+        def readinto(self, target: memoryview) -> int:  # type: ignore[override]
+            count = super().readinto(target)
+            received[0] += count
+            return count
+
+    store.answer = lambda _, data: Counted(data)
+    taken = 0
+    for piece in fetch(store, KEY, size=len(DATA), control=Impatient()):
+        assert received[0] <= taken + 2 * RANGE
+        taken += len(piece)
+    assert taken == received[0] == len(DATA)
+
+
+def test_a_bandwidth_is_asked_for_every_byte_before_it_is_received():
+    store, asked = Watched(), []
+    assert fetched(store, pace=asked.append) == DATA
+    assert sum(asked) == len(DATA)
