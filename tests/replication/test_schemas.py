@@ -22,7 +22,7 @@ from duckling_provider.replication.sync import sync
 
 pytestmark = [pytest.mark.mysql, pytest.mark.mysql_too]
 
-WHOLE = os.environ.get("DUCKLING_SERVERS") == "all" or "DUCKLING_SCHEMAS" in os.environ
+WHOLE = os.environ.get("DUCKLING_TESTS") == "full"
 SEED = int(os.environ.get("DUCKLING_SEED", "20250301"))
 #: Random operations on each shape, between two comparisons, and between two kills.
 OPERATIONS, ROUND, KILL_AFTER = (3000, 500, 150) if WHOLE else (80, 80, 80)

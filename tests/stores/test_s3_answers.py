@@ -25,8 +25,8 @@ from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
 
-#: `make stores` runs every answer against every operation; otherwise each meets a quarter.
-FULL = os.environ.get("DUCKLING_STORES") == "full"
+#: `make full` runs every answer against every operation; otherwise each meets a quarter.
+FULL = os.environ.get("DUCKLING_TESTS") == "full"
 PART = 5 << 20
 KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
 
