@@ -19,7 +19,8 @@ from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.model.ledger import Ledger, owner_of
 from duckling_provider.replication.model.tables import Position, Table
 from duckling_provider.replication.model.types import report
-from duckling_provider.replication.mysql.source import Source, connect, is_available, query, server_of
+from duckling_provider.replication.mysql.availability import is_available
+from duckling_provider.replication.mysql.source import Source, connect, query, server_of
 from duckling_provider.replication.replica_file import gone, opened
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from duckling_provider.replication.binlog.binary_json import double_text
 from duckling_provider.replication.binlog.dump import BinlogDump, RawEvent, unpacked
 from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
 from duckling_provider.replication.model.tables import Commit, Position, RowChange
+from duckling_provider.replication.mysql.availability import is_available
 from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight
-from duckling_provider.replication.mysql.source import Source, connect, current_position, is_available, query
+from duckling_provider.replication.mysql.source import Source, connect, current_position, query
 
 pytestmark = pytest.mark.mysql
 

@@ -483,7 +483,7 @@ def test_what_has_changed_since_the_interruption_is_copied_again(
 def test_large_rows_are_committed_in_between_and_never_pass_for_a_whole_table(
     mariadb: Any, database: str, source: Any, filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from duckling_provider.replication.copy import table_copy as module
+    from duckling_provider.replication.copy import copy_file as module
 
     monkeypatch.setattr(module, "_ROW_GROUP_BYTES", 5000)
     target = tmp_path / "new.db"
@@ -540,12 +540,12 @@ _CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from duckling_provider.base.cancellation import Control
-from duckling_provider.replication.copy import ranges, table_copy
+from duckling_provider.replication.copy import copy_file, ranges
 from duckling_provider.replication.copy.table_copy import copy_tables
 from duckling_provider.replication.mysql.source import Source, connect, current_position
 
 task = json.loads(sys.stdin.read())
-ranges._FIRST_ROWS, ranges.RANGE_ROWS, table_copy._ROW_GROUP_BYTES = 16, 128, 20_000
+ranges._FIRST_ROWS, ranges.RANGE_ROWS, copy_file._ROW_GROUP_BYTES = 16, 128, 20_000
 
 class Deadly(Control):
     seen = 0

@@ -11,17 +11,10 @@ from pydantic import SecretStr
 
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.replication.model.tables import Position
+from duckling_provider.replication.mysql.availability import is_available
 from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight, privileges
 from duckling_provider.replication.mysql.schema import read_tables
-from duckling_provider.replication.mysql.source import (
-    Source,
-    SourceError,
-    connect,
-    current_position,
-    is_available,
-    query,
-    server_of,
-)
+from duckling_provider.replication.mysql.source import Source, SourceError, connect, current_position, query, server_of
 from duckling_provider.replication.mysql.tls import Tls
 
 SECRET = "p@ss:w/rd?#%1 ł"

@@ -20,15 +20,8 @@ from duckling_provider.replication.binlog.charsets import Charsets
 from duckling_provider.replication.binlog.pymysql_wire import hang_up, next_packet, send_command
 from duckling_provider.replication.binlog.rows import packed
 from duckling_provider.replication.model.tables import Position
-from duckling_provider.replication.mysql.source import (
-    MySqlServer,
-    Source,
-    connect,
-    mariadb_written,
-    query,
-    server_of,
-    translated,
-)
+from duckling_provider.replication.mysql.availability import mariadb_written
+from duckling_provider.replication.mysql.source import MySqlServer, Source, connect, query, server_of, translated
 
 QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38
 INCIDENT, GTID, TRANSACTION_PAYLOAD, GTID_TAGGED = 26, 33, 40, 42

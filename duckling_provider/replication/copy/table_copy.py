@@ -27,8 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -40,24 +38,17 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, ReplicaError
 from duckling_provider.base.interruptible import Workers, interruptible
-from duckling_provider.replica.duckdb_file import open_error, wal_of
-from duckling_provider.replication.copy.ranges import RANGE_ROWS, KeyRange, Pace, Statistics, is_rangeable, key_ranges
+from duckling_provider.replication.copy.copy_file import REPLICA, Writer, drop_copied, opened_copy, place_of
+from duckling_provider.replication.copy.ranges import KeyRange, Pace, Statistics, is_rangeable, key_ranges
 from duckling_provider.replication.copy.transport import Transport, can_be_fast
 from duckling_provider.replication.model.ledger import Ledger, TableState
-from duckling_provider.replication.model.names import collisions, literal, quote, quote_mysql
+from duckling_provider.replication.model.names import collisions, quote, quote_mysql
 from duckling_provider.replication.model.tables import Position, Table
-from duckling_provider.replication.model.types import duck_type, from_transport, zero_date
+from duckling_provider.replication.model.types import duck_type
+from duckling_provider.replication.mysql.availability import is_available
 from duckling_provider.replication.mysql.mysql_snapshot import LOCK_WAIT, consistent_snapshot, without_snapshot
 from duckling_provider.replication.mysql.schema import read_tables
-from duckling_provider.replication.mysql.source import (
-    Source,
-    SourceError,
-    connect,
-    is_available,
-    query,
-    source_error,
-    translated,
-)
+from duckling_provider.replication.mysql.source import Source, SourceError, connect, query, source_error, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,18 +58,6 @@ if TYPE_CHECKING:
 TRIES = 5
 #: Seconds before it is.
 _PAUSE = 1.0
-
-#: What the ledger's counter of dates that became NULL is called.
-ZERO_DATES = "zero dates"
-
-#: Bytes of rows, as they arrive, that may wait for their row group to be full.
-_ROW_GROUP_BYTES = 64 << 20
-
-_REPLICA = "replica"
-#: The variable that holds what is being written.
-_BATCH = "duckling_batch"
-#: A DuckDB file that is shorter has not been created to the end: its three headers take as much.
-_HEADERS = 3 * 4096
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +112,8 @@ def copy_tables(
             operation="copy",
             hint="Exclude all but one of them.",
         )
-    with _opened(target, storage_version, memory_limit) as replica:
-        ledger = Ledger.create(replica, database=database_id, catalog=_REPLICA)
+    with opened_copy(target, storage_version, memory_limit) as replica:
+        ledger = Ledger.create(replica, database=database_id, catalog=REPLICA)
         with contextlib.closing(connect(source)) as connection, translated(source, "copy"):
             present = _keep_usable(replica, ledger, connection, source, names)
         vanished: list[str] = []
@@ -144,7 +123,7 @@ def copy_tables(
                 for name in names:
                     if name not in present:
                         (copied if job.copy(name) else vanished).append(name)
-        replica.execute(f"CHECKPOINT {_REPLICA}")
+        replica.execute(f"CHECKPOINT {REPLICA}")
         states = ledger.tables()
     starts = [position, *(state.start for state in states.values() if state.start is not None)]
     return Copy(
@@ -225,11 +204,11 @@ class _Job:
 
     def _fill(self, table: Table, *, fast: bool) -> tuple[Position, int]:
         columns = ", ".join(f"{quote(column.name)} {duck_type(column)}" for column in table.columns)
-        self._replica.execute(f"CREATE TABLE {_name(table.name)} ({columns})")
+        self._replica.execute(f"CREATE TABLE {place_of(table.name)} ({columns})")
         statistics = Statistics.read(self._connection, table.name)
         pace = Pace(statistics.row_bytes)
         transport = Transport(self._source, table, pace, fast=fast)
-        writer = _Writer(self._replica, self._ledger, table)
+        writer = Writer(self._replica, self._ledger, table)
         row_bytes = max(1, statistics.row_bytes)
         total = max(1, statistics.rows * row_bytes)
         self._control.begin(f"copy {table.name}", total)
@@ -317,7 +296,7 @@ class _Job:
         with contextlib.suppress(duckdb.TransactionException):
             self._replica.rollback()
         if name in self._ledger.tables():
-            _drop(self._replica, self._ledger, name)
+            drop_copied(self._replica, self._ledger, name)
 
     @staticmethod
     def _is_conversion(error: Exception) -> bool:
@@ -342,55 +321,6 @@ class _Job:
         return error
 
 
-class _Writer:
-    """Inserts a table's pieces and counts its rows."""
-
-    def __init__(self, replica: DuckDBPyConnection, ledger: Ledger, table: Table) -> None:
-        self._replica, self._ledger, self._table = replica, ledger, table
-        self.rows = 0
-        #: Some of the rows are committed, as those of a table in state "copying".
-        self.is_partial = False
-        self._open_rows = self._open_bytes = 0
-        values = ", ".join(from_transport(column, f"c{n}") for n, column in enumerate(table.columns))
-        self._insert = f"INSERT INTO {_name(table.name)} SELECT {values} FROM {_BATCH}"
-        zeros = [zero for n, column in enumerate(table.columns) if (zero := zero_date(column, f"c{n}"))]
-        # count_if() of nothing but NULLs is NULL.
-        counts = " + ".join(f"coalesce(count_if({zero}), 0)" for zero in zeros)
-        self._count = f"SELECT {counts} FROM {_BATCH}" if zeros else None
-        self._zeros = 0
-
-    def write(self, duckling_batch: pa.Table) -> None:
-        # DuckDB finds the table by the name of this variable. If it were registered, the transaction would hold on to
-        # it until its end, and with it to every row of the table.
-        if not duckling_batch.num_rows:
-            return
-        self._replica.execute(self._insert)
-        if self._count is not None:
-            self._zeros += self._replica.execute(self._count).fetchall()[0][0]
-        self.rows += duckling_batch.num_rows
-        self._open_rows += duckling_batch.num_rows
-        self._open_bytes += duckling_batch.nbytes
-        if self._open_rows >= RANGE_ROWS:
-            self._open_rows = self._open_bytes = 0
-        elif self._open_bytes >= _ROW_GROUP_BYTES:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Commit and checkpoint what there is: a row group leaves memory when it is full, and these rows are large."""
-        if not self.is_partial:
-            self.is_partial = True
-            self._ledger.save_table(TableState(self._table, "copying"))
-        self._replica.commit()
-        self._replica.execute(f"CHECKPOINT {_REPLICA}")
-        self._replica.begin()
-        self._open_rows = self._open_bytes = 0
-
-    def finish(self) -> None:
-        """Tell the ledger how many dates became NULL."""
-        if self._zeros:
-            self._ledger.count({(self._table.name, ZERO_DATES): int(self._zeros)})
-
-
 def _keep_usable(
     replica: DuckDBPyConnection, ledger: Ledger, connection: Any, source: Source, names: list[str]
 ) -> set[str]:
@@ -406,51 +336,7 @@ def _keep_usable(
             ledger.save_table(replace(state, start=start))
             kept.add(name)
             continue
-        _drop(replica, ledger, name)
+        drop_copied(replica, ledger, name)
     if kept:
         log.info("going on with an interrupted copy: %d tables are there already", len(kept))
     return kept
-
-
-@contextlib.contextmanager
-def _opened(target: Path, storage_version: str, memory_limit: str) -> Iterator[DuckDBPyConnection]:
-    """A connection with `target` attached, which is created with `storage_version` where it is missing."""
-    import duckdb
-
-    with contextlib.suppress(FileNotFoundError):
-        if target.stat().st_size < _HEADERS:
-            log.warning("%s: begun again, its creation was interrupted", target)
-            for file in (target, wal_of(target)):
-                file.unlink(missing_ok=True)
-    # A file keeps the version it was created with: naming one for a file that exists would upgrade it for good.
-    options = "" if os.path.lexists(target) else f" (STORAGE_VERSION '{storage_version}')"
-    path = literal(str(target))
-    with duckdb.connect(config={"memory_limit": memory_limit, "autoinstall_known_extensions": "false"}) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        try:
-            connection.execute(f"ATTACH {path} AS {_REPLICA}{options}")
-        except duckdb.Error as error:
-            raise open_error(
-                target,
-                error,
-                cause="the unfinished copy can't be opened",
-                operation="copy",
-                hint="Delete that file; the copy then begins from the start.",
-            ) from error
-        # Beside the file, where there is room for it, and not in whatever folder this process was started in.
-        spill = target.with_name(target.name + ".tmp")
-        shutil.rmtree(spill, ignore_errors=True)
-        connection.execute(f"SET temp_directory = {literal(str(spill))}")
-        yield connection
-        connection.execute(f"DETACH {_REPLICA}")
-
-
-def _drop(replica: DuckDBPyConnection, ledger: Ledger, table: str) -> None:
-    replica.begin()
-    replica.execute(f"DROP TABLE IF EXISTS {_name(table)}")
-    ledger.forget_table(table)
-    replica.commit()
-
-
-def _name(table: str) -> str:
-    return f"{_REPLICA}.main.{quote(table)}"
