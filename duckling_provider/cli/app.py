@@ -127,7 +127,10 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, _ParserError):
             path = error.ctx.command_path if error.ctx is not None else "duckling"
-            terminal.fail(error.format_message().rstrip("."), f"{path} --help shows the usage.")
+            hint = f"{path} --help shows the usage."
+            if path == "duckling" and str(getattr(error, "option_name", "")).startswith("-"):
+                hint = f"Options of a command go behind it; {hint}"
+            terminal.fail(error.format_message().rstrip("."), hint)
             return BAD_USAGE
         if debug:
             raise

@@ -43,7 +43,7 @@ def _data_path(context: typer.Context) -> Path:
 
 def _ids(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell: the ids of databases.json, read as plainly as can be, since it waits for each Tab."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         entries = json.loads((_data_path(context) / "databases.json").read_bytes())
         found = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return [name for name in found if name.startswith(incomplete)]

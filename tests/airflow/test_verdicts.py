@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import runpy
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+
+from duckling_provider.backup.names import backup_name
+from duckling_provider.base.moments import stamp_of
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -13,6 +17,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 _PAGE = runpy.run_path(str(Path(__file__).with_name("test_page.py")))
 client, shop, add_dags = (_PAGE[name] for name in ("client", "shop", "add_dags"))
 page, token, back_up = (_PAGE[name] for name in ("page", "token", "back_up"))
+NOW = _PAGE["NOW"]
 WRONG_KEY = {"kind": "WrongKeyError", "what": "the key is another one", "hint": None, "retryable": False}
 DOWN = {"kind": "StoreError", "what": "it did not answer", "hint": None, "retryable": True}
 
@@ -185,3 +190,109 @@ def test_without_its_pool_the_page_begins_no_restore(page, shop, installation, n
     text = page.post("databases/shop/restore", key=key, typed="shop").text
     assert "Airflow has no pool" in text
     assert "restore queued" not in text
+
+
+# ---- runs that were cleared, clocks that tie, runs that no one begins --------------------------------------------
+
+
+def run_row(run_id, kind, **fields):
+    """Set columns of a run, as Airflow does when it is cleared, runs again, or waits."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        row = session.query(DagRun).filter_by(dag_id=f"duckling_{kind}__shop", run_id=run_id).one()
+        for name, value in fields.items():
+            setattr(row, name, value)
+
+
+def xcoms_at(moment, run_id):
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        for row in session.query(XComModel).filter_by(run_id=run_id):
+            row.timestamp = moment
+
+
+def test_a_look_at_an_old_backup_hides_no_newer_proof(shop, standing):
+    old, new = shop.backed_up(hours_ago=30), f"shop/{backup_name(stamp_of(NOW - timedelta(hours=1)))}"
+    done = {"key": new, "size": 7, "duration": 9, "mode": "client-aes256"}
+    unread = {"snapshot": done, "upload": done}
+    shop.add("backup", "failed", results=unread, error=DOWN, seconds=2 * 3600)  # its verification did not get through
+    shop.add("verify", results=verified(new))
+    for _ in range(3):
+        shop.add("verify", results=verified(old))
+    state, _, key, _ = standing()
+    assert (state, key) == ("protected", new)
+
+
+def test_a_cleared_verification_that_fails_now_counts_as_the_newest(shop, standing):
+    key = shop.backed_up(hours_ago=3)
+    early = shop.add("verify", "failed", error=WRONG_KEY, conf={"key": key})
+    shop.add("verify", results=verified(key))
+    newer = shop.backed_up(hours_ago=1)
+    assert standing()[::2] == ("protected", newer)
+    later = datetime.now(timezone.utc) + timedelta(seconds=1)
+    run_row(early, "verify", conf={"key": newer}, end_date=later)
+    xcoms_at(later, early)
+    assert standing()[0] == "no backup"
+
+
+def test_a_cleared_backup_that_fails_now_shows_although_later_runs_went_well(shop, standing):
+    run_ids = [shop.add("backup", "success"), shop.add("backup", "failed", error=DOWN)]
+    key = shop.backed_up(hours_ago=1)
+    assert standing() == ("protected", "", key, 0)
+    run_row(run_ids[0], "backup", state="failed")
+    later = datetime.now(timezone.utc) + timedelta(seconds=5)
+    run_row(run_ids[0], "backup", start_date=later, end_date=later)
+    assert (standing()[0], standing()[3]) == ("failing", 1)
+
+
+def test_at_the_same_moment_a_failure_outranks_a_proof(shop, standing):
+    key = shop.backed_up()
+    run_ids = [
+        shop.add("verify", results=verified(key)),
+        shop.add("verify", "failed", error=WRONG_KEY, conf={"key": key}),
+    ]
+    moment = datetime.now(timezone.utc)
+    for run_id in run_ids:
+        run_row(run_id, "verify", end_date=moment)
+        xcoms_at(moment, run_id)
+    assert standing()[0] == "no backup"
+
+
+def test_a_run_of_a_paused_dag_says_that_it_stands_still(page, shop):
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+
+    run_id = shop.add("restore", "queued")
+    with create_session() as session:
+        session.get(DagModel, "duckling_restore__shop").is_paused = True
+    try:
+        for path in ("", "databases/shop", f"runs/duckling_restore__shop/{run_id}"):
+            assert "is paused in Airflow, so the run does not go on" in page(path).text, path
+    finally:
+        with create_session() as session:
+            session.get(DagModel, "duckling_restore__shop").is_paused = False
+
+
+def test_a_run_that_airflow_does_not_begin_says_so(page, client, shop):
+    run_id = shop.add("backup", "queued")
+    assert "has not begun it" not in page("").text
+    run_row(run_id, "backup", queued_at=datetime.now(timezone.utc) - timedelta(minutes=20))
+    for path in ("", "databases/shop", f"runs/duckling_backup__shop/{run_id}"):
+        assert "is its scheduler running" in page(path).text, path
+
+
+def test_a_task_that_no_worker_takes_names_its_queue(page, shop):
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    run_id = shop.add("backup", "running")
+    set_task(run_id, "upload", "queued", kind="backup")
+    with create_session() as session:
+        row = session.query(TaskInstance).filter_by(run_id=run_id, task_id="upload").one()
+        row.queued_dttm = datetime.now(timezone.utc) - timedelta(minutes=20)
+    for path in ("", "databases/shop", f"runs/duckling_backup__shop/{run_id}"):
+        assert "no worker has taken upload" in page(path).text, path

@@ -191,6 +191,63 @@ def test_the_shell_completes_commands_ids_and_keys(duckling, installation, monke
     assert sorted(duckling().out.split()) == offered
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_and_answers(duckling, installation, monkeypatch, shell):
+    installation.write(installation.entry("shop"), installation.entry("crm"))
+    if shell != "bash":  # which is started, to be asked for its version
+        monkeypatch.setenv("_DUCKLING_COMPLETE", f"source_{shell}")
+        assert f"_DUCKLING_COMPLETE=complete_{shell}" in duckling().out
+    monkeypatch.setenv("_DUCKLING_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    for words, offered, not_offered in [
+        ("duckling li", "list", "restore"),
+        ("duckling list ", "crm", "latest"),
+        ("duckling restore shop ", "latest", "crm"),
+        ("duckling restore shop latest --any", "--any-origin", "--local"),
+        ("duckling keys ro", "rotate", "show"),
+    ]:
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", words)
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+        shown = duckling().out
+        assert (offered in shown, not_offered in shown) == (True, False), words
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", '{"id": "shop"}', '[{"id": 7}, null, {"name": "x"}]', "[" * 9999])
+def test_a_completion_never_ends_in_a_traceback(duckling, installation, monkeypatch, content):
+    installation.data_path.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        (installation.data_path / "databases.json").write_text(content)
+    monkeypatch.setenv("_DUCKLING_COMPLETE", "complete_bash")
+    for words in ("duckling list ", "duckling restore ../.. ", "duckling keys show "):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+        shown = duckling()
+        assert shown.err == "", words
+        assert set(shown.out.split()) <= {"latest"}, words
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "hint"),
+    [
+        ("lsit", "Did you mean 'list'?", "duckling --help"),
+        ("keys sho shop", "Did you mean 'show'?", "duckling keys --help"),
+        ("restore", "Missing argument 'ID'", "duckling restore --help"),
+        ("list shop extra", "extra", "duckling list --help"),
+        ("list --jsno", "--json", "duckling list --help"),
+        ("--json list", "--json", "Options of a command go behind it"),
+        ("backup shop --wait soon", "--wait", "duckling backup --help"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_a_hint(duckling, words, cause, hint):
+    shown = duckling(*words.split())
+    told = shown.json if "--json" in words.split() else None
+    lines = [told["error"], told["hint"]] if told else shown.err.splitlines()
+    assert (shown.code, len(lines)) == (2, 2)
+    assert cause in lines[0]
+    assert hint in lines[1]
+
+
 def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_server, two, make_proxy, monkeypatch):
     proxy, told = make_proxy(s3_server), threading.Event()
     tell = Terminal.note

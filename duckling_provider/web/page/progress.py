@@ -16,7 +16,7 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
 from duckling_provider.tasks.results import RunResults, Transferred
 from duckling_provider.web.services.privacy import Hide, hidden_run
-from duckling_provider.web.services.records import Run, read_run
+from duckling_provider.web.services.records import RETRY, Run, read_run
 from duckling_provider.web.services.runs import run_url
 
 #: How a state of Airflow's is shown; what is not named here shows as it is called.
@@ -91,10 +91,11 @@ class Progress:
             return f"{kind} done{self._done()}."
         if state == "failed":
             return f"{kind} failed."
+        wait = self.run.wait
+        if wait is not None and wait.word != RETRY:
+            return f"{kind}: {wait.why.removesuffix('.')}{'' if wait.why.endswith('?') else '.'}"
         if state == "queued":
             return f"{kind} waits for Airflow to start it."
-        if self.run.wait is not None and "pool" in self.run.wait.word:
-            return f"{kind}: {self.run.wait.why}."
         task = self.current
         if task is None:
             return f"{kind} is under way."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.models.dag import DagModel
@@ -36,6 +36,12 @@ _DELETED = "deleted"
 _ACTIVE = ("queued", "running")
 #: Databases of one round of queries; a database has four DAGs, and drivers allow some ten thousand parameters.
 _AT_ONCE = 2000
+#: The badge of a run whose task will be tried again.
+RETRY = "waits for a retry"
+#: Proofs of one DAG that are looked at: more than somebody makes by hand between two scheduled backups.
+_PROOFS = 5
+#: For so long a run or a task may be queued without a word about it.
+_PATIENCE = timedelta(minutes=5)
 #: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
 _DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
@@ -205,17 +211,14 @@ def read_records(session: Session, databases: Sequence[Database]) -> dict[str, R
 def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
     ids = {dag_id(kind, database.id): (kind, database.id) for database in databases for kind in KINDS}
     dags = _dags(session, ids)
-    newest: dict[str, dict[str, int]] = {}
-    for name, state, run in session.execute(
-        select(DagRun.dag_id, DagRun.state, func.max(DagRun.id))
-        .where(DagRun.dag_id.in_(dags))
-        .group_by(DagRun.dag_id, DagRun.state)
-    ):
-        newest.setdefault(name, {})[str(state)] = run
+    newest = _newest_by_state(session, dags)
     proofs, uploads = _result_runs(session, [d for d in databases if dag_id("backup", d.id) in dags])
-    suspects = _failed_verifications(session, [name for name, (kind, _) in ids.items() if kind == "verify"], proofs)
-    wanted = {run for states in newest.values() for run in states.values()} | set(suspects)
-    runs, results = _runs(session, wanted | set(proofs.values()) | set(uploads.values()))
+    since = min((proof.at for found in proofs.values() for proof in found), default=None)
+    verifying = [name for name, (kind, _) in ids.items() if kind == "verify"]
+    suspects = set() if since is None else _failed_verifications(session, verifying, since)
+    wanted = {run for states in newest.values() for run in states.values()} | suspects
+    wanted |= {proof.run for found in proofs.values() for proof in found} | set(uploads.values())
+    runs, results = _runs(session, wanted)
 
     records = {}
     for database in databases:
@@ -232,7 +235,7 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
         made = [
             backup
             for kind in ("backup", "verify")
-            if (run := proofs.get(names[kind])) in runs and run is not None
+            for run in [proof.run for proof in proofs.get(names[kind], []) if proof.run in runs]
             if (backup := _backup_of(runs[run], results.get(run, Results()), local=database.s3 is None)) is not None
         ]
         own = [run for number, run in runs.items() if number in suspects and run.dag_id == names["verify"]]
@@ -337,14 +340,37 @@ def _dags(session: Session, ids: Iterable[str]) -> dict[str, Any]:
     return {row.dag_id: row for row in session.execute(query)}
 
 
-def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[str, int], dict[str, int]]:
-    """By DAG, the newest run whose verification succeeded (without S3 a snapshot is its own proof), and the newest
-    whose upload did.
+def _newest_by_state(session: Session, dags: Iterable[str]) -> dict[str, dict[str, int]]:
+    """By DAG and state, the run that came into it last: one that was cleared and ran again is newer than its number."""
+    at = func.coalesce(DagRun.end_date, DagRun.queued_at)
+    place = func.row_number().over(partition_by=(DagRun.dag_id, DagRun.state), order_by=(at.desc(), DagRun.id.desc()))
+    ranked = select(DagRun.dag_id, DagRun.state, DagRun.id, place.label("place")).where(DagRun.dag_id.in_(list(dags)))
+    rows = ranked.subquery()
+    newest: dict[str, dict[str, int]] = {}
+    for row in session.execute(select(rows).where(rows.c.place == 1)):
+        newest.setdefault(row.dag_id, {})[str(row.state)] = row.id
+    return newest
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """A run that left a proof, and when."""
+
+    run: int
+    at: datetime
+
+
+def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[str, list[_Proof]], dict[str, int]]:
+    """By DAG, the last runs whose verification succeeded (without S3 a snapshot is its own proof), and the last whose
+    upload did. Several, since the last one may have looked at an old backup.
     """
     remote = [dag_id(kind, d.id) for d in databases if d.s3 is not None for kind in ("backup", "verify")]
     local = [dag_id("backup", d.id) for d in databases if d.s3 is None]
-    query = (
-        select(XComModel.dag_id, XComModel.task_id, func.max(XComModel.dag_run_id))
+    place = func.row_number().over(
+        partition_by=(XComModel.dag_id, XComModel.task_id), order_by=XComModel.timestamp.desc()
+    )
+    rows = (
+        select(XComModel.dag_id, XComModel.task_id, XComModel.dag_run_id, XComModel.timestamp, place.label("place"))
         .where(
             XComModel.key == _RESULT,
             or_(
@@ -352,22 +378,22 @@ def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[
                 and_(XComModel.task_id == SNAPSHOT, XComModel.dag_id.in_(local)),
             ),
         )
-        .group_by(XComModel.dag_id, XComModel.task_id)
+        .subquery()
     )
-    proofs: dict[str, int] = {}
+    proofs: dict[str, list[_Proof]] = {}
     uploads: dict[str, int] = {}
-    for name, task, run in session.execute(query):
-        (uploads if task == UPLOAD else proofs)[name] = run
+    for row in session.execute(select(rows).where(rows.c.place <= _PROOFS)):
+        if row.task_id != UPLOAD:
+            proofs.setdefault(row.dag_id, []).append(_Proof(row.dag_run_id, row.timestamp))
+        elif row.place == 1:
+            uploads[row.dag_id] = row.dag_run_id
     return proofs, uploads
 
 
-def _failed_verifications(session: Session, names: Sequence[str], proofs: Mapping[str, int]) -> list[int]:
+def _failed_verifications(session: Session, names: Sequence[str], since: datetime) -> set[int]:
     """The failed runs of verifications that may say something about a backup that counts."""
-    oldest = min(proofs.values(), default=None)
-    if oldest is None:
-        return []
-    query = select(DagRun.id).where(DagRun.dag_id.in_(names), DagRun.state == "failed", DagRun.id > oldest)
-    return list(session.scalars(query).all())
+    query = select(DagRun.id).where(DagRun.dag_id.in_(names), DagRun.state == "failed", DagRun.end_date >= since)
+    return set(session.scalars(query).all())
 
 
 def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int, Results]]:
@@ -431,11 +457,23 @@ def _runs(session: Session, numbers: set[int]) -> tuple[dict[int, Run], dict[int
 def _waits(
     session: Session, active: Sequence[int], errors: Mapping[int, tuple[ErrorRecord, datetime]]
 ) -> dict[int, Wait]:
-    """Of active runs, by number, why they stand still: a task waits for its retry, or for a pool that lets none in."""
+    """Of active runs, by number, why they stand still: a task waits for its retry, for a pool that lets none in, or for
+    a worker; the DAG is paused; or Airflow's scheduler does not get to it.
+    """
     if not active:
         return {}
+    late = datetime.now(timezone.utc) - _PATIENCE
+    waits = _waits_of_runs(session, active, late)
     query = (
-        select(DagRun.id, TaskInstance.task_id, TaskInstance.state, TaskInstance.pool, Pool.slots)
+        select(
+            DagRun.id,
+            TaskInstance.task_id,
+            TaskInstance.state,
+            TaskInstance.pool,
+            TaskInstance.queue,
+            TaskInstance.queued_dttm,
+            Pool.slots,
+        )
         .join(TaskInstance, and_(TaskInstance.dag_id == DagRun.dag_id, TaskInstance.run_id == DagRun.run_id))
         .outerjoin(Pool, Pool.pool == TaskInstance.pool)
         .where(
@@ -444,13 +482,34 @@ def _waits(
         )
         .order_by(TaskInstance.task_id)
     )
-    waits: dict[int, Wait] = {}
-    for run, task, state, pool, slots in session.execute(query):
+    for run, task, state, pool, queue, queued, slots in session.execute(query):
         if not slots:
             waits[run] = Wait("waits for a pool", f"{task} can't start: {no_pool(pool, exists=slots is not None)}")
         elif str(state) == "up_for_retry" and run not in waits:
             why = f": {sentences(errors[run][0])}" if run in errors else "; its log says why"
-            waits[run] = Wait("waits for a retry", f"{task} failed, and Airflow will try it again{why}")
+            waits[run] = Wait(RETRY, f"{task} failed, and Airflow will try it again{why}")
+        elif str(state) == "queued" and queued is not None and queued < late and run not in waits:
+            why = f'no worker has taken {task} since {queued:%H:%M} UTC: is one running for the queue "{queue}"?'
+            waits[run] = Wait("waits for a worker", why)
+    return waits
+
+
+def _waits_of_runs(session: Session, active: Sequence[int], late: datetime) -> dict[int, Wait]:
+    """Of active runs, by number, those whose DAG is paused, and those that were not begun by `late`."""
+    query = (
+        select(DagRun.id, DagRun.dag_id, DagRun.state, DagRun.queued_at, DagModel.is_paused)
+        .join(DagModel, DagModel.dag_id == DagRun.dag_id)
+        .where(DagRun.id.in_(active))
+    )
+    waits = {}
+    for run, dag, state, queued, paused in session.execute(query):
+        if paused:
+            waits[run] = Wait("waits: DAG paused", f"{dag} is paused in Airflow, so the run does not go on; unpause it")
+        elif str(state) == "queued" and queued is not None and queued < late:
+            why = (
+                f"Airflow has not begun it since {queued:%H:%M} UTC: is its scheduler running, or another run of {dag}?"
+            )
+            waits[run] = Wait("waits for Airflow", why)
     return waits
 
 
