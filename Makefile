@@ -8,9 +8,11 @@ PYTEST := $(PYTHON_BIN) -m pytest
 # Several processes share the tests by file, since servers are shared within a file; the longest files come first.
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export VENV
+# Hundreds of processes import the package: compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql survival cluster bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql survival full cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,11 +67,15 @@ unit: ## only the tests; make unit ARGS="-k restore"
 
 mysql: ## all tests of replication on MySQL 9.7 and MariaDB 11.8: minutes (make test has a short form on MySQL)
 	@.ci/setup mysql
-	@DUCKLING_SERVERS=all $(PYTEST) $(SHARED) tests/replication $(ARGS)
+	@DUCKLING_SERVERS=all DUCKLING_TESTS=full $(PYTEST) $(SHARED) tests/replication $(ARGS)
 
 survival: ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@.ci/setup test
-	@DUCKLING_SURVIVAL=full $(PYTEST) tests/survival $(ARGS)
+	@DUCKLING_TESTS=full $(PYTEST) tests/survival $(ARGS)
+
+full: ## all tests in their long forms: half an hour, before a release
+	@.ci/setup test
+	@DUCKLING_TESTS=full $(PYTEST) $(SHARED) --durations 20 $(ARGS)
 
 cluster: ## the topology of docker-compose.yaml as processes, two workers: minutes; make test only checks the file
 	@.ci/setup cluster

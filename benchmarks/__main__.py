@@ -24,17 +24,19 @@ _GROUPS = ("transfers", "memory", "plan", "dags", "listing", "page", "copying", 
 _EXTRA = ("clients",)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """:param arguments: of the command line; those of this process when omitted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="64 MiB and one run: that it works, not how fast")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the replica (default 1024)")
+    parser.add_argument("--quick", action="store_true", help="small and one run: that it works, not how fast")
+    parser.add_argument("--size", type=int, metavar="MIB", help="of the replica (default 1024; quick: 64)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--only", choices=_GROUPS + _EXTRA, action="append", help="only this group; may be repeated")
     where = "the JSON file (default benchmarks/results/bench.json; quick: .bench/quick.json)"
     parser.add_argument("--output", type=Path, help=where)
-    options = parser.parse_args()
-    if options.quick:
-        options.size, options.runs = 64, 1
+    options = parser.parse_args(arguments)
+    options.size = options.size or (64 if options.quick else 1024)
+    options.runs = 1 if options.quick else options.runs
     output = options.output or (WORK / "quick.json" if options.quick else RESULTS / "bench.json")
     console = Console()
     WORK.mkdir(exist_ok=True)
@@ -45,7 +47,7 @@ def main() -> None:
         for case in _cases(options.only or _GROUPS, options.size, runs=options.runs, quick=options.quick):
             show(case, console)
             cases.append(case)
-    save(output, cases, command=" ".join(["python -m benchmarks", *sys.argv[1:]]))
+    save(output, cases, command=" ".join(["python -m benchmarks", *arguments]))
     console.print(f"{output}: everything above as JSON", soft_wrap=True)
 
 
@@ -55,7 +57,7 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
     if "clients" in groups:
         yield from clients(mib, runs=runs)
     if "memory" in groups:
-        yield memory([64], large_parts=None) if quick else memory([64, 256, 1024, 8192], large_parts=(1024, 64))
+        yield memory([mib], large_parts=None) if quick else memory([64, 256, 1024, 8192], large_parts=(1024, 64))
     if "plan" in groups:
         yield plan()
     if "dags" in groups:

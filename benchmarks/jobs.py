@@ -333,10 +333,13 @@ JOBS: dict[str, Callable[..., Work]] = {
 }
 
 
+def prepared(name: str, arguments: dict[str, Any]) -> Work:
+    """The job of that name, ready to be measured."""
+    return command(*arguments["arguments"]) if name == "command" else JOBS[name](**arguments)
+
+
 def main() -> None:
-    name, arguments = sys.argv[1], json.loads(sys.argv[2])
-    work = command(*arguments["arguments"]) if name == "command" else JOBS[name](**arguments)
-    print(json.dumps(asdict(measured(work))))
+    print(json.dumps(asdict(measured(prepared(sys.argv[1], json.loads(sys.argv[2]))))))
 
 
 if __name__ == "__main__":

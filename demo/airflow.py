@@ -123,23 +123,23 @@ class Airflow:
         self.service.stop()
         port = port or free_port(8080)
         url = f"http://localhost:{port}"
-        environ = self.environment(
-            AIRFLOW__API__HOST="127.0.0.1",
-            AIRFLOW__API__PORT=str(port),
-            AIRFLOW__API__BASE_URL=url,
-            AIRFLOW__API__WORKERS="1",
-            AIRFLOW__CORE__EXECUTION_API_SERVER_URL=f"http://127.0.0.1:{port}/execution/",
+        settings = {
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
             # Another Airflow on this machine has the default ports of these.
-            AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(free_port(8794)),
-            AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(free_port(8793)),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port(8794)),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port(8793)),
             # The scheduler begins before the API server answers: the first tasks wait for it, not for their retry.
-            AIRFLOW__WORKERS__EXECUTION_API_RETRIES="20",
-            AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX="5",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "20",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "5",
             # A change of databases.json shows after seconds.
-            AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="10",
-            AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="30",
-            **more,
-        )
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        }
+        environ = self.environment(**(settings | more))
         self.service.start([*_AIRFLOW, "standalone"], environ)
         return url
 

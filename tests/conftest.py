@@ -6,6 +6,7 @@ Helpers are fixtures that return functions or small objects, because test folder
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -25,15 +26,27 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+#: DUCKLING_TESTS=full: the long forms, each step and many random moments; otherwise a few of each stand for the rest.
+FULL = os.environ.get("DUCKLING_TESTS") == "full"
+
 # A slow machine is no failure.
-settings.register_profile("duckling", deadline=None)
-settings.load_profile("duckling")
+settings.register_profile("short", deadline=None, max_examples=30)
+settings.register_profile("full", deadline=None)
+settings.load_profile("full" if FULL else "short")
 
 # A script's background job ignores Ctrl-C, and what it starts does too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.mysql_servers", "fixtures.stores"]
+pytest_plugins = [
+    "fixtures.airflow_database",
+    "fixtures.certificates",
+    "fixtures.cpu_seconds",
+    "fixtures.file_systems",
+    "fixtures.mysql_servers",
+    "fixtures.store_double",
+    "fixtures.stores",
+]
 
 START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
@@ -53,9 +66,19 @@ _OTHER_SETTINGS = frozenset(
 )
 
 
-#: Files that take minutes. Where several processes share the tests, the one that begins with such a file last keeps
-#: all others waiting.
-_LONG = ("test_secrets.py", "test_live.py", "test_benchmarks.py", "test_demo.py")
+#: What takes longest, to come first where several processes share the tests: the one that begins with such a file last
+#: keeps all others waiting.
+_LONGEST = (
+    "airflow/",
+    "page/test_live.py",
+    "survival/test_kills.py",
+    "survival/test_replication.py",
+    "replication/",
+    "test_demo.py",
+    "cli/test_cli.py",
+    "test_benchmarks.py",
+)
+_HERE = Path(__file__).parent
 #: What makes a test slow: it starts a server, an Airflow or a child process, or talks to one.
 _SLOW_MARKERS = ("airflow", "browser", "cluster", "demo", "mysql", "server", "survival")
 _SLOW_FIXTURES = frozenset(
@@ -71,18 +94,49 @@ _SLOW_FIXTURES = frozenset(
         "new_server",
         "node",
         "query_replica",
+        "reflinks",
         "run_dag",
         "s3_server",
+        "xfs",
     }
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _LONG)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [] if FULL else [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=_rank)
     for item in items:
         slow = _SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
         if not slow and not any(item.get_closest_marker(name) for name in (*_SLOW_MARKERS, "slow")):
             item.add_marker("quick")
+
+
+def _rank(item: pytest.Item) -> int:
+    name = str(item.path.relative_to(_HERE))
+    return next((rank for rank, prefix in enumerate(_LONGEST) if name.startswith(prefix)), len(_LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, but all of tests/airflow in one process: each further one would import Airflow and make its application,
+    which takes as long as most of the files.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndAirflow(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/airflow" if nodeid.startswith("tests/airflow/") else super()._split_scope(nodeid)
+
+    return ByFileAndAirflow(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether the long forms are wanted."""
+    return FULL
 
 
 @pytest.fixture(autouse=True)
@@ -114,21 +168,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client of the test's own, to look at and to spoil what the product stored."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key,
-            config=Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        return _client(self.endpoint, self.region, self.access_key_id, self.secret_access_key)
 
     def new_bucket(self) -> str:
         """The name of a fresh, empty bucket."""
@@ -148,6 +188,25 @@ class S3Server:
             "forcePathStyle": True,
             **fields,
         }
+
+
+@functools.cache
+def _client(endpoint: str, region: str, access_key_id: str, secret_access_key: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
 
 
 def _free_port() -> int:

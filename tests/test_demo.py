@@ -1,4 +1,7 @@
-"""The demo, run as `make demo` runs it, and the services it is made of."""
+"""The demo, run as `make demo` runs it, and the services it is made of.
+
+To its end only in the long form: tests/airflow/test_demo_steps.py has the same steps with an Airflow that is there.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.demo, pytest.mark.airflow, pytest.mark.server]
 
 
-def _start(folder: Path, **environ: str) -> subprocess.Popen[str]:
-    """`python -m demo` with its folder elsewhere and a replica that is small, but still uploaded in parts."""
+def _start(folder: Path, size: int = 2, **environ: str) -> subprocess.Popen[str]:
+    """`python -m demo` with its folder elsewhere and a replica of `size` MB."""
     return subprocess.Popen(
         [sys.executable, "-m", "demo"],
         cwd=ROOT,
-        env={**os.environ, "DEMO_FOLDER": str(folder), "DEMO_SIZE_MB": "12", **environ},
+        env={**os.environ, "DEMO_FOLDER": str(folder), "DEMO_SIZE_MB": str(size), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,9 +54,10 @@ def _wait_for(what: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_the_demo_brings_every_table_back_and_leaves_nothing_running(tmp_path):
     folder = tmp_path / "demo"
-    demo = _start(folder)
+    demo = _start(folder, size=12)  # uploaded in parts
     output, _ = demo.communicate(timeout=300)
     assert demo.returncode == 0, output
     for step in (
@@ -77,10 +81,11 @@ def test_the_demo_brings_every_table_back_and_leaves_nothing_running(tmp_path):
     assert not list(folder.rglob("*.pid"))
 
 
-def test_the_demo_keeps_its_secrets_to_itself(tmp_path):
+def test_the_demo_keeps_its_secrets_to_itself_and_a_second_one_in_its_folder_is_refused(tmp_path):
     folder = tmp_path / "demo"
     demo = _start(folder)
     _wait_for(folder / "shop" / "data" / "databases.json")
+    second, _ = (other := _start(folder)).communicate(timeout=60)
     databases = json.loads((folder / "shop" / "data" / "databases.json").read_text())
     commands = _processes_of(folder)
     demo.send_signal(signal.SIGTERM)
@@ -90,6 +95,9 @@ def test_the_demo_keeps_its_secrets_to_itself(tmp_path):
     assert not [secret for secret in secrets if secret in output or secret in "".join(commands)]
     assert (folder / "shop" / "data" / "databases.json").stat().st_mode & 0o777 == 0o600
     assert demo.returncode == 128 + signal.SIGTERM
+    assert other.returncode == 1
+    assert "another `make demo` is at work" in second
+    assert _processes_of(folder) == []
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path):
@@ -115,18 +123,6 @@ def test_a_step_that_fails_is_named_with_the_end_of_its_log(tmp_path):
     assert "no Airflow today" in output
     assert "migrate.log" in output
     assert _processes_of(folder) == []
-
-
-def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
-    folder = tmp_path / "demo"
-    first = _start(folder)
-    _wait_for(folder / "demo.lock")
-    _wait_for(folder / "shop")
-    second, _ = (other := _start(folder)).communicate(timeout=60)
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
-    assert other.returncode == 1
-    assert "another `make demo` is at work" in second
 
 
 # ---- services ----------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
 from duckling_provider.replica.origin import Origin
+from duckling_provider.replica.read_copy import readers_of, require_read_copy
 from duckling_provider.stores.store import BackupSource, Store
 
 #: Objects that are asked for at the same time.
@@ -62,6 +63,8 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         yield _step("replica", lambda: _replica(database.replica))
         yield _step("hold", lambda: _hold(database.replica))
         yield _step("local backups", lambda: _folder(database))
+        if database.read_copy is not None:
+            yield _step("copy for readers", lambda: _read_copy(database))
     yield from _dates(database, store)
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
@@ -115,6 +118,16 @@ def _hold(replica: Path) -> str:
     if hold is None:
         return "none"
     return f"{'stale: ' if hold.is_stale else ''}held for {hold}"
+
+
+def _read_copy(database: Database) -> str:
+    if not database.replica.parent.is_dir():
+        return "not tried: there is no folder for the replica yet"
+    copy = require_read_copy(database)
+    if copy is None:
+        return f"can be made as {database.read_copy}; the next sync makes it"
+    state = "equal to the replica" if copy.is_current(database) else "older than the replica: the next sync renews it"
+    return f"of {copy.made:%Y-%m-%d %H:%M:%S} UTC, {state}; readable by its {readers_of(copy)}"
 
 
 def _folder(database: Database) -> str:

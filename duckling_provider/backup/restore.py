@@ -44,6 +44,7 @@ from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_file
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
 from duckling_provider.replica.origin import Origin, ensure_origin
+from duckling_provider.replica.read_copy import renew_read_copy
 from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
@@ -176,7 +177,16 @@ def restore_backup(
             if backup.origin is not None:
                 ensure_origin(replica, host=database.here, taken=backup.origin)
             kept = replace_replica(new, database.replica, keep_as=keep_as)
+            _renew_read_copy(database)
     return _result(backup, started, replica, kept)
+
+
+def _renew_read_copy(database: Database) -> None:
+    """Readers see what was restored; that they can't, is no reason for a restore to fail."""
+    try:
+        renew_read_copy(database)
+    except (DucklingError, OSError) as error:
+        log.warning("the copy for readers %s stays as it was until the next sync: %s", database.read_copy, error)
 
 
 def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None) -> RestoreResult:

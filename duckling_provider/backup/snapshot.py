@@ -43,15 +43,17 @@ from duckling_provider.base.durable_files import (
     write_durably,
 )
 from duckling_provider.base.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
-from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
-from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, full_scan, header_of, pending_wal
+from duckling_provider.replica.duckdb_file import full_scan, header_of
 from duckling_provider.replica.exchange import identity
+from duckling_provider.replica.freshness import validated_since
 from duckling_provider.replica.origin import Origin, ensure_origin
+from duckling_provider.replica.quiet import quiet, require_unchanged
 from duckling_provider.stores import parts
 from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
@@ -60,8 +62,6 @@ PARTIAL_SUFFIX = ".partial"
 UPLOAD_SUFFIX = ".upload"
 UPLOAD_LOCK_SUFFIX = ".lock"
 
-
-_CHECKPOINT_TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class Snapshot:
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_checksums` (of the file's bytes in each part,
     see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
     `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
-    ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made.
+    ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made; `validated` is
+    since when all tables of the replica were known to equal MySQL's (ISO 8601), None if that is not known.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Snapshot:
     duration_ms: int
     format: int = 2
     origin: str | None = None
+    validated: str | None = None
 
     @property
     def filename(self) -> str:
@@ -138,7 +140,7 @@ class Snapshot:
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             # What it has since a later version is missing in older ones.
-            data = {"origin": None, **data}
+            data = {"origin": None, "validated": None, **data}
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
             snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
             snapshot._require_sane()
@@ -173,6 +175,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "duration_ms": _NUMBER,
     "format": _NUMBER,
     "origin": _TEXT_OR_NONE,
+    "validated": _TEXT_OR_NONE,
 }
 
 
@@ -227,10 +230,10 @@ def take_snapshot(
         raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
     partial = partial_of(target)
     with disk_errors(folder, subject=database.id, needed=_size_of(database.replica)), partial_backup(target) as out:
-        seal, report, storage, origin = _copied(database, out, owner=owner, wait=wait, control=control)
+        seal, report, storage, origin, validated = _copied(database, out, owner=owner, wait=wait, control=control)
         _judge(report, partial, database)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
-        snapshot = replace(snapshot, origin=origin.encode())
+        snapshot = replace(snapshot, origin=origin.encode(), validated=validated)
         with published(snapshot):
             os.rename(partial, target)
     return snapshot
@@ -238,22 +241,27 @@ def take_snapshot(
 
 def _copied(
     database: Database, out: int, *, owner: str, wait: float, control: Control
-) -> tuple[Seal, BlockReport, str | None, Origin]:
-    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version and identity.
+) -> tuple[Seal, BlockReport, str | None, Origin, str | None]:
+    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version, its identity, and
+    since when it is known to equal MySQL.
 
     The replica is let go as soon as its bytes are copied: at once where the file system can share them, else before
     they are on the disk.
     """
     replica = database.replica
-    with contextlib.ExitStack() as quiet:
-        source = quiet.enter_context(_quiet_replica(replica, owner=owner, wait=wait, control=control))
+    with contextlib.ExitStack() as held:
+        deadline = time.monotonic() + wait
+        held.enter_context(replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control))
+        left = max(0.0, deadline - time.monotonic())
+        source = held.enter_context(quiet(replica, wait=left, control=control))
         origin = ensure_origin(replica, host=database.here)
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
+        validated = validated_since(replica)
         seal, verifier = Seal.for_database(database, size), BlockVerifier()
         stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
         if clone(source, out):
-            _require_unchanged(replica, before)
-            quiet.close()
+            require_unchanged(replica, before)
+            held.close()
             control.begin("snapshot", size)
             one_pass(out, size, stages, control)
             os.fsync(out)
@@ -262,10 +270,11 @@ def _copied(
             control.begin("snapshot", size)
             with DurableWriter(out) as writer:
                 one_pass(source, size, [*stages, writer.write], control)
-                _require_unchanged(replica, before)
-                quiet.close()
+                require_unchanged(replica, before)
+                held.close()
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
-        return seal, verifier.finish(size, file=copy), header.storage_name, origin
+        since = iso(validated) if validated else None
+        return seal, verifier.finish(size, file=copy), header.storage_name, origin, since
 
 
 def sealed_for(
@@ -443,36 +452,6 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-@contextlib.contextmanager
-def _quiet_replica(replica: Path, *, owner: str, wait: float, control: Control) -> Iterator[int]:
-    """A descriptor of the replica while no process can write it and its write-ahead log is folded in."""
-    deadline = time.monotonic() + wait
-    with replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control):
-        for _ in range(_CHECKPOINT_TRIES):
-            remaining = max(0.0, deadline - time.monotonic())
-            if pending_wal(replica):
-                checkpoint(replica, wait=remaining, control=control)
-            with ReadLock(replica, wait=max(0.0, deadline - time.monotonic()), control=control) as lock:
-                # A writer may have come and gone between the checkpoint and the lock.
-                if not pending_wal(replica):
-                    yield lock.fileno()
-                    return
-        raise SnapshotError(
-            "its write-ahead log fills again as soon as it is folded in",
-            subject=str(replica),
-            hint="A writer that does not honour the replica's lock is at work; stop it.",
-        )
-
-
-def _require_unchanged(replica: Path, before: tuple[int, int, int] | None) -> None:
-    if identity(replica) != before or pending_wal(replica):
-        raise SnapshotError(
-            "it changed while it was copied",
-            subject=str(replica),
-            hint="Something writes it without DuckDB's lock; the copy was discarded.",
-        )
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:

@@ -118,12 +118,19 @@ def partial_file(path: Path) -> Iterator[int]:
 
 
 def clone(source: int, target: int) -> bool:
-    """Make `target` share the blocks of `source` (both descriptors); False where the file system can't.
-
-    Format: ioctl_ficlone(2).
-    """
+    """`share_blocks`, or False where the file system can't."""
     try:
-        fcntl.ioctl(target, _FICLONE, source)
+        share_blocks(source, target)
     except OSError:
         return False
     return True
+
+
+def share_blocks(source: int, target: int) -> None:
+    """Make `target` a reflink of `source` (both descriptors): the same bytes in the same blocks, until one is written.
+
+    Format: ioctl_ficlone(2).
+
+    :raises OSError: the file system can't, or the two are not on one.
+    """
+    fcntl.ioctl(target, _FICLONE, source)

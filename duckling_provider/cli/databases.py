@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ def _facts(database: Database) -> dict[str, Any]:
         "here": here,
         "replica": str(database.replica_path),
         "replicaSize": database.replica.stat().st_size if here and database.replica.is_file() else None,
+        **({"readCopy": read_copy_facts(database)} if database.read_copy_file else {}),
         "autoBackup": database.auto_backup,
         "intervalHours": database.interval_hours,
         "s3": f"s3://{s3.bucket}/{s3.path_prefix}" if s3 else None,
@@ -105,6 +107,18 @@ def _facts(database: Database) -> dict[str, Any]:
         "encryption": s3.encryption if s3 else None,
         "lastLocalBackup": {"filename": last.name, "size": last.size, "createdAt": iso(last.created)} if last else None,
     }
+
+
+def read_copy_facts(database: Database) -> dict[str, Any]:
+    """The copy for readers, for JSON: `madeAt` and `current` are null where it is not there or can't be looked at."""
+    from duckling_provider.replica.read_copy import find_read_copy
+
+    copy = None
+    if database.is_here:
+        with contextlib.suppress(DucklingError, OSError):  # which `check` reports
+            copy = find_read_copy(database)
+    facts = {"madeAt": iso(copy.made), "current": copy.is_current(database)} if copy else {}
+    return {"path": str(database.read_copy_file), "madeAt": None, "current": None, **facts}
 
 
 def _where(facts: dict[str, Any]) -> str:

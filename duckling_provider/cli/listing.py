@@ -14,6 +14,7 @@ import typer
 from duckling_provider.base.errors import DucklingError, WrongHostError
 from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_bytes, short_ago
+from duckling_provider.cli.databases import read_copy_facts
 from duckling_provider.cli.options import AnyId, Json
 from duckling_provider.cli.session import BAD_USAGE, Session, code_of, session_of
 
@@ -80,7 +81,8 @@ class _Found:
     error: DucklingError | None = None
 
     def json(self) -> dict[str, Any]:
-        return {"local": [row.json() for row in self.local], "s3": [row.json() for row in self.remote]}
+        copy = {"readCopy": read_copy_facts(self.database)} if self.database.read_copy_file else {}
+        return {"local": [row.json() for row in self.local], "s3": [row.json() for row in self.remote], **copy}
 
 
 def list_(context: typer.Context, id: AnyId = None, as_json: Json = False) -> None:
@@ -136,6 +138,11 @@ def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
             terminal.fail_with(one.error)
         elif not one.local and not one.remote:
             terminal.note(f"no backups of {one.database.id} yet; make one: duckling backup {one.database.id}")
+        if one.database.read_copy_file is not None:
+            copy = read_copy_facts(one.database)
+            made = f"of {copy['madeAt']}" if copy["madeAt"] else "not there yet"
+            state = {None: "", True: ", equal to the replica", False: ", older than the replica"}[copy["current"]]
+            terminal.note(f"copy for readers of {one.database.id}: {copy['path']}, {made}{state}")
     if not found:
         terminal.note("databases.json has no entries")
 

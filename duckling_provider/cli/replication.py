@@ -50,6 +50,8 @@ def sync(
             "differing": done.differing,
             "differences": done.differences,
         }
+        if done.read_copy is not None:
+            facts["readCopyAt"] = iso(done.read_copy)
         session.terminal.document(facts | ({"error": done.reason} if made_way else {}))
     if done.copied:
         session.terminal.say(f"{id}: copied {len(done.copied)} table{'s' * (len(done.copied) != 1)}")

@@ -18,7 +18,7 @@ from typing import Any
 from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
 from duckling_provider.config import fields
-from duckling_provider.config.entry import Database, Entry, check_entry, id_fault
+from duckling_provider.config.entry import Database, Entry, belongs_to, check_entry, id_fault
 from duckling_provider.config.environment import DATABASES_FILE, Settings
 from duckling_provider.config.fields import FieldProblems
 from duckling_provider.config.references import Answer, Reference, filled_in, look_up, references_in
@@ -177,7 +177,24 @@ def _without_rivals(
             if place is not None:
                 targets[place] = database.id
             alone.append(database)
-    return tuple(alone)
+    return tuple(d for number, d in enumerate(alone) if not _copy_is_taken(d, alone, alone[:number], problems))
+
+
+def _copy_is_taken(
+    database: Database, alone: list[Database], earlier: list[Database], problems: list[ConfigError]
+) -> bool:
+    """Whether the name of its copy for readers is, or may be, that of a replica or of an earlier entry's copy."""
+    copy = database.read_copy_file
+    if copy is None:
+        return False
+    taken = [("replica", other, other.replica_path) for other in alone]
+    taken += [("copy for readers", other, other.read_copy_file) for other in earlier if other.read_copy_file]
+    for what, other, file in taken:
+        if _may_share_host(database, other) and (belongs_to(copy, file) or belongs_to(file, copy)):
+            cause = f'a name that belongs to the {what} of "{other.id}" ({printable(str(file), limit=1000)})'
+            problems.append(ConfigError(cause, entry=database.id, field="readCopyPath"))
+            return True
+    return False
 
 
 def _may_share_host(one: Database, other: Database) -> bool:
@@ -223,7 +240,9 @@ def _database(
     if given is None or not given.id or not given.duckdb_path:
         return None
     backup_path = settings.backup_path / given.id
-    replica_path = _replica(given.duckdb_path, backup_path, settings, report)
+    replica_path = _file("duckdbPath", given.duckdb_path, backup_path, settings, report)
+    copy = given.read_copy_path
+    read_copy = _file("readCopyPath", copy, settings.backup_path, settings, report) if copy else None
     if report.errors:
         return None
     excluded = tuple(dict.fromkeys((*given.exclude_tables, *settings.excluded_tables)))
@@ -231,6 +250,7 @@ def _database(
         **{**dict(given), "s3": s3, "exclude_tables": excluded},
         replica_path=replica_path,
         backup_path=backup_path,
+        read_copy_file=read_copy,
         here=settings.host,
         interval_hours=(s3.backup_interval_hours if s3 else 0.0) or settings.backup_interval_hours,
         local_retention_days=settings.backup_retention_days,
@@ -254,8 +274,11 @@ def _take_id(name: Any, position: int, positions: dict[str, int], report: FieldP
     return True
 
 
-def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProblems) -> Path:
-    """The replica's absolute path; a relative one must end inside DATA_PATH."""
+def _file(field: str, text: str, backups: Path, settings: Settings, report: FieldProblems) -> Path:
+    """The absolute path of a DuckDB file; a relative one must end inside DATA_PATH.
+
+    :param backups: where it must not lie.
+    """
     data = settings.data_path
     path = Path(text)
     if not path.is_absolute():
@@ -263,16 +286,17 @@ def _replica(text: str, backup_dir: Path, settings: Settings, report: FieldProbl
         if not _lies_in(path, data):
             hint = f'Write it as "{data.name}/{printable(path.name) or "x.db"}", or as an absolute path.'
             resolved = printable(str(path), limit=1000)
-            report.error("duckdbPath", f"resolves to {resolved}, which is outside DATA_PATH ({data})", hint=hint)
+            report.error(field, f"resolves to {resolved}, which is outside DATA_PATH ({data})", hint=hint)
     if "?" in str(path.parent) or "\\" in str(path):
         cause = "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere"
-        report.error("duckdbPath", cause, hint="Rename the folder or the file.")
+        report.error(field, cause, hint="Rename the folder or the file.")
     if text.endswith("/"):
-        report.error("duckdbPath", "names a folder; expected the replica file")
+        report.error(field, "names a folder; expected a file")
     if path == settings.databases_file:
-        report.error("duckdbPath", "is the configuration file itself")
-    if _lies_in(path, backup_dir):
-        report.error("duckdbPath", f"lies in {backup_dir}, where old backups are deleted")
+        report.error(field, "is the configuration file itself")
+    real = field == "readCopyPath" and _lies_in(Path(os.path.realpath(path)), Path(os.path.realpath(backups)))
+    if real or _lies_in(path, backups):
+        report.error(field, f"lies in {backups}, where old backups are deleted")
     return path
 
 

@@ -5,6 +5,7 @@ A new field is one line in `Entry`, and where it has a rule of its own, one in `
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ class Entry(Shape):
     name: str = ""
     mysql_connection_string: SecretStr = SecretStr("")  #: empty when the entry has none
     duckdb_path: str = ""  #: as written
+    read_copy_path: Text = None  #: as written: where each sync leaves a copy for readers; None = nowhere
     created_at: Text = None
     updated_at: Text = None
     queue: Text = None
@@ -66,13 +68,14 @@ class Entry(Shape):
 class Database(Entry):
     """One good entry of databases.json, with the environment's share worked in.
 
-    Code that touches the files takes `replica` and `backup_dir`, which exist on the entry's `host` alone.
-    `replica_path` and `backup_path` are the same as mere names, which can be shown anywhere. `s3` is None when absent
-    or not enabled; `exclude_tables` has those of EXCLUDED_TABLES too.
+    Code that touches the files takes `replica`, `backup_dir` and `read_copy`, which exist on the entry's `host` alone.
+    `replica_path`, `backup_path` and `read_copy_file` are the same as mere names, which can be shown anywhere. `s3` is
+    None when absent or not enabled; `exclude_tables` has those of EXCLUDED_TABLES too.
     """
 
     replica_path: Path  #: absolute; symbolic links are not resolved
     backup_path: Path
+    read_copy_file: Path | None = None
     here: str = ""  #: the machine that this is
     interval_hours: float = 24.0  #: the effective one
     local_retention_days: float = 7.0
@@ -102,9 +105,23 @@ class Database(Entry):
         return self.backup_path
 
     @property
+    def read_copy(self) -> Path | None:
+        """The copy for readers, for those who touch it; None where the entry wants none.
+
+        :raises WrongHostError: it is on another machine.
+        """
+        self.require_host()
+        return self.read_copy_file
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The replica and the copy for readers, as mere names."""
+        return (self.replica_path,) if self.read_copy_file is None else (self.replica_path, self.read_copy_file)
+
+    @property
     def places(self) -> tuple[Path, ...]:
         """Where its files are on this machine, for `base.ownership.as_owner_of`."""
-        return (self.replica_path, self.backup_path) if self.is_here else (self.backup_path,)
+        return (*self.files, self.backup_path) if self.is_here else (self.backup_path,)
 
     @property
     def verifies_whole(self) -> bool:
@@ -166,12 +183,27 @@ def check_entry(given: Entry, raw: Mapping[str, Any], report: FieldProblems) -> 
     check_choices(given, "", report)
     if raw.get("writerConnId") and given.writer == "duckling":
         report.warn("writerConnId", 'not used: writer is "duckling", not "duckling-server"')
+    if given.read_copy_path and given.writer != "duckling":
+        report.error("readCopyPath", f'the sync makes that copy, and writer is "{given.writer}"')
     check_tables("includeTables", given.include_tables, report)
     check_tables("excludeTables", given.exclude_tables, report)
     for table in given.include_tables:
         if table in given.exclude_tables:
             report.warn("excludeTables", f'"{printable(table)}" is in includeTables too, and is left out')
     report.fault("storageVersion", storage_version_fault(given.storage_version))
+
+
+def belongs_to(path: Path, owner: Path) -> bool:
+    """Whether the file `path` is `owner`, or has a name that something beside `owner` may get; links count for where
+    they lead.
+    """
+    real = Path(os.path.realpath(path.parent)) / path.name
+    for owned in (Path(os.path.realpath(owner)), Path(os.path.realpath(owner.parent)) / owner.name):
+        # DuckDB's log of what?.db is what.wal?.db.
+        begins = (f"{owned.name}.", f"{owned.name.partition('?')[0]}.wal")
+        if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(begins)):
+            return True
+    return False
 
 
 def check_tables(name: str, tables: Iterable[str], report: FieldProblems) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from duckling_provider.base.errors import RequestError
 from duckling_provider.config.databases import Installation
+from duckling_provider.config.entry import belongs_to
 
 
 def run_target(text: str, installation: Installation) -> Path:
@@ -41,19 +42,18 @@ def run_target(text: str, installation: Installation) -> Path:
 
 
 def require_free_name(path: Path, installation: Installation) -> None:
-    """:raises RequestError: `path` is a replica, a file beside one that belongs to it, or lies among local backups."""
-    real = Path(os.path.realpath(path.parent)) / path.name
+    """:raises RequestError: `path` is a replica or a copy for readers, a file beside one that belongs to it, or lies
+    among local backups.
+    """
     for database in installation.databases:
-        replica = Path(os.path.realpath(database.replica_path))
-        for owned in (replica, Path(os.path.realpath(database.replica_path.parent)) / database.replica_path.name):
-            # DuckDB's log of what?.db is what.wal?.db.
-            begins = (f"{owned.name}.", f"{owned.name.partition('?')[0]}.wal")
-            if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(begins)):
+        for file in database.files:
+            if belongs_to(path, file):
+                what = "replica" if file == database.replica_path else "copy for readers"
                 raise RequestError(
-                    f'this name belongs to the replica of "{database.id}"', subject=str(path), hint="Name another file."
+                    f'this name belongs to the {what} of "{database.id}"', subject=str(path), hint="Name another file."
                 )
     backups = Path(os.path.realpath(installation.settings.backup_path))
-    if backups in real.parents:
+    if backups in Path(os.path.realpath(path.parent), path.name).parents:
         raise RequestError(
             f"this lies among the local backups ({backups})", subject=str(path), hint="Name a file in another folder."
         )

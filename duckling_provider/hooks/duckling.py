@@ -127,7 +127,8 @@ class DucklingHook(BaseHook):
             session = hook.get_session(region_name=hook.region_name)
             found = session.get_credentials()
             keys = found.get_frozen_credentials() if found is not None else None
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, RuntimeError) as error:
+            # RuntimeError: of credentials that had ended when they were handed out.
             raise UnavailableError(
                 f"the Airflow connection {name!r} gave no credentials: {error}",
                 subject=self.database_id,

@@ -21,7 +21,8 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param wait_seconds: how long to wait for a process that has the replica open.
-    :return: ``key`` (the snapshot's file name), ``size`` in bytes, ``duration`` in ms, ``sha256``.
+    :return: ``key`` (the snapshot's file name), ``size`` in bytes, ``duration`` in ms, ``sha256``,
+        ``validated`` (all tables were found equal to MySQL's at this time or later, or None).
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -43,6 +44,7 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
                 "size": taken.size,
                 "duration": taken.duration_ms,
                 "sha256": taken.sha256,
+                "validated": taken.validated,
             }
             return self.publish(context, result)
 

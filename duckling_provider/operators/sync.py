@@ -28,7 +28,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
     :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
         ``notes`` (what could not be mirrored exactly), ``yields`` (runs in a row that made way), ``validated`` (all
         tables were found equal to MySQL's since then, or None), ``differing`` (table: rows that this run found to
-        differ), ``differences`` (how many ever were) and ``differedAt``, the last time. A skipped run leaves it too.
+        differ), ``differences`` (how many ever were) and ``differedAt``, the last time; ``read_copy`` (when the copy
+        for readers was equal to the replica; only where the entry wants one). A skipped run leaves it too.
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -73,6 +74,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
             "differences": done.differences,
             "differedAt": None if done.differed is None else iso(done.differed),
         }
+        if done.read_copy is not None:
+            result["read_copy"] = iso(done.read_copy)
         if done.outcome == "made way":
             # How far behind it is, is known all the same; a task that is skipped returns nothing.
             context["ti"].xcom_push(key="return_value", value=result)

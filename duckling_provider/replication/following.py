@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
 from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, read_references
+from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
@@ -164,7 +166,7 @@ class Following:
         until = time.monotonic() + _STRETCH_SECONDS
         if deadline is not None:
             until = min(until, max(deadline, time.monotonic()))
-        with self._run.access("sync"), self._run.opened() as connection:
+        with self._run.access("sync"), self._run.read_copy_behind(), self._run.opened() as connection:
             ledger = Ledger.open(connection)
             if ledger.position() != self._run.position:
                 raise _MovedError
@@ -200,6 +202,7 @@ class Following:
             references=self._run.references,
             read_references=self._read_references,
             reach=self._read_reach,
+            reread=partial(read_by_keys, self._run.source),
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
@@ -208,7 +211,9 @@ class Following:
 
     def _is_of_interest(self, name: str) -> bool:
         """Whether a change of that table may change a mirrored one."""
-        return self._run.mirrors(name) or any(name == reference.parent for reference in self._run.references)
+        return self._run.mirrors(name) or any(
+            name == reference.parent and not reference.is_logged for reference in self._run.references
+        )
 
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
@@ -218,6 +223,7 @@ class Following:
         for reference in references:
             if (
                 reference.schema
+                and not reference.is_logged
                 and reference not in self._run.references
                 and self._run.database.mirrors(reference.child)
             ):

@@ -42,6 +42,8 @@ class Rolling:
         self._settling = Settling(run, following, self._known)
         self._states: dict[str, TableState] = {}
         self._sizes: dict[str, int] = {}
+        #: Whether a table waits for a new copy.
+        self._is_waiting = False
 
     def work(self) -> None:
         """Compare what is due. The replica is to stand where the server stands, or close to it.
@@ -64,11 +66,9 @@ class Rolling:
         ledger = Ledger.open(connection)
         self._known.clear()
         self._known.update(ledger.validations.read())
-        self._states = {
-            name: state
-            for name, state in ledger.tables().items()
-            if state.state == "ok" and state.table.columns and self._run.mirrors(name)
-        }
+        mirrored = {name: state for name, state in ledger.tables().items() if self._run.mirrors(name)}
+        self._states = {name: state for name, state in mirrored.items() if state.state == "ok" and state.table.columns}
+        self._is_waiting = len(self._states) < len(mirrored)
         rows = connection.execute(
             "SELECT table_name, estimated_size FROM duckdb_tables() "
             "WHERE database_name = current_database() AND schema_name = 'main'"
@@ -78,7 +78,9 @@ class Rolling:
 
     def _tell(self) -> None:
         done = self._run.done
-        done.validated = oldest(self._states, self._known)
+        done.is_told = True
+        waiting = self._is_waiting or bool(done.recopy)
+        done.validated = None if waiting else oldest(self._states, self._known)
         done.differences = sum(table.differences for table in self._known.values())
         done.differed = max((table.differed_at for table in self._known.values() if table.differed_at), default=None)
 

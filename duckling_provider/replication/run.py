@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, ConfigError, ReplicaError
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.read_copy import find_read_copy, renew_read_copy
 from duckling_provider.replication.apply.foreign_keys import Reference
 from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.model.ledger import Ledger, owner_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two tries to open a file that another process reads.
 _POLL = 0.2
+#: Seconds between two copies for readers while a sync follows the binlog.
+_READ_COPY_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +48,14 @@ class Synced:
     :param lag: age in seconds of the oldest change that is not applied, or a bound of it where the run could not look;
         0.0 when there is none.
     :param recopy: tables that can't be followed and wait for a new copy, with the reason.
-    :param notes: what could not be mirrored exactly, reported by the runs that copy.
+    :param read_copy: when the copy for readers was last seen to be equal to the replica, None where there is none.
+    :param notes: what could not be mirrored exactly, reported by the runs that copy; why the copy for readers is old.
     :param yields: runs in a row that made way, this one included.
     :param validated: all tables were found equal row by row at this time or later; None if that is not so or unknown.
     :param differing: by table, rows that this run found to differ from MySQL's and replaced.
     :param differences: how many were ever found, and when the last: `differed`.
     :param compared: rows that this run compared, in so many `pieces`.
+    :param is_told: `validated` and `differences` are what the replica says.
     """
 
     outcome: Outcome = "caught up"
@@ -62,6 +67,7 @@ class Synced:
     timestamp: float = 0.0
     lag: float = 0.0
     recopy: dict[str, str] = field(default_factory=dict)
+    read_copy: datetime | None = None
     notes: tuple[str, ...] = ()
     yields: int = 0
     validated: datetime | None = None
@@ -70,6 +76,7 @@ class Synced:
     differed: datetime | None = None
     compared: int = 0
     pieces: int = 0
+    is_told: bool = False
 
 
 class MakeWayError(Exception):
@@ -128,6 +135,7 @@ class Run:
         self.unmirrored: frozenset[str] = frozenset()
         #: Binlog files that the server had when it lacked what follows the position.
         self._kept: list[str] = []
+        self._read_copy_due = 0.0
 
     def fold_names(self) -> None:
         """Know database and tables by the server's names, which need not be those of the entry."""
@@ -179,9 +187,40 @@ class Run:
             if (told := report(column))
         ]
         notes += [f"{table}: {count} {what} became NULL" for (table, what), count in sorted(counters.items()) if count]
-        self.done.notes = tuple(notes)
+        self.done.notes += tuple(notes)
         for note in notes:
             log.info("%s", note)
+
+    @contextlib.contextmanager
+    def read_copy_behind(self) -> Iterator[None]:
+        """Renews the copy for readers after the block, in which the replica was written under its lock: at once when
+        it is another process's turn, else now and then.
+        """
+        try:
+            yield
+        except MakeWayError:
+            self.renew_read_copy()
+            raise
+        if time.monotonic() >= self._read_copy_due:
+            self.renew_read_copy()
+
+    def renew_read_copy(self) -> None:
+        """Make the copy for readers equal to the replica, whose lock is ours, and which is closed in DuckDB.
+
+        :raises ConfigError, ReplicaError, NoSpaceError: as `read_copy.renew_read_copy`.
+        """
+        try:
+            copy = renew_read_copy(self.database, wait=self.wait, control=self.control)
+        except BusyError as error:
+            copy = find_read_copy(self.database)
+            old = f"is of {copy.made:%Y-%m-%d %H:%M:%S} UTC" if copy else "is not there yet"
+            self.done.read_copy = self.done.read_copy or (copy.made if copy else None)
+            note = f"the copy for readers {old}: {error}"
+            self.done.notes = (*(n for n in self.done.notes if not n.startswith("the copy for readers")), note)
+            log.warning("%s", note)
+        else:
+            self.done.read_copy = None if copy is None else datetime.now(timezone.utc)
+        self._read_copy_due = time.monotonic() + _READ_COPY_SECONDS
 
     def require_ours(self) -> None:
         if not self.look_at_replica():

@@ -12,7 +12,7 @@ from duckling_provider.base.moments import iso
 from duckling_provider.base.units import ago
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replication.model.ledger import Ledger, TableState
-from duckling_provider.replication.model.validated import TableValidation, oldest
+from duckling_provider.replication.model.validated import TableValidation
 from duckling_provider.replication.replica_file import opened
 
 if TYPE_CHECKING:
@@ -111,8 +111,14 @@ def read_standing(
             states, known = ledger.tables(), ledger.validations.read()
     now = datetime.now(timezone.utc)
     limit = now - timedelta(days=database.validate_interval_days)
-    tables = tuple(_standing(state, known.get(name, TableValidation(name)), limit) for name, state in states.items())
-    return Standing(oldest(states, known), database.validate_interval_days, tables)
+    tables = tuple(
+        _standing(state, known.get(name, TableValidation(name)), limit)
+        for name, state in states.items()
+        if database.mirrors(name)
+    )
+    since = [table.validated for table in tables if table.state in {"equal", "overdue"}]
+    validated = min((at for at in since if at is not None), default=None) if len(since) == len(tables) else None
+    return Standing(validated, database.validate_interval_days, tables)
 
 
 def _standing(state: TableState, known: TableValidation, limit: datetime) -> TableStanding:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.exchange import identity
+from duckling_provider.replica.freshness import Freshness, read_freshness, require_turn, write_freshness
+from duckling_provider.replica.read_copy import require_read_copy
 from duckling_provider.replication.copying import copy_all, renew_tables
 from duckling_provider.replication.following import Following
-from duckling_provider.replication.freshness import Freshness, read_freshness, require_turn, write_freshness
 from duckling_provider.replication.model.ledger import Ledger, TableState, adopt
 from duckling_provider.replication.mysql.preflight import preflight
 from duckling_provider.replication.mysql.schema import read_tables
@@ -55,7 +57,7 @@ def sync(
     :param owner: the run it belongs to, for those who wait.
     :param seconds: follow the binlog for so long; None ends at where the server stands at the beginning.
     :param wait: seconds to wait for a process that uses the replica, before yielding.
-    :raises ConfigError: the entry names no MySQL server.
+    :raises ConfigError: the entry names no MySQL server, or a copy for readers that can't be made there.
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
     :raises ReplicaError: the file at ``duckdbPath`` is not ours.
@@ -64,6 +66,8 @@ def sync(
     control = control or Control()
     run = Run(database, control, owner, wait)
     following = Following(run)
+    before = read_freshness(database.replica)
+    is_known = before.file is not None and before.file == identity(database.replica)
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         _prepare(run)
@@ -78,12 +82,15 @@ def sync(
             rolling.work()
         else:
             _follow_and_compare(following, rolling, deadline)
+        if database.read_copy is not None:
+            with run.access("sync"):
+                run.renew_read_copy()
     except MakeWayError as way:
         run.done.outcome, run.done.reason = "made way", str(way)
     except BusyError as error:
         run.done.outcome, run.done.reason = "made way", str(error)
     run.done.position = run.position
-    _note_freshness(run, following)
+    _note_freshness(run, following, before, is_known=is_known)
     return run.done
 
 
@@ -96,25 +103,29 @@ def _follow_and_compare(following: Following, rolling: Rolling, deadline: float)
             return
 
 
-def _note_freshness(run: Run, following: Following) -> None:
-    """The result's lag, and what the next runs have to know of it.
+def _note_freshness(run: Run, following: Following, before: Freshness, *, is_known: bool) -> None:
+    """The result's lag, and what the next runs and backups have to know.
+
+    :param before: what was noted before this run.
+    :param is_known: it was about the file that this run found.
 
     :raises ReplicationError: too many runs in a row made way.
     """
     replica, now, done = run.database.replica, time.time(), run.done
     made_way = done.outcome == "made way"
-    before = read_freshness(replica)
     waiting, current = following.waiting_since, following.current_at
     if made_way and waiting is None and current is None:
         # It did not even learn what the binlog has: what waited still waits.
         waiting, current = before.waiting_since, before.current_at
-    if made_way and done.validated is None:
-        done.validated, done.differences = _utc(before.validated), before.differences
-        done.differed = _utc(before.differed)
+    if made_way and not done.is_told and is_known:
+        # It did not get to look, and whatever it applied came from MySQL.
+        done.validated = None if done.recopy else _utc(before.validated)
+        done.differences, done.differed = before.differences, _utc(before.differed)
     current = current if current is not None else before.current_at
     done.yields = before.yields + 1 if made_way else 0
     validated, differed = _seconds(done.validated), _seconds(done.differed)
-    freshness = Freshness(done.yields, waiting, current, validated, done.differences, differed)
+    file = identity(replica) if done.is_told or is_known else None
+    freshness = Freshness(done.yields, waiting, current, validated, done.differences, differed, file)
     if made_way or waiting is not None:
         done.lag = freshness.lag(now)
     if replica.parent.is_dir():
@@ -183,6 +194,8 @@ def validate_replica(
 
 def _prepare(run: Run) -> None:
     """Make sure that there is a replica of ours whose position the server can go on from."""
+    run.database.replica.parent.mkdir(parents=True, exist_ok=True)
+    require_read_copy(run.database)
     run.fold_names()
     for finding in preflight(run.source, wanted=run.database.mirrors):
         log.warning("%s", finding)

@@ -20,7 +20,6 @@ from duckling_provider.base.errors import (
     ConfigError,
     DucklingError,
     IntegrityError,
-    NoSuchBucketError,
     NotFoundError,
     StoreError,
 )
@@ -28,7 +27,7 @@ from duckling_provider.base.interruptible import interruptible
 from duckling_provider.config.databases import Database, S3Settings
 from duckling_provider.stores.clock import StoreClock
 from duckling_provider.stores.s3_client import Credentials, default_credentials, make_client
-from duckling_provider.stores.s3_errors import Translator
+from duckling_provider.stores.s3_errors import BAD_CREDENTIALS, UNEXPLAINED, Translator
 from duckling_provider.stores.s3_multipart import (
     Digests,
     MultipartUpload,
@@ -122,15 +121,21 @@ class S3Store:
         try:
             with self._translator.errors("s3:GetObject", key):
                 answer = interruptible(lambda: self._client.head_object(Bucket=self._bucket, Key=key), self._control)
-        except AccessDeniedError as error:
-            return self._unknown(key, error)
-        return _stored(key, answer["ContentLength"], answer)
+                return _stored(key, answer["ContentLength"], answer)
+        except StoreError as error:
+            if error.code not in UNEXPLAINED:
+                raise
+        return self._unknown(key)
 
-    def _unknown(self, key: str, refused: AccessDeniedError) -> StoredObject:
-        """What there is under `key`, after a HEAD was `refused`: many stores answer so for a missing object, too."""
+    def _unknown(self, key: str) -> StoredObject:
+        """What there is under `key`, after a HEAD was refused: many stores answer so for a missing object, too, and the
+        reason is only in the body that other answers have.
+        """
         try:
             there = any(found.key == key for found in self.list(key))
-        except AccessDeniedError:
+        except AccessDeniedError as error:
+            if error.code in BAD_CREDENTIALS:
+                raise
             there = True  # a GET may tell
         if not there:
             raise NotFoundError("no such object", subject=self.url + key)
@@ -139,8 +144,10 @@ class S3Store:
                 answer = interruptible(
                     lambda: self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0"), self._control
                 )
-        except AccessDeniedError:
-            raise refused from None
+        except StoreError as error:
+            if error.code in {"InvalidRange", "416"}:
+                return StoredObject(key, 0)
+            raise
         answer["Body"].close()
         _, _, size = answer.get("ContentRange", "").rpartition("/")
         return _stored(key, int(size) if size.isdigit() else answer["ContentLength"], answer)
@@ -312,13 +319,10 @@ class S3Store:
         try:
             with self._translator.errors("s3:ListBucket", ""):
                 interruptible(lambda: self._client.head_bucket(Bucket=self._bucket), self._control)
-        except NotFoundError:
-            # The answer to a HEAD has no body and thus no error code: here 404 can only mean the bucket.
-            raise NoSuchBucketError(
-                "no such bucket", code="404", subject=self.url, hint="Check s3.bucket, s3.region and s3.endpoint."
-            ) from None
-        except AccessDeniedError:
-            # Nor does a 403. Who may use one prefix only is refused as well: a listing there decides.
+        except StoreError as error:
+            # Who may use one prefix only is refused as well: a listing there decides, or says why.
+            if error.code not in UNEXPLAINED:
+                raise
             next(self.list(self.prefix), None)
 
 

@@ -9,13 +9,14 @@ come from there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-import boto3
 import botocore.credentials
+import botocore.loaders
 import botocore.session
 from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
@@ -34,6 +35,7 @@ from duckling_provider.config.databases import S3Settings
 from duckling_provider.stores.s3_guard import refuse_strange_answers
 
 if TYPE_CHECKING:
+    import boto3
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest
     from botocore.signers import RequestSigner
     from mypy_boto3_s3 import S3Client
@@ -55,7 +57,7 @@ class Credentials:
     access_key_id: str
     secret_access_key: str
     session_token: str | None = None
-    session: boto3.session.Session | None = None
+    session: boto3.session.Session | botocore.session.Session | None = None
 
     def __repr__(self) -> str:
         return f"Credentials({self.access_key_id}, ***)"
@@ -73,14 +75,15 @@ def default_credentials(database_id: str) -> Credentials:
     :raises UnavailableError: the service that hands out a role's credentials fails.
     """
     try:
-        session = boto3.session.Session()
+        session = botocore.session.Session()
         found = session.get_credentials()
         keys = found.get_frozen_credentials() if found is not None else None
     except (ProfileNotFound, ConfigParseError, PartialCredentialsError, OSError) as error:
         raise ConfigError(
             f"the machine's own credentials can't be used: {error}", entry=database_id, field="s3.credentialSource"
         ) from error
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, RuntimeError) as error:
+        # RuntimeError: of credentials that had ended when they were handed out.
         raise UnavailableError(
             f"the machine's own credentials can't be had now: {error}", subject=database_id
         ) from error
@@ -96,8 +99,7 @@ def default_credentials(database_id: str) -> Credentials:
 
 def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
     """A client for the store of `settings`; it may be used by several threads."""
-    session = boto3.session.Session(botocore_session=_session_of_our_own(credentials))
-    client: S3Client = session.client(
+    made = _session_of_our_own(credentials).create_client(
         "s3",
         region_name=settings.region,
         endpoint_url=settings.endpoint or None,
@@ -114,6 +116,7 @@ def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
             tcp_keepalive=True,
         ),
     )
+    client = cast("S3Client", made)  # its stubs are boto3's, which gives it no more than uploads of whole files
     sign_known_payloads(client)
     send_whole_blocks(client)
     refuse_strange_answers(client, endpoint=settings.endpoint)
@@ -148,8 +151,15 @@ def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:
     for name in ("config_file", "credentials_file"):
         variables.set_config_provider(name, ConstantProvider(os.devnull))
     variables.set_config_provider("ca_bundle", ConstantProvider(certificates))
+    session.register_component("data_loader", _models())
     session.register_component("credential_provider", botocore.credentials.CredentialResolver([_Given(credentials)]))
     return session
+
+
+@functools.cache
+def _models() -> botocore.loaders.Loader:
+    """What botocore knows of S3's calls: one for all clients, since reading it is most of the cost of making one."""
+    return botocore.loaders.create_loader()
 
 
 def _certificates() -> str | None:
@@ -158,7 +168,7 @@ def _certificates() -> str | None:
     if not named:
         # A file in disorder is no reason to fail: the store's certificate may need none of it.
         with contextlib.suppress(BotoCoreError, OSError):
-            named = botocore.session.Session().get_config_variable("ca_bundle")
+            named = botocore.session.Session(include_builtin_handlers=False).get_config_variable("ca_bundle")
     return named or None
 
 

@@ -10,14 +10,12 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    NoCredentialsError,
     ParamValidationError,
-    SSLError,
 )
 from botocore.parsers import ResponseParserError
 
@@ -30,7 +28,13 @@ from duckling_provider.base.errors import (
     NotFoundError,
     StoreError,
 )
-from duckling_provider.base.interruptible import interruptible
+from duckling_provider.stores.s3_connection import (
+    ResponseBody,
+    TranslatedStream,
+    connection_fault,
+    credentials_fault,
+    is_about_credentials,
+)
 from duckling_provider.stores.s3_guard import StrangeAnswerError
 from duckling_provider.stores.store import IN_ARCHIVE
 
@@ -41,6 +45,7 @@ UNKNOWN_TO_THE_STORE = frozenset({"NotImplemented", "501", "MethodNotAllowed", "
 #: The codes of wrong keys, or keys that have ended: no permission would help.
 BAD_CREDENTIALS = frozenset(
     {
+        "AuthenticationRequired",
         "ExpiredToken",
         "ExpiredTokenException",
         "InvalidAccessKeyId",
@@ -52,6 +57,11 @@ BAD_CREDENTIALS = frozenset(
         "401",
     }
 )
+#: The codes of a refusal of HEAD, whose answer has no body to say why.
+UNEXPLAINED = frozenset({"400", "401", "403"})
+#: What botocore raises where an answer lacks what it must have, or has it in another form.
+UNREADABLE = (ValueError, LookupError, ArithmeticError)
+_CHECK_BUCKET = "Check s3.bucket, s3.region and s3.endpoint."
 #: Codes with which stores refuse a part's number.
 _PART_REFUSED = frozenset({"InvalidArgument", "InvalidPartNumber", "InvalidPart", "InvalidRequest", "TooManyParts"})
 #: What a refusal says that names the action it misses.
@@ -150,13 +160,14 @@ _MEANINGS = (
     ),
     _row(
         "SlowDown Throttling ThrottlingException ThrottledException RequestLimitExceeded TooManyRequests "
-        "BandwidthLimitExceeded RequestThrottled RequestThrottledException PriorRequestNotComplete 429",
+        "BandwidthLimitExceeded RequestThrottled RequestThrottledException PriorRequestNotComplete "
+        "KMS.ThrottlingException 429",
         "the store asks for fewer requests",
         "A retry waits and goes on; if it happens often, lower s3.maxConcurrency or raise s3.partSizeMiB.",
         retryable=True,
     ),
     _row(
-        "RequestTimeout OperationAborted ConditionalRequestConflict 408 425",
+        "RequestTimeout OperationAborted ConditionalRequestConflict 408 409 425",
         "the store gave up on the request",
         "A retry goes on where it was.",
         retryable=True,
@@ -168,9 +179,31 @@ _MEANINGS = (
         retryable=True,
     ),
     _row(
-        "413 RequestEntityTooLarge",
-        "the request is too large for what stands before the store",
+        "413 RequestEntityTooLarge EntityTooLarge MaxMessageLengthExceeded",
+        "the request is too large for the store, or for a proxy before it",
         "Raise the proxy's limit for request bodies (nginx: client_max_body_size), or lower s3.partSizeMiB.",
+    ),
+    _row(
+        "EntityTooSmall",
+        "the store takes no parts as small as these",
+        "Raise s3.partSizeMiB.",
+    ),
+    # A retry asks which parts are there, and sends the others.
+    _row(
+        "InvalidPart InvalidPartOrder",
+        "the store no longer has parts that it took",
+        "The next try sends them again.",
+        retryable=True,
+    ),
+    _row(
+        "MissingContentLength 411",
+        "the store does not learn how long the body is",
+        "A proxy before it may take the header Content-Length away.",
+    ),
+    _row(
+        "InvalidTag",
+        "the store does not take these tags",
+        "Correct s3.tags.",
     ),
     _row(
         "407",
@@ -191,7 +224,7 @@ _MEANINGS = (
     _row(
         "NoSuchBucket",
         "",
-        "Check s3.bucket, s3.region and s3.endpoint.",
+        _CHECK_BUCKET,
         error=NoSuchBucketError,
     ),
     _row(
@@ -215,7 +248,7 @@ _MEANINGS = (
         error=AccessDeniedError,
     ),
     _row(
-        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity 401 Unauthorized",
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity 401 Unauthorized AuthenticationRequired",
         "",
         "Check s3.accessKeyId and s3.secretAccessKey.",
         error=AccessDeniedError,
@@ -223,13 +256,8 @@ _MEANINGS = (
 )
 _DENIED = {"AccessDenied", "403", "Forbidden", "UnauthorizedAccess"}
 _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
-
-
-class ResponseBody(Protocol):
-    """What botocore answers a GET with."""
-
-    def read(self, amt: int | None = None) -> bytes: ...
-    def close(self) -> None: ...
+#: Actions on no object that is there already: what they miss is the bucket.
+_OF_THE_BUCKET = {"s3:PutObject", "s3:ListBucket"}
 
 
 class Translator:
@@ -248,29 +276,33 @@ class Translator:
         """Turn botocore's errors into ours. `action` is the IAM action that the calls inside need."""
         try:
             yield
-        except (ClientError, BotoCoreError, StrangeAnswerError, ResponseParserError) as error:
+        except (ClientError, BotoCoreError, StrangeAnswerError, ResponseParserError, *UNREADABLE) as error:
             if control is not None:
                 # A body that raises because of a cancellation comes back wrapped by the HTTP client.
                 control.check()
             raise self.translated(error, action, key) from error
+        except RuntimeError as error:
+            if not is_about_credentials(error):
+                raise
+            raise self.translated(error, action, key) from error
 
     def translated(self, error: Exception, action: str, key: str) -> DucklingError:
         subject = self._url + key
+        if is_about_credentials(error):
+            return credentials_fault(error, subject)
         if isinstance(error, ClientError):
             return self._refusal(error, action, key)
         if isinstance(error, StrangeAnswerError):
             return StoreError(error.cause, subject=subject, hint=error.hint, retryable=error.retryable)
-        if isinstance(error, SSLError):
-            return _tls_error(_innermost(error), self._endpoint, subject)
-        if isinstance(error, ResponseParserError):
+        if isinstance(error, (ResponseParserError, *UNREADABLE)):
             return StoreError(
-                "the store's answer can't be read: it is cut off, or no XML", subject=subject, hint="Try again."
+                "the store's answer can't be read: it is cut off, or not what S3 answers",
+                subject=subject,
+                hint="Try again.",
             )
-        if isinstance(error, (NoCredentialsError, ParamValidationError)):
+        if isinstance(error, ParamValidationError):
             return StoreError(str(error), subject=subject, retryable=False)
-        return StoreError(
-            f"no answer from the store: {error}", subject=subject, hint="Check s3.endpoint and the network."
-        )
+        return connection_fault(error, self._endpoint, subject)
 
     def _refusal(self, error: ClientError, action: str, key: str) -> DucklingError:
         code, message = _told(error)
@@ -285,12 +317,14 @@ class Translator:
                 retryable=True,
             )
         if code in _MISSING:
+            if action in _OF_THE_BUCKET:
+                return NoSuchBucketError("no such bucket", code=code, subject=subject, hint=_CHECK_BUCKET)
             return NotFoundError("no such object", subject=subject)
-        if code in {"PreconditionFailed", "412"}:
+        if code in {"PreconditionFailed", "412"} and action == "s3:GetObject":
             return IntegrityError("the object was replaced while it was being read", subject=subject, hint="Try again.")
         named = _NAMED_ACTION.search(message)
         if named:
-            return self._denied(text, code, named[1], key)
+            return self._denied(text, code, named[1], key, explicit="explicit deny" in message)
         meaning = _meaning(code, message)
         if meaning is None and (code in _DENIED or status == 403):
             return self._denied(text, code, action, key)
@@ -299,7 +333,7 @@ class Translator:
                 text or "the store failed",
                 code=code,
                 subject=subject,
-                hint="If s3.endpoint should begin with https://, write it so." if self._may_want_tls(code) else None,
+                hint=self._unknown_hint(code, status, bodiless=error.operation_name.startswith("Head")),
                 retryable=status >= 500,
             )
         names = {"bucket": self._url.removeprefix("s3://").rstrip("/"), "key": key, "region": self._region}
@@ -309,21 +343,32 @@ class Translator:
             return AccessDeniedError(cause, action=action, code=code, subject=subject, hint=hint)
         return meaning.error(cause, code=code, subject=subject, hint=hint, retryable=meaning.retryable)
 
-    def _denied(self, text: str, code: str, action: str, key: str) -> AccessDeniedError:
+    def _denied(self, text: str, code: str, action: str, key: str, *, explicit: bool = False) -> AccessDeniedError:
         # S3 tells "not there" from "not allowed" only to those who may list.
         listing = " (and s3:ListBucket, or a missing object looks the same)" if action == "s3:GetObject" else ""
         # The answer to a HEAD has no body, so it does not tell wrong credentials from a missing permission.
         first = "Check s3.accessKeyId and s3.secretAccessKey; if they are right, allow" if code == "403" else "Allow"
+        place = "on the key (s3.kmsKeyId)" if action.startswith("kms:") else "for this bucket and prefix"
+        hint = f"{first} {action}{listing} to these credentials {place}."
+        if explicit:
+            hint = f"A policy denies it explicitly, and no permission outweighs that: take {action} out of that policy."
         return AccessDeniedError(
             f"{text}; {action} is not allowed" + (", or the keys are wrong" if code == "403" else ""),
             action=action,
             code=code,
             subject=self._url + key,
-            hint=f"{first} {action}{listing} to these credentials for this bucket and prefix.",
+            hint=hint,
         )
 
-    def _may_want_tls(self, code: str) -> bool:
-        return code == "400" and (self._endpoint or "").startswith("http://")
+    def _unknown_hint(self, code: str, status: int, *, bodiless: bool) -> str:
+        """What to do about a code that no row knows."""
+        if code == "400" and (self._endpoint or "").startswith("http://"):
+            return "If s3.endpoint should begin with https://, write it so."
+        if code.isdigit() and not bodiless:
+            return "No store answers so, but a proxy or a firewall before it: its log says why."
+        if status >= 500:
+            return "The store failed: try again later, and look at its own state."
+        return "duckling check tries each kind of request and says which are refused."
 
     def stream(self, stream: ResponseBody, key: str, control: Control | None) -> TranslatedStream:
         return TranslatedStream(stream, self._url + key, control)
@@ -353,63 +398,3 @@ def _meaning(code: str, message: str) -> _Meaning | None:
         if code in row.codes and (row.says is None or re.search(row.says, message)):
             return row
     return None
-
-
-#: Words of the TLS library (OpenSSL 1.1 to 3), what they mean, what to do. The first row that fits counts.
-_TLS_FAULTS = (
-    (
-        ("wrong_version_number", "http_request", "record layer failure", "unknown_protocol"),
-        "{endpoint} does not speak TLS",
-        "This port may speak plain http, or belong to another service: correct s3.endpoint.",
-    ),
-    (
-        ("no such file", "no_certificate_or_crl", "pem lib", "permission denied", "is a directory"),
-        "the file of certificates that AWS_CA_BUNDLE names can't be used",
-        "Name a readable file of PEM certificates there (or in ca_bundle, REQUESTS_CA_BUNDLE).",
-    ),
-    (
-        ("mismatch", "doesn't match", "not valid for"),
-        "the TLS certificate at {endpoint} is for another host",
-        "Write the certificate's name into s3.endpoint; if the bucket's name stands before it, set forcePathStyle.",
-    ),
-    (
-        ("expired", "not yet valid"),
-        "the TLS certificate of {endpoint} is out of date",
-        "Renew it; if it is good, this machine's clock is wrong.",
-    ),
-    (
-        ("certificate_verify_failed", "self-signed", "self signed"),
-        "the TLS certificate of {endpoint} is not trusted",
-        "For a certificate of your own set AWS_CA_BUNDLE to its CA file.",
-    ),
-)
-
-
-def _tls_error(text: str, endpoint: str | None, subject: str) -> StoreError:
-    for words, cause, hint in _TLS_FAULTS:
-        if any(word in text.lower() for word in words):
-            told = f"{cause.format(endpoint=endpoint or 'AWS')}: {text}"
-            return StoreError(told, subject=subject, hint=hint, retryable=False)
-    return StoreError(f"the TLS connection failed: {text}", subject=subject, hint="Check s3.endpoint and the network.")
-
-
-class TranslatedStream:
-    """A response body whose errors while reading are ours too."""
-
-    def __init__(self, stream: ResponseBody, subject: str, control: Control | None) -> None:
-        self._stream, self._subject, self._control = stream, subject, control
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
-        except BotoCoreError as error:
-            raise StoreError(f"the transfer broke off: {_innermost(error)}", subject=self._subject) from error
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__context__ is not None or error.__cause__ is not None:
-        error = error.__cause__ or cast("BaseException", error.__context__)
-    return str(error).strip()

@@ -74,10 +74,11 @@ def _is_s3(operation: str, headers: Any, body: Any) -> bool:
     # Some stores call an answer without a body a page. No backup is one.
     if page and (operation in _WITH_TYPE or (operation == "HeadBucket" and headers.get("content-length", "0") != "0")):
         return False
+    if isinstance(body, bytes) and b"<Error" in body[:2000]:
+        return True  # an error may come with a 200: botocore sees to that
     root = _ROOTS.get(operation)
     if root is not None:
-        # An error may come with a 200: botocore sees to that.
-        return any(name in body[:2000] for name in (root, b"<Error"))
+        return root in body[:2000]
     return operation not in _WITH_ETAG or bool(headers.get("etag"))
 
 
@@ -91,7 +92,12 @@ def _redirect(endpoint: str | None, location: str) -> StrangeAnswerError:
     url, own = urlsplit(location if "//" in location else f"//{location}"), urlsplit(endpoint or "")
     # Not the path, nor what follows it: it is the request's own, and may hold a signature.
     address = f"{url.scheme or own.scheme}://{url.netloc.rpartition('@')[2]}"
-    if not location or location.startswith("/") or not url.netloc or address == endpoint:
+    if not location:
+        return StrangeAnswerError(
+            f"the endpoint {endpoint} redirects, but does not say where to",
+            "Check s3.endpoint, its path, and s3.region: a bucket of another region is answered so, too.",
+        )
+    if location.startswith("/") or not url.netloc or address == endpoint:
         return StrangeAnswerError(
             f"the endpoint {endpoint} redirects elsewhere on the same host",
             "Check s3.endpoint: this address belongs to a login or a console, or the path is wrong.",

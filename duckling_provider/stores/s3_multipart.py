@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
 from botocore.exceptions import ClientError
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import DucklingError, NotFoundError, StoreError
+from duckling_provider.base.errors import DucklingError, NoSuchBucketError, NotFoundError, StoreError
 from duckling_provider.base.interruptible import Workers, interruptible
 from duckling_provider.stores import parts
 from duckling_provider.stores.s3_errors import (
@@ -160,24 +160,25 @@ class MultipartUpload:
             except (NotFoundError, StoreError) as error:
                 if error.retryable and isinstance(error, StoreError):
                     raise
-                # The store has forgotten it, lists no parts, or we may not ask (s3:ListMultipartUploadParts): start
-                # again.
-                self._give_up()
-                remembered = None
+                log.info("the upload of %s starts again: %s", self._key, error)
             else:
                 self._etags = {
                     part: etag for part, etag in logged.items() if present.get(part) == (etag, self._length(part))
                 }
                 self._control.advance(sum(self._length(part) for part in self._etags))
-        if remembered is None:
-            self._upload_id = interruptible(self._create, self._control)
-            if self._log is not None:
-                self._log.begin(self._upload_id)
+                return
+        begun = interruptible(self._create, self._control)
+        if remembered is not None:
+            # Not before: what made its parts unknown (wrong keys, a proxy) may have refused the new one as well.
+            self._give_up()
+        self._upload_id = begun
+        if self._log is not None:
+            self._log.begin(self._upload_id)
 
     def _create(self) -> str:
         with self._errors("s3:PutObject", self._key):
             answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key, **self._options)
-        return answer["UploadId"]
+            return answer["UploadId"]
 
     def _length(self, part: int) -> int:
         return min(self._body.part_size, self._body.size - part * self._body.part_size)
@@ -272,7 +273,7 @@ class MultipartUpload:
                         UploadId=self._upload_id,
                         MultipartUpload={"Parts": completed},
                     )
-            except NotFoundError:
+            except (NotFoundError, NoSuchBucketError):
                 # The answer to a first try may have been lost after it had done its work: then the object is there.
                 if self._stored_size() != self._body.size:
                     raise

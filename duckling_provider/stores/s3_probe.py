@@ -128,7 +128,7 @@ class Probe:
         options = self._store.object_options(OCTETS, {"duckling-check": "1"})
         with self._errors("s3:PutObject", self._key):
             answer = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key, **options)
-        self._upload_id = answer["UploadId"]
+            self._upload_id = answer["UploadId"]
 
     def _part(self, number: int) -> str:
         with self._errors("s3:PutObject", self._key):

@@ -18,7 +18,13 @@ class Transferred(TypedDict):
     duration: int
 
 
-class SnapshotTaken(Transferred):
+class Proven(TypedDict, total=False):
+    """All tables of the replica were known to equal MySQL's at the time `validated`, if any."""
+
+    validated: str | None
+
+
+class SnapshotTaken(Transferred, Proven):
     """`key` is the snapshot's file name."""
 
     sha256: str
@@ -60,6 +66,12 @@ class CleanedUp(Noted):
     s3: list[str]
 
 
+class ReadCopied(TypedDict, total=False):
+    """`read_copy` is when the copy for readers was last seen to be equal to the replica, ISO 8601; absent without."""
+
+    read_copy: str
+
+
 class Compared(TypedDict, total=False):
     """`yields` counts runs in a row that made way; `validated` is the time since which all tables are known to be
     equal; `differing` maps tables to rows that differed in this run, `differences` counts all ever, the last at
@@ -73,9 +85,9 @@ class Compared(TypedDict, total=False):
     differedAt: str | None
 
 
-class Synced(Compared):
+class Synced(ReadCopied, Compared):
     """`copied` are tables, `lag` is in seconds, `recopy` maps tables to reasons, `notes` is what could not be mirrored
-    exactly.
+    exactly, and why the copy for readers is old.
     """
 
     changes: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import http.client
 import http.server
@@ -11,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -51,26 +49,22 @@ _prepare_environment()
 
 
 @pytest.fixture(scope="session")
-def airflow_db(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The metadata database, with the dags folder known to it. Processes that share the tests make it once."""
-    own = Path(os.environ["AIRFLOW_HOME"]) / "airflow.db"
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    template = shared / "airflow-template.db"
-    with (shared / "airflow-template.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not template.exists():
-            command = [sys.executable, "-m", "airflow", "db", "migrate"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-            if done.returncode:
-                pytest.fail(done.stdout + done.stderr)
-            shutil.copyfile(own, template)
-        elif not own.exists():
-            shutil.copyfile(template, own)
+def airflow_db(copy_airflow_database: Callable[[Path], None]) -> None:
+    """The metadata database, with the dags folder known to it."""
+    copy_airflow_database(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     DagBundlesManager().sync_bundles_to_db()
+
+
+@pytest.fixture(scope="session")
+def airflow_app(airflow_db: None) -> Iterator[Any]:
+    """Airflow's real application: seconds to make, so there is one for all tests."""
+    from airflow.api_fastapi.app import create_app, purge_cached_app
+
+    purge_cached_app()
+    yield create_app()
+    purge_cached_app()
 
 
 def _bag(folder: Path | None = None) -> Any:

@@ -23,15 +23,6 @@ API_KEY = "an-api-key-of-the-tests"
 NOW = datetime.now(timezone.utc)
 
 
-@pytest.fixture(scope="module")
-def airflow_app(airflow_db):
-    from airflow.api_fastapi.app import create_app, purge_cached_app
-
-    purge_cached_app()
-    yield create_app()
-    purge_cached_app()
-
-
 @pytest.fixture
 def client(airflow_app, installation, monkeypatch):
     """`client(method, path, …)` with the API key; the API's limits are as good as off."""
@@ -779,11 +770,32 @@ def test_a_backup_that_was_not_verified_does_not_count(client, shop):
     assert client.get("/health").status_code == 503
 
 
+def test_health_and_metrics_say_since_when_the_replica_is_known_to_equal_mysql(client, shop):
+    shop.backed_up(hours_ago=2)
+    proven = {"validated": "2026-01-02T03:04:05.000Z", "differences": 2, "differedAt": "2026-01-02T03:04:06.000Z"}
+    left = {"lag": 60.0, "position": "x", "recopy": {}, "yields": 3, **proven}
+    # As a run that made way leaves it: its task is skipped, and the run a success.
+    shop.add("sync", results={"sync": left})
+    (detail,) = client.get("/health").json()["details"]
+    assert {name: detail[name] for name in proven} == proven
+    assert detail["syncYields"] == 3
+    assert detail["syncLag"] >= 60
+    text = client.get("/metrics").text
+    assert 'duckling_sync_yields{database="shop"} 3.0' in text
+    assert 'duckling_replica_differences{database="shop"} 2.0' in text
+    assert 'duckling_replica_validated_timestamp_seconds{database="shop"} 1.767323045e+09' in text
+    page = client.get("/duckling/databases/shop").text
+    assert "made way 3 times in a row" in page
+    assert "2 rows of the replica were found to differ from MySQL and copied again" in page
+    assert "made way 3 times<" in client.get("/duckling/").text
+
+
 def test_metrics_are_what_prometheus_reads(client, shop):
     from prometheus_client.parser import text_string_to_metric_families
 
     shop.backed_up(hours_ago=2, size=4711)
-    shop.add("sync", results={"sync": {"lag": 3.5, "position": "x", "recopy": {}}})
+    read_copy = "2026-11-23T04:43:53.082Z"
+    shop.add("sync", results={"sync": {"lag": 3.5, "position": "x", "recopy": {}, "read_copy": read_copy}})
     families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
     values = {name: family.samples[0].value for name, family in families.items() if family.samples}
     assert values["duckling_backup_size_bytes"] == 4711
@@ -791,6 +803,10 @@ def test_metrics_are_what_prometheus_reads(client, shop):
     assert values["duckling_backup_recoverable"] == 1
     assert 7200 <= values["duckling_backup_age_seconds"] < 10_000
     assert values["duckling_sync_lag_seconds"] >= 3.5
+    assert values["duckling_read_copy_timestamp_seconds"] == 1795409033.082
+    assert client.get("/health").json()["details"][0]["readCopyAt"] == read_copy
+    assert (values["duckling_sync_yields"], values["duckling_replica_differences"]) == (0, 0)
+    assert "duckling_replica_validated_timestamp_seconds" not in values
     assert values["duckling_replica_held"] == 0
     assert families["duckling_backup_size_bytes"].samples[0].labels == {"database": "shop"}
 

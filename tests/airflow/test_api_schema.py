@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other file; test folders are no packages.
 _API = runpy.run_path(str(Path(__file__).with_name("test_api.py")))
-airflow_app, client, shop, add_dags = (_API[name] for name in ("airflow_app", "client", "shop", "add_dags"))
+client, shop, add_dags = (_API[name] for name in ("client", "shop", "add_dags"))
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other file; test folders are no packages.
 _API = runpy.run_path(str(Path(__file__).with_name("test_api.py")))
-airflow_app, api_client, shop, add_dags = (_API[name] for name in ("airflow_app", "client", "shop", "add_dags"))
+api_client, shop, add_dags = (_API[name] for name in ("client", "shop", "add_dags"))
 token, back_up, NOW = _API["token"], _API["back_up"], _API["NOW"]
 client = api_client
 S3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "s"}

@@ -55,6 +55,7 @@ def validation(tmp_path):
 def test_a_lost_replica_is_restored_and_catches_up_without_a_new_copy(shop, mariadb, database, run_dag, validation):
     copied = run_dag("duckling_sync__shop")
     assert (copied.state, sorted(copied.xcom("sync")["copied"])) == ("success", ["log", "orders"])
+    assert (copied.xcom("sync")["differences"], copied.xcom("sync")["yields"]) == (0, 0)
     stop = threading.Event()
 
     def write():
@@ -97,6 +98,9 @@ def test_a_held_replica_makes_the_run_skip_and_the_next_one_goes_on(shop, mariad
     hold = place_hold(shop.replica, owner="restore of a colleague", reason="restore", seconds=600)
     skipped = run_dag("duckling_sync__shop")
     assert skipped.tasks == {"sync": "skipped"}
+    left = skipped.xcom("sync")
+    assert (left["yields"], left["changes"]) == (1, 0)
+    assert left["lag"] > 0
     place_hold(shop.replica, owner=hold.owner, reason="restore", seconds=0)
     assert run_dag("duckling_sync__shop").xcom("sync")["changes"] == 5000
 

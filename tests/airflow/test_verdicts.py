@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other files; test folders are no packages.
 _PAGE = runpy.run_path(str(Path(__file__).with_name("test_page.py")))
-airflow_app, client, shop, add_dags = (_PAGE[name] for name in ("airflow_app", "client", "shop", "add_dags"))
+client, shop, add_dags = (_PAGE[name] for name in ("client", "shop", "add_dags"))
 page, token, back_up = (_PAGE[name] for name in ("page", "token", "back_up"))
 WRONG_KEY = {"kind": "WrongKeyError", "what": "the key is another one", "hint": None, "retryable": False}
 DOWN = {"kind": "StoreError", "what": "it did not answer", "hint": None, "retryable": True}

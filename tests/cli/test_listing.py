@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from duckling_provider.base.moments import iso
 from duckling_provider.cli import listing
 from duckling_provider.cli.app import run
 from duckling_provider.cli.terminal import Terminal
@@ -204,3 +205,21 @@ def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_ser
     shown, _, whole = done.out.partition("s3 ")
     assert shown.count("local") == 2, "at once, and again in the whole table"
     assert "crm/backup-" in whole
+
+
+def test_a_list_tells_how_old_the_copy_for_readers_is(duckling, installation, make_replica, xfs):
+    from duckling_provider.replica.read_copy import renew_read_copy
+
+    files = {"duckdbPath": str(xfs / "live.db"), "readCopyPath": str(xfs / "read.db")}
+    installation.write(installation.entry(**files))
+    path = str(xfs / "read.db")
+    absent = {"path": path, "madeAt": None, "current": None}
+    assert duckling("list", "production", "--json").json["readCopy"] == absent
+    make_replica(xfs / "live.db")
+    copy = renew_read_copy(installation.database())
+    assert f"{path}, of {iso(copy.made)}, equal to the replica" in duckling("list", "production").err
+    make_replica(xfs / "live.db", rows=10)
+    (shown,) = duckling("databases", "--json").json["databases"]
+    assert shown["readCopy"] == {"path": path, "madeAt": iso(copy.made), "current": False}
+    assert "older than the replica" in duckling("list").err
+    assert duckling("list", "production", "--json").json["local"] == []

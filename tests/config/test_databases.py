@@ -514,7 +514,7 @@ def test_an_absolute_path_may_lie_anywhere_and_its_links_stay(site: Site, tmp_pa
 @pytest.mark.parametrize(
     ("path", "cause"),
     [
-        ("data/x.db/", "names a folder; expected the replica file"),
+        ("data/x.db/", "names a folder; expected a file"),
         ("data/databases.json", "is the configuration file itself"),
         ("data/backups/production/x.db", "lies in {data}/backups/production, where old backups are deleted"),
         (
@@ -546,6 +546,50 @@ def test_two_databases_on_one_replica_are_refused_even_through_a_link(site: Site
     installation = site.load(entries)
     assert [d.id for d in installation.databases] == ["production"]
     assert str(installation.problems[0]) == 'b: duckdbPath: the same file as that of "production" (entry 1)'
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        ("data/production.db", 'a name that belongs to the replica of "production" ({data}/production.db)'),
+        ("data/production.db.copy", 'a name that belongs to the replica of "production" ({data}/production.db)'),
+        ("data/production", 'a name that belongs to the replica of "production" ({data}/production.db)'),
+        ("data/link/production.db.wal", 'a name that belongs to the replica of "production" ({data}/production.db)'),
+        ("data/other.db.duckling-new", 'a name that belongs to the replica of "other" ({data}/other.db)'),
+        ("data/read.db", 'a name that belongs to the copy for readers of "other" ({data}/read.db)'),
+        ("data/read.db.duckling-new", 'a name that belongs to the copy for readers of "other" ({data}/read.db)'),
+        ("data/databases.json", "is the configuration file itself"),
+        ("data/backups/read.db", "lies in {data}/backups, where old backups are deleted"),
+        ("data/kept/read.db", "lies in {data}/backups, where old backups are deleted"),
+        ("data/readers/", "names a folder; expected a file"),
+    ],
+)
+def test_a_copy_for_readers_takes_no_name_that_another_file_may_have(site: Site, path: str, cause: str) -> None:
+    (site.data / "backups" / "deep").mkdir(parents=True)
+    (site.data / "link").symlink_to(site.data)
+    (site.data / "kept").symlink_to(site.data / "backups" / "deep")
+    other = {**ENTRY, "id": "other", "duckdbPath": "data/other.db", "readCopyPath": "data/read.db"}
+    problems = site.problems([other, {**ENTRY, "readCopyPath": path}])
+    assert problems[0].startswith(f"production: readCopyPath: {cause.format(data=site.data)}")
+
+
+def test_a_copy_for_readers_may_lie_anywhere_else_and_on_another_machine_under_the_same_name(site: Site) -> None:
+    entries = [
+        {**ENTRY, "host": "one", "readCopyPath": "data/read.db"},
+        {**ENTRY, "id": "b", "duckdbPath": "data/b.db", "host": "two", "readCopyPath": "data/read.db"},
+        {**ENTRY, "id": "c", "duckdbPath": "data/c.db", "host": "two", "readCopyPath": "/srv/readers/c.db"},
+    ]
+    found = site.load(entries)
+    assert found.problems == ()
+    files = [database.read_copy_file for database in found.databases]
+    assert files == [site.data / "read.db", site.data / "read.db", Path("/srv/readers/c.db")]
+
+
+def test_a_copy_for_readers_needs_our_own_sync(site: Site) -> None:
+    entry = {**ENTRY, "writer": "duckling-server", "readCopyPath": "data/read.db"}
+    assert site.problems([entry]) == [
+        'production: readCopyPath: the sync makes that copy, and writer is "duckling-server"'
+    ]
 
 
 def two(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
@@ -1120,7 +1164,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.lists(ENTRIES | VALUES, max_size=3) | VALUES)
 def test_no_json_value_whatever_breaks_the_reader_or_leaks_into_messages(tmp_path: Path, content: Any) -> None:
     (tmp_path / "databases.json").write_text(json.dumps(content))
@@ -1142,7 +1186,7 @@ def test_no_json_value_whatever_breaks_the_reader_or_leaks_into_messages(tmp_pat
         assert message.isprintable()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: f'[{{"secret": "{text}'.encode()))
 def test_no_file_content_whatever_raises_anything_but_a_config_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "databases.json").write_bytes(content)
@@ -1154,7 +1198,7 @@ def test_no_file_content_whatever_raises_anything_but_a_config_error(tmp_path: P
         assert isinstance(installation, Installation)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40))
 def test_a_secret_of_a_good_entry_is_in_secrets_and_neither_in_masked_nor_in_repr(tmp_path: Path, secret: str) -> None:
     marked = f"\u00a7{secret}\u00a7"  # a mark that occurs nowhere else, so that finding it means leaking

@@ -90,3 +90,10 @@ def test_other_names_are_free(two, tmp_path):
     require_free_name(tmp_path / "crm.db", load())
     require_free_name(two.data_path / "crm2.db", load())
     require_free_name(Path("/tmp/x"), load())
+
+
+def test_the_name_of_a_copy_for_readers_is_not_free(installation):
+    installation.write(installation.entry(readCopyPath=str(installation.data_path / "restored" / "read.db")))
+    for name in ("read.db", "read.db.duckling-new.db"):
+        with pytest.raises(RequestError, match='belongs to the copy for readers of "production"'):
+            run_target(str(installation.data_path / "restored" / name), load())

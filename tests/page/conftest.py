@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from demo.airflow import PASSWORDS, Airflow
 from demo.databases import write_databases
 from demo.service import stop_all
 from demo.store import Store, free_port
+
+# Its own five seconds are too few for a machine that does other things as well.
+expect.set_options(timeout=60_000)
 
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 KEY = "0123456789abcdef" * 4
@@ -57,10 +60,12 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(make_replica) -> Iterator[Live]:
+def live(make_replica, copy_airflow_database) -> Iterator[Live]:
     folder = Path(tempfile.mkdtemp(prefix="duckling-page-"))
     airflow, store = Airflow(folder / "home", folder / "data"), Store(folder / "store")
     airflow.data.mkdir()
+    airflow.home.mkdir()
+    copy_airflow_database(airflow.home / "airflow.db")
     try:
         where = store.start()
         entries = [
@@ -88,8 +93,12 @@ def live(make_replica) -> Iterator[Live]:
             AUTO_BACKUP="false",
             DUCKLING_API_KEY=API_KEY,
             AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer",
+            # The DAGs stay as they are: parsed once, not every ten seconds for as long as the tests last.
+            AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="3600",
+            AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL="3600",
         )
-        airflow.wait(url, {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"})
+        dags = {"duckling_backup__shop", "duckling_restore__shop", "duckling_verify__shop"}
+        airflow.wait(url, dags, patience=900)
         passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
         yield Live(url, airflow.data, where, passwords)
     finally:
@@ -148,7 +157,7 @@ def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)
         page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
         page.goto(f"{url}{path}")
         return page

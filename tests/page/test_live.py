@@ -21,8 +21,8 @@ from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.airflow, pytest.mark.server]
 
-#: A run on a busy machine.
-RUN = 90_000
+#: Milliseconds for a run on a busy machine.
+RUN = 300_000
 COUNT = "SELECT count(*), bit_xor(hash(name)) FROM customers"
 OTHER_HOST = "airflow.test"
 
@@ -261,9 +261,9 @@ def test_deleting_the_newest_warns_asks_for_the_name_and_deletes(backed_up, live
 
 @pytest.fixture
 def call(live):
-    """``call(method, path, body=None, seconds=120) -> (status, answer)``; None for both when the caller gave up."""
+    """``call(method, path, body=None, seconds=300) -> (status, answer)``; None for both when the caller gave up."""
 
-    def call(method, path, body=None, *, seconds=120):
+    def call(method, path, body=None, *, seconds=300):
         connection = http.client.HTTPConnection(live.url.partition("//")[2], timeout=seconds)
         headers = {"Authorization": f"Bearer {live.api_key}"}
         if body is not None:
@@ -281,7 +281,7 @@ def call(live):
 
 def quiet(call, database_id="shop"):
     """Wait until no run of the database is under way."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while True:
         status, answer = call("POST", f"/api/backups/s3/verify?db={database_id}", {"key": "latest"})
         if status != 409:
@@ -322,7 +322,7 @@ def test_a_caller_that_goes_away_cancels_nothing_and_the_next_one_is_told(live, 
     status, refused = call("POST", "/api/backups/s3?db=shop")
     assert status == 409
     assert refused["runId"] in refused["error"]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while len(live.stored()) < len(before) + 2:
         assert time.monotonic() < deadline, "the run was lost with its caller"
         time.sleep(1)
@@ -342,7 +342,8 @@ def test_a_store_that_is_down_is_a_502_and_the_run_goes_on(call):
 
 def test_nothing_that_this_airflow_wrote_holds_a_secret(live, call):
     """Last, when there were backups, restores, retries and the page; and a restore that is refused for its key."""
-    assert call("POST", "/api/backups/s3?db=shop")[0] == 200
+    if not live.stored():  # the only test that runs
+        assert call("POST", "/api/backups/s3?db=shop")[0] == 200
     databases = live.data / "databases.json"
     secrets = secrets_of(databases)
     replace_key(databases, "shop")

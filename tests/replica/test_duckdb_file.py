@@ -240,7 +240,7 @@ def test_the_wal_of_a_linked_replica_is_found(with_wal: Path, tmp_path: Path) ->
 @example("?")
 @example("a?b?.wal")
 @example("x.db?access_mode=READ_ONLY")
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 6 // 10)
 def test_our_name_of_the_log_is_duckdb_s(name: str) -> None:
     assume(name not in {".", ".."})
     with tempfile.TemporaryDirectory() as folder:

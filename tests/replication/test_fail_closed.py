@@ -23,6 +23,10 @@ def assert_no_silence(mirror):
             assert ours == theirs, name
 
 
+def on_mariadb(*values):
+    return pytest.param(*values, marks=pytest.mark.mariadb_only)
+
+
 TABLES = (
     "CREATE TABLE t (id INT PRIMARY KEY, v VARCHAR(20), n INT)",
     "CREATE TABLE u (id INT PRIMARY KEY, v VARCHAR(20), n INT)",
@@ -124,15 +128,14 @@ def test_a_statement_reaches_what_triggers_views_routines_and_keys_write():
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 @pytest.mark.parametrize(
     "statements,expected",
     [
-        (["SET STATEMENT lock_wait_timeout=5 FOR TRUNCATE TABLE t"], set()),
-        (["SET STATEMENT lock_wait_timeout=5 FOR ALTER TABLE t DROP n"], set()),
-        (["SET STATEMENT max_statement_time=50 FOR RENAME TABLE t TO t2"], set()),
-        (["SET STATEMENT sql_mode='' FOR ALTER TABLE t MODIFY v INT"], {"t"}),
-        (["ALTER IGNORE TABLE t ADD UNIQUE (v)"], {"t"}),
+        on_mariadb(["SET STATEMENT lock_wait_timeout=5 FOR TRUNCATE TABLE t"], set()),
+        on_mariadb(["SET STATEMENT lock_wait_timeout=5 FOR ALTER TABLE t DROP n"], set()),
+        on_mariadb(["SET STATEMENT max_statement_time=50 FOR RENAME TABLE t TO t2"], set()),
+        on_mariadb(["SET STATEMENT sql_mode='' FOR ALTER TABLE t MODIFY v INT"], {"t"}),
+        on_mariadb(["ALTER IGNORE TABLE t ADD UNIQUE (v)"], {"t"}),
         (["ALTER TABLE t DROP INDEX `PRIMARY`", "INSERT INTO t VALUES (1, 'again', 1)"], set()),
         (["DROP INDEX `PRIMARY` ON t", "INSERT INTO t VALUES (1, 'again', 1)"], set()),
         (["ALTER TABLE t MODIFY v VARCHAR(20) CHARACTER SET latin1"], {"t"}),
@@ -148,7 +151,7 @@ def test_a_statement_reaches_what_triggers_views_routines_and_keys_write():
         (["ALTER TABLE t CHANGE v V VARCHAR(20) CHARACTER SET utf8mb4"], set()),
         (["CREATE TABLE c SELECT * FROM t"], set()),
         (["CREATE TABLE c AS SELECT id, n + 1 AS m FROM t", "DELETE FROM c WHERE id = 1"], set()),
-        (["CREATE OR REPLACE TABLE u AS SELECT id FROM t"], set()),
+        on_mariadb(["CREATE OR REPLACE TABLE u AS SELECT id FROM t"], set()),
     ],
     ids=lambda value: "; ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -165,7 +168,6 @@ def test_ddl_differs_from_the_server_in_no_table_that_is_not_marked(mirror, stat
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
     mirror.run(
         "CREATE TABLE p (id INT PRIMARY KEY) PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (100))",
@@ -180,7 +182,6 @@ def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 @pytest.mark.parametrize("expression", ["id * 3", "id + 1"])
 @pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
 def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expression, kind):
@@ -193,7 +194,6 @@ def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expre
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 @pytest.mark.parametrize(
     "definition,is_followed",
     [
@@ -251,9 +251,11 @@ BY_STATEMENT = {
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 @pytest.mark.parametrize("sees_triggers", [True, False])
-@pytest.mark.parametrize("way", BY_STATEMENT)
+@pytest.mark.parametrize(
+    "way", [on_mariadb(way) if "SET STATEMENT" in statement else way for way, statement in BY_STATEMENT.items()]
+)
+@pytest.mark.mysql_too
 def test_statements_mark_what_they_reach(mirror, tmp_path, way, sees_triggers):
     file = tmp_path / "rows"
     file.write_text("30\tloaded\t1\n")
@@ -271,6 +273,7 @@ def test_statements_mark_what_they_reach(mirror, tmp_path, way, sees_triggers):
     mirror.catch_up(references=read_references(mirror.server, mirror.database))
     if sees_triggers:
         mirror.run(user)
+    mirror.run("SET GLOBAL local_infile = ON")
     try:
         with contextlib.closing(mirror.mariadb.connect(mirror.database, local_infile=True)) as session:
             with session.cursor() as cursor:
@@ -288,11 +291,10 @@ def test_statements_mark_what_they_reach(mirror, tmp_path, way, sees_triggers):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_tables_that_a_statement_only_reads_are_not_copied_again(mirror):
     mirror.run(*TABLES)
     mirror.catch_up()
-    mirror.run("CREATE DATABASE IF NOT EXISTS percona_test", "CREATE OR REPLACE TABLE percona_test.sums (c INT)")
+    mirror.run("CREATE DATABASE IF NOT EXISTS percona_test", "CREATE TABLE percona_test.sums (c INT PRIMARY KEY)")
     mirror.run("SET binlog_format = STATEMENT", "REPLACE INTO percona_test.sums SELECT COUNT(*) FROM t")
     mirror.run("DROP DATABASE percona_test")
     mirror.catch_up()
@@ -300,7 +302,6 @@ def test_tables_that_a_statement_only_reads_are_not_copied_again(mirror):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mirror):
     mirror.run(*TABLES)
     mirror.run("CREATE TRIGGER after_w AFTER INSERT ON w FOR EACH ROW INSERT INTO u VALUES (NEW.id + 50, 'x', 0)")
@@ -312,7 +313,6 @@ def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mi
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_a_statement_that_is_not_known_leaves_a_line_in_the_history(mirror):
     mirror.run(*TABLES)
     mirror.catch_up()
@@ -323,7 +323,6 @@ def test_a_statement_that_is_not_known_leaves_a_line_in_the_history(mirror):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 @pytest.mark.parametrize("kind", ["ENUM", "SET"])
 def test_choices_among_bytes_are_copied_again(mirror, kind):
     mirror.run(f"CREATE TABLE c (id INT PRIMARY KEY, v {kind}('p','q')) CHARACTER SET binary")
@@ -333,7 +332,6 @@ def test_choices_among_bytes_are_copied_again(mirror, kind):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_a_column_called_rowid_is_a_column_like_others(mirror):
     mirror.run("CREATE TABLE k (rowid INT, v INT)", "INSERT INTO k VALUES (1, 1), (1, 2), (NULL, 9), (5, 5)")
     mirror.catch_up()
@@ -344,7 +342,6 @@ def test_a_column_called_rowid_is_a_column_like_others(mirror):
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_keys_with_dates_that_no_calendar_has_do_not_take_each_others_place(mirror):
     mirror.run(
         "CREATE TABLE d (d DATE, n INT, PRIMARY KEY (d))",
@@ -363,7 +360,6 @@ def test_keys_with_dates_that_no_calendar_has_do_not_take_each_others_place(mirr
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_a_table_that_an_online_change_replaces_keeps_its_old_rows_until_the_new_one_is_copied(mirror):
     mirror.run(*TABLES)
     wanted = {"t", "u", "w"}.__contains__
@@ -377,7 +373,6 @@ def test_a_table_that_an_online_change_replaces_keeps_its_old_rows_until_the_new
 
 
 @pytest.mark.mysql
-@pytest.mark.mariadb_only
 def test_the_user_of_the_replica_sees_triggers_only_with_the_right_to(mirror):
     mirror.run(*TABLES, "CREATE TRIGGER after_t AFTER INSERT ON t FOR EACH ROW DELETE FROM u")
     assert mirror.reach().is_hidden

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from duckling_provider.base.errors import ReplicationError
+from duckling_provider.replica.freshness import SYNC_SUFFIX, Freshness, read_freshness, write_freshness
 from duckling_provider.replica.locks import place_hold, release_hold, state_path
-from duckling_provider.replication.freshness import SYNC_SUFFIX, Freshness, read_freshness, write_freshness
 from duckling_provider.replication.sync import sync
 
 _READER = """
@@ -63,8 +63,9 @@ def test_too_many_runs_in_a_row_that_made_way_fail(site):
     entry = site(maxSyncYields=3)
     sync(entry)
     place_hold(entry.replica, owner="restore run", reason="restore", seconds=600, wait=0)
-    for _ in range(2):
-        assert sync(entry, wait=0).outcome == "made way"
+    for number in (1, 2):
+        done = sync(entry, wait=0)
+        assert (done.outcome, done.yields) == ("made way", number)
     with pytest.raises(ReplicationError, match="3 runs in a row made way") as caught:
         sync(entry, wait=0)
     assert not caught.value.retryable
@@ -82,6 +83,12 @@ def test_what_is_noted_is_read_again_and_nonsense_is_nothing(tmp_path):
     write_freshness(replica, noted)
     assert read_freshness(replica) == noted
     assert noted.lag(1600.0) == 600.0
+    known = Freshness(0, None, 900.0, validated=800.0, differences=3, differed=700.0, file=(1, 2, 3))
+    write_freshness(replica, known)
+    assert read_freshness(replica) == known
+    # A run of an earlier release left less.
+    state_path(replica, SYNC_SUFFIX).write_text('{"yields": 3, "waiting_since": 1000.0, "current_at": 900.0}')
+    assert read_freshness(replica) == noted
     assert Freshness(1, None, 900.0).lag(1000.0) == 100.0
     for text in ("", "[]", "{}", '{"yields": 1}', "nonsense"):
         state_path(replica, SYNC_SUFFIX).write_text(text)

@@ -11,9 +11,13 @@ from typing import Any
 
 import duckdb
 import pytest
+from fixtures.command_line import run_here
 
+from duckling_provider.backup.snapshot import Snapshot, take_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.moments import iso
+from duckling_provider.replica.locks import place_hold, release_hold
 from duckling_provider.replication.copying import renew_tables
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger
@@ -37,18 +41,18 @@ class Proof:
     """An entry with its replica, and the rolling validation alone: without the rest of a sync, which costs seconds."""
 
     def __init__(self, site: Any) -> None:
-        self._site = site
+        self.site = site
         self.entry = site(validateIntervalDays=ALWAYS)
 
     def copy(self, *statements: str) -> None:
         """Run `statements` on the server and make the replica."""
         self.run(*statements)
-        self.entry = self._site(validateIntervalDays=0)
+        self.entry = self.site(validateIntervalDays=0)
         sync(self.entry)
-        self.entry = self._site(validateIntervalDays=ALWAYS)
+        self.entry = self.site(validateIntervalDays=ALWAYS)
 
     def run(self, *statements: str) -> None:
-        self._site.run(*statements)
+        self.site.run(*statements)
 
     def spoil(self, *statements: str) -> None:
         """Change the replica behind the sync's back."""
@@ -523,3 +527,48 @@ def test_a_comparison_goes_on_where_it_was_whenever_a_run_is_killed(proof, monke
     assert proof.history("difference") == []
     assert proof.once().differing == {"t": 2}
     assert proof.known()["t"].rows == 200
+
+
+def test_the_status_says_when_each_table_was_last_found_equal_and_backups_carry_it(proof):
+    proof.copy(
+        "CREATE TABLE a (id INT PRIMARY KEY, v INT)",
+        "INSERT INTO a VALUES (1, 1), (2, 2)",
+        "CREATE TABLE b (v INT)",
+        "CREATE TABLE c (id INT PRIMARY KEY)",
+    )
+    assert take_snapshot(proof.entry).validated is None
+    fresh = run_here("validate", "production", "--status", "--json").json
+    assert (fresh["success"], fresh["validated"], fresh["differences"]) == (True, None, 0)
+    assert {table["name"]: table["state"] for table in fresh["tables"]} == dict.fromkeys("abc", "not yet")
+    assert "of 3 tables, 3 not compared yet" in run_here("validate", "production", "--status").out
+
+    proof.spoil("DELETE FROM a WHERE id = 1")
+    begun = datetime.now(timezone.utc)
+    done = sync(proof.entry)
+    assert (done.differing, done.differences) == ({"a": 1}, 1)
+    assert done.validated is not None
+    assert begun < done.validated
+    snapshot = take_snapshot(proof.entry)
+    assert snapshot.validated == iso(done.validated)
+    assert Snapshot.load(snapshot.path) == snapshot
+    proof.entry = proof.site(validateIntervalDays=7)
+    known = run_here("validate", "production", "--status", "--json").json
+    assert (known["validated"], known["intervalDays"], known["differences"]) == (iso(done.validated), 7, 1)
+    (row,) = [table for table in known["tables"] if table["name"] == "a"]
+    assert (row["state"], row["differences"], row["rowsCompared"], row["note"]) == ("equal", 1, 2, "")
+    told = run_here("validate", "production", "--status").out
+    assert "all 3 tables were found equal to MySQL, row by row, the first just now" in told
+
+    # A run that makes way knows it still; when another program has written the file, nothing is known.
+    place_hold(proof.entry.replica, owner="restore run", reason="restore", seconds=600, wait=0)
+    starved = sync(proof.entry, wait=0)
+    assert (starved.outcome, starved.yields, starved.validated) == ("made way", 1, done.validated)
+    release_hold(proof.entry.replica, owner="restore run")
+    assert take_snapshot(proof.entry).validated == iso(done.validated)
+    proof.spoil("CREATE TABLE main.other (i INT)")
+    assert take_snapshot(proof.entry).validated is None
+    proof.spoil("DROP TABLE main.other", "UPDATE _duckling.tables SET state = 'recopy', note = 'why' WHERE name = 'c'")
+    waits = run_here("validate", "production", "--status", "--json").json
+    assert waits["validated"] is None
+    assert [table["note"] for table in waits["tables"] if table["state"] == "recopy"] == ["why"]
+    assert "of 3 tables, 1 waiting for a new copy" in run_here("validate", "production", "--status").out

@@ -3,8 +3,9 @@ import time
 
 import pytest
 
-from duckling_provider.replication.binlog.rows import ZERO_DATE
-from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, Unfollowed, _GtidState
+from duckling_provider.replication.binlog.gtids import GtidState
+from duckling_provider.replication.binlog.readers import ZERO_DATE
+from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, Unfollowed
 from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
 from duckling_provider.replication.mysql.source import connect, current_position
 
@@ -287,15 +288,15 @@ def test_a_table_with_hundreds_of_columns(mariadb, database, source, position):
 
 def test_sets_of_transactions_as_mysql_and_mariadb_write_them():
     one, two = "3e11fa47-71ca-11e1-9e33-c80aa9429562", "4c9e3dfc-9d25-11e9-8d2e-0242ac1cfd7e"
-    state = _GtidState(f"{one.upper()}:1-3:5,\n{two}:7", mariadb=False)
+    state = GtidState(f"{one.upper()}:1-3:5,\n{two}:7", mariadb=False)
     for origin, number in ((one, 6), (one, 4), (two, 9), (one, 2), ("aa", 1)):
         state.begin(origin, str(number))
         state.end()
     assert state.end() == f"{one}:1-6,{two}:7:9,aa:1"
-    state = _GtidState("0-1-5,3-1-9", mariadb=True)
+    state = GtidState("0-1-5,3-1-9", mariadb=True)
     state.begin("0", "2-6")
     assert state.end() == "0-2-6,3-1-9"
-    state = _GtidState(None, mariadb=True)
+    state = GtidState(None, mariadb=True)
     state.begin("0", "2-6")
     assert state.end() == ""
 

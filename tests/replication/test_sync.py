@@ -500,3 +500,35 @@ def test_names_are_folded_as_a_server_without_case_does(site, new_server):
         server.execute("CREATE DATABASE SHOP")
         sync(entry)
         assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'") == []
+
+
+def test_each_sync_leaves_its_state_for_readers_and_a_reader_delays_none(site, xfs):
+    orders(site)
+    files = {"duckdbPath": str(xfs / "live.db"), "readCopyPath": str(xfs / "read.db")}
+    entry = site(**files)
+    assert sync(entry).read_copy is not None
+    with duckdb.connect(str(xfs / "read.db"), read_only=True) as reader:
+        site.run("DELETE FROM orders WHERE id > 10")
+        done = sync(entry, wait=0)
+        assert (done.outcome, done.notes) == ("caught up", ())
+        assert reader.execute("SELECT count(*) FROM orders").fetchone() == (1000,)
+    with duckdb.connect(str(xfs / "read.db"), read_only=True) as reader:
+        assert reader.execute("SELECT count(*) FROM orders").fetchone() == (10,)
+        position = reader.execute("SELECT * FROM _duckling.position").fetchall()
+    assert position == rows(entry, "SELECT * FROM _duckling.position")
+    before = (xfs / "read.db").stat().st_ino
+    assert sync(entry).read_copy > done.read_copy
+    assert (xfs / "read.db").stat().st_ino == before
+    # While it follows, the copy does too.
+    site.run("DELETE FROM orders WHERE id > 5")
+    assert sync(entry, seconds=1).outcome == "out of time"
+    with duckdb.connect(str(xfs / "read.db"), read_only=True) as reader:
+        assert reader.execute("SELECT count(*) FROM orders").fetchone() == (5,)
+
+
+def test_a_copy_for_readers_that_cannot_be_made_ends_the_sync_before_it_begins(site, shares_no_blocks):
+    orders(site)
+    entry = site(readCopyPath=str(shares_no_blocks / "read.db"))
+    with pytest.raises(ConfigError, match="can't share blocks"):
+        sync(entry)
+    assert not entry.replica.exists()

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from duckling_provider.replication.binlog.rows import ZERO_DATE
+from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.names import quote, quote_mysql

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, CancelledError, ReplicaError
 from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.copy.table_copy import copy_tables
 from duckling_provider.replication.model.ledger import Ledger
@@ -179,7 +181,7 @@ def test_rows_from_the_binlog_are_equal_for_every_type_without_reading_a_row(eve
             ledger = Ledger.open(connection)
             start = ledger.position()
             assert start is not None
-            applier = Applier(connection, ledger, database=database)
+            applier = Applier(connection, ledger, database=database, reread=partial(read_by_keys, source))
             with BinlogStream(source, start) as stream:
                 for event in stream.read_until(position):
                     applier.take(event)

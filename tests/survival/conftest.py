@@ -1,7 +1,4 @@
-"""What the survival tests share: commands that die at a chosen step, a store that misbehaves, and what must be left.
-
-`DUCKLING_SURVIVAL=full` runs every step and many random moments; otherwise a few of each stand for the rest.
-"""
+"""What the survival tests share: commands that die at a chosen step, a store that misbehaves, and what must be left."""
 
 from __future__ import annotations
 
@@ -29,22 +26,10 @@ _TIDY = re.compile(
 )
 
 
-_FULL = os.environ.get("DUCKLING_SURVIVAL") == "full"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    mine = [item for item in items if item.path.parent == HERE]
-    for item in mine:
-        item.add_marker(pytest.mark.survival)
-    left_out = [] if _FULL else [item for item in mine if item.get_closest_marker("survival_full")]
-    if left_out:
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
-@pytest.fixture(scope="session")
-def full() -> bool:
-    return _FULL
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.survival)
 
 
 @pytest.fixture(scope="session")

@@ -128,14 +128,28 @@ def serve():
         print(json.dumps(answer | (json.loads(text) if text else {})), flush=True)
 
 
+def prepare():
+    """What each fork would pay for: imports, and what botocore reads to make its first client."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads before the forks
+    import duckdb  # noqa: F401
+    import numpy as np  # noqa: F401
+    import pymysql  # noqa: F401
+
+    from duckling_provider import config  # noqa: F401
+    from duckling_provider.backup import check, restore, retention, upload, verify  # noqa: F401
+    from duckling_provider.config.s3 import S3Settings
+    from duckling_provider.replication import run, sync  # noqa: F401
+    from duckling_provider.stores import s3, s3_client  # noqa: F401
+
+    s3_client.make_client(S3Settings(enabled=True, region="us-east-1"), s3_client.Credentials("none", "none"))
+
+
 if __name__ == "__main__":
-    from duckling_provider import config  # noqa: F401 - so that no fork pays for it
-    from duckling_provider.backup import upload as backup  # noqa: F401 - so that no fork pays for it
     from duckling_provider.cli import app as cli
-    from duckling_provider.stores import s3  # noqa: F401 - so that no fork pays for it
 
     watch()
     if sys.argv[1] == "serve":
+        prepare()
         serve()
     else:
         STEPS.plan(sys.argv[2], int(sys.argv[3]) if sys.argv[3].isdigit() else sys.argv[3])

@@ -26,9 +26,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize(
-    "task,operation", [pytest.param("backup", "part", marks=pytest.mark.survival_full), ("restore", "get")]
-)
+@pytest.mark.parametrize("task,operation", [pytest.param("backup", "part", marks=pytest.mark.full), ("restore", "get")])
 def test_a_killed_task_cleans_up_although_the_store_is_silent(
     make_site, moto_server, contents, fault_proxy, tmp_path, task, operation
 ):

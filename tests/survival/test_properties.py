@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider.backup.snapshot import Snapshot
@@ -30,7 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.tuples(st.integers(0, 9999), st.text("0123456789abcdef-", max_size=40)), max_size=8),
     data=st.data(),
@@ -52,7 +51,6 @@ def test_an_upload_log_torn_anywhere_tells_a_part_of_what_was_recorded(
         assert set(etags.items()) <= set(parts)
 
 
-@settings(deadline=None)
 @given(other=st.dictionaries(st.sampled_from([*BINDING, "mode"]), st.text(max_size=5), min_size=1, max_size=3))
 def test_an_upload_log_of_something_else_is_not_continued(folder: Path, other: dict[str, str]):
     path = folder / "other.upload"
@@ -61,7 +59,6 @@ def test_an_upload_log_of_something_else_is_not_continued(folder: Path, other: d
     assert UploadLog(path, BINDING).load() == ("upload-1", {})
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_foreign_upload_logs_are_none(folder: Path, content: bytes):
     path = folder / "foreign.upload"
@@ -70,7 +67,6 @@ def test_foreign_upload_logs_are_none(folder: Path, content: bytes):
     assert UploadLog.owner(path) is None
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_a_foreign_sidecar_journal_or_hold_is_an_error_that_is_told(folder: Path, content: bytes):
     copy = folder / "backup-2025-03-01T00-00-00-000Z.db"

@@ -15,7 +15,7 @@ import pytest
 
 from duckling_provider.replica.locks import place_hold
 
-full_only = pytest.mark.survival_full
+full_only = pytest.mark.full
 _COMMANDS = ["backup", pytest.param("restore", marks=full_only)]
 _SINCE = r"since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d"
 

@@ -17,7 +17,7 @@ from duckling_provider.base.errors import DamagedError, DucklingError
 from duckling_provider.stores.s3 import open_store
 
 PART = 5 << 20
-full_only = pytest.mark.survival_full
+full_only = pytest.mark.full
 
 #: What a task's try does: `upload_snapshot` of a snapshot that an earlier task made.
 _UPLOAD = """

@@ -1,7 +1,7 @@
 """No secret leaves databases.json: a supervised Airflow (not `dag.test()`) backs up, restores and fails to restore, and
 then everything that it wrote is searched.
 
-Only in `make survival` and `make matrix`: the page's tests do the same in an Airflow that `make test` has anyway.
+Only in the long forms: the page's tests do the same in an Airflow that `make test` has anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.survival,
     pytest.mark.airflow,
     pytest.mark.server,
-    pytest.mark.skipif(os.environ.get("DUCKLING_SURVIVAL") != "full", reason="make survival and make matrix"),
+    pytest.mark.full,
 ]
 
 

@@ -14,7 +14,7 @@ from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.stores import fetch, s3_client
 from duckling_provider.stores.s3 import open_store
 
-full_only = pytest.mark.survival_full
+full_only = pytest.mark.full
 MODES = ["client-aes256", pytest.param("none", marks=full_only)]
 _ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>by the test</Message></Error>"
 

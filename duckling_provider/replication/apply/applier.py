@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
-from duckling_provider.replication.apply.net_changes import VIEWS, Pending
+from duckling_provider.replication.apply.net_changes import VIEWS, Pending, Reread
 from duckling_provider.replication.apply.reach import Reach
 from duckling_provider.replication.apply.sql_tokens import Tokens, tokenize
 from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
@@ -72,6 +72,7 @@ class Applier:
     :param references: the foreign keys that MySQL has.
     :param read_references: asked for those that it has now when they have changed.
     :param reach: asked for what statements write besides the tables that they name; when omitted, that is everything.
+    :param reread: asked for rows whose generated columns the binlog leaves out; when omitted, their tables are marked.
     :param catalog: the name under which the replica is attached; the connection's own database when omitted.
     """
 
@@ -87,13 +88,14 @@ class Applier:
         references: Iterable[Reference] = (),
         read_references: Callable[[], Iterable[Reference]] | None = None,
         reach: Callable[[], Reach] = Reach,
+        reread: Reread | None = None,
     ) -> None:
         self._connection, self._ledger, self._database = connection, ledger, database
         self._prefix = (f"{quote(catalog)}." if catalog else "") + "main."
         self._wanted = wanted or (lambda _: True)
         self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=self._wanted)
         self._read_references = read_references or (lambda: references)
-        self._reach = reach
+        self._reach, self._reread = reach, reread
         self._children = Children(connection, self._prefix, references)
         #: Keys of parents' rows that are gone, by foreign key, until that is done to the children's rows.
         self._gone: dict[Reference, list[tuple[Any, ...]]] = {}
@@ -272,7 +274,7 @@ class Applier:
             self._mark(name, "it was not in the replica when it changed")
         elif state.state == "ok":
             try:
-                made = Pending.of(state, change.columns)
+                made = Pending.of(state, change.columns, self._reread)
             except NotFollowedError as error:
                 self._mark(name, error.note)
         self._pending[name] = made
@@ -333,8 +335,7 @@ class Applier:
         return self._commit(Commit(change.position, change.timestamp))
 
     def _wrote(self, wrote: Wrote) -> None:
-        children = {parent: self._children.descendants(parent) for parent in self._children.by_parent}
-        tables = self._reach().written_by(wrote, self._states, children)
+        tables = self._reach().written_by(wrote, self._states, self._children.of_statements())
         self._has_reached = self._has_reached or bool(tables)
         self._mark_new(sorted(tables), wrote.note)
         if not wrote.known:

@@ -31,7 +31,7 @@ _SPATIAL = frozenset(
 )
 _OTHERS = frozenset(
     {"decimal", "float", "double", "bit", "date", "year", "json", "binary", "varbinary", "tinyblob", "blob",
-     "mediumblob", "longblob"}
+     "mediumblob", "longblob", "vector"}
 )  # fmt: skip
 _AS_BYTES = {
     "char": "binary", "varchar": "varbinary", "tinytext": "tinyblob", "text": "blob", "mediumtext": "mediumblob",

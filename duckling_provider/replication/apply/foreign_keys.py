@@ -8,8 +8,8 @@ DuckDB doesn't, so it is done here. Where that can't be done exactly, the child 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.replication.apply.net_changes import KEYS, arrow_decoded, registered, value_of
@@ -51,6 +51,7 @@ class Reference:
     """A foreign key whose `on_delete` or `on_update` is ``"CASCADE"`` or ``"SET NULL"``; empty where it does nothing.
 
     :param schema: the parent's database; empty when it is the child's.
+    :param is_logged: what it does to rows is in the binlog as changes of rows, unless a statement itself is there.
     """
 
     child: str
@@ -60,19 +61,20 @@ class Reference:
     parent_columns: tuple[str, ...]
     on_delete: str
     on_update: str
+    is_logged: bool = False
 
 
 def read_references(connection: Any, database: str) -> list[Reference]:
     """All foreign keys of `database` that change rows by themselves.
 
-    From ``SHOW CREATE TABLE``: ``information_schema`` has no constraints for a user who may only read. None on a server
-    that writes to its binlog what they do: MySQL from 9.6 on, unless ``innodb_native_foreign_keys`` is on.
+    From ``SHOW CREATE TABLE``: ``information_schema`` has no constraints for a user who may only read. MySQL writes to
+    its binlog what they do from 9.6 on, unless ``innodb_native_foreign_keys`` is on.
     """
     server = server_of(connection)
-    if server.kind == "mysql" and server.version >= (9, 6):
+    is_logged = server.kind == "mysql" and server.version >= (9, 6)
+    if is_logged:
         is_native = (variable(connection, "innodb_native_foreign_keys") or "OFF").upper()
-        if is_native in {"OFF", "0"}:
-            return []
+        is_logged = is_native in {"OFF", "0"}
     query(connection, "SET SESSION sql_quote_show_create = 1")
     tables = query(
         connection,
@@ -84,7 +86,7 @@ def read_references(connection: Any, database: str) -> list[Reference]:
     for (name,) in tables:
         shown = query(connection, f"SHOW CREATE TABLE {quote_mysql(database)}.{quote_mysql(str(name))}")
         found += parse_references(str(name), str(shown[0][1]))
-    return found
+    return [replace(reference, is_logged=is_logged) for reference in found]
 
 
 def parse_references(child: str, statement: str) -> list[Reference]:
@@ -123,21 +125,18 @@ class Children:
 
     def __init__(self, connection: DuckDBPyConnection, prefix: str, references: Iterable[Reference]) -> None:
         self._connection, self._prefix = connection, prefix
-        self.by_parent: dict[str, list[Reference]] = {}
-        for reference in references:
-            if not reference.schema:
-                self.by_parent.setdefault(reference.parent, []).append(reference)
+        ours = [reference for reference in references if not reference.schema]
+        #: Those that the binlog is silent about.
+        self.by_parent = _by_parent(reference for reference in ours if not reference.is_logged)
+        self._all = _by_parent(ours)
 
     def descendants(self, table: str) -> set[str]:
-        """All tables whose rows may change when those of `table` do."""
-        found: set[str] = set()
-        left = [table]
-        while left:
-            for reference in self.by_parent.get(left.pop(), ()):
-                if reference.child not in found:
-                    found.add(reference.child)
-                    left.append(reference.child)
-        return found
+        """All tables whose rows may change when those of `table` do, and the binlog says nothing of it."""
+        return _descendants(self.by_parent, table)
+
+    def of_statements(self) -> dict[str, set[str]]:
+        """Table -> all tables whose rows may change when a statement that the binlog has instead of rows changes it."""
+        return {parent: _descendants(self._all, parent) for parent in self._all}
 
     def is_comparable(self, reference: Reference, state: TableState) -> bool:
         """Whether DuckDB can tell which of the child's rows belong to a parent's, as MySQL compares."""
@@ -201,6 +200,24 @@ class Children:
 
     def _rows(self, statement: str) -> list[Any]:
         return self._connection.execute(statement).fetchall()
+
+
+def _by_parent(references: Iterable[Reference]) -> dict[str, list[Reference]]:
+    found: dict[str, list[Reference]] = {}
+    for reference in references:
+        found.setdefault(reference.parent, []).append(reference)
+    return found
+
+
+def _descendants(by_parent: Mapping[str, Sequence[Reference]], table: str) -> set[str]:
+    found: set[str] = set()
+    left = [table]
+    while left:
+        for reference in by_parent.get(left.pop(), ()):
+            if reference.child not in found:
+                found.add(reference.child)
+                left.append(reference.child)
+    return found
 
 
 def _is_text(column: Column) -> bool:

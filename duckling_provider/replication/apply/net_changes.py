@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
-from duckling_provider.replication.binlog.rows import ZERO_DATE
+from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.model import types
-from duckling_provider.replication.model.families import CHOICES, DATES
+from duckling_provider.replication.model.families import CHARACTERS, CHOICES, DATES, INTEGERS
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote
-from duckling_provider.replication.model.tables import Column, RowChange
+from duckling_provider.replication.model.tables import Column, RowChange, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,11 @@ _LARGE = frozenset(
 )
 
 #: Names under which arrow tables are handed to DuckDB.
-VIEWS = KEYS, _ROWS = "_duckling_keys", "_duckling_rows"
+VIEWS = KEYS, _ROWS, _SERVER = "_duckling_keys", "_duckling_rows", "_duckling_server"
+
+Reread: TypeAlias = "Callable[[Table, Sequence[tuple[Any, ...]]], pa.Table]"
+"""(table, keys) -> the rows that the server has of these keys now, and maybe others, as `transport.Transport` has them.
+"""
 
 
 class Pending:
@@ -37,16 +42,29 @@ class Pending:
         self.changes = 0
 
     @staticmethod
-    def of(state: TableState, columns: tuple[str, ...]) -> Pending:
-        """:raises NotFollowedError: when the binlog's columns are not the replica's."""
+    def of(state: TableState, columns: tuple[str, ...], reread: Reread | None = None) -> Pending:
+        """
+        :param reread: asked for generated columns that the binlog leaves out.
+        :raises NotFollowedError: when the binlog's columns are not the replica's.
+        """
         places = {name: place for place, name in enumerate(columns)}
         known = [column.name for column in state.table.columns]
-        if set(known) != set(columns):
+        lacking = [column for column in state.table.columns if column.name not in places]
+        can_be_asked = reread is not None and _is_askable(state.table)
+        if lacking and set(columns) < set(known) and not (can_be_asked and all(c.generated for c in lacking)):
+            raise NotFollowedError(
+                state.name,
+                "its changes lack columns: binlog_row_image is not FULL, or the server leaves generated columns out: "
+                + ", ".join(column.name for column in lacking),
+            )
+        if (set(known) != set(columns) and not lacking) or set(columns) - set(known):
             other = ", ".join(sorted(set(known) ^ set(columns)))
             raise NotFollowedError(state.name, f"its columns in the binlog are not those of the replica: {other}")
         for column in state.table.columns:
             if column.data_type in CHOICES and column.charset == "binary":
                 raise NotFollowedError(state.name, f"{column.name} is {column.data_type.upper()} of bytes, not of text")
+        if lacking and reread is not None:
+            return _Partial(state, columns, [places[name] for name in known if name in places], reread)
         where = [places[name] for name in known]
         if state.table.primary_key:
             return _Keyed(state, columns, where)
@@ -127,15 +145,73 @@ class _Keyed(Pending):
         if rows:
             values = list(zip(*rows, strict=True))
             inserted, zeros = arrow_of(table, self._table, [values[place] for place in self._where])
+            self._check(connection, inserted, rows)
         with registered(connection, KEYS, keys):
             connection.execute(f"DELETE FROM {table} AS t USING {KEYS} AS c WHERE {same}")
         if inserted is not None:
-            _insert(connection, table, self._table, inserted)
+            self._insert(connection, table, inserted)
         return zeros
+
+    def _check(self, connection: DuckDBPyConnection, inserted: pa.Table, rows: list[tuple[Any, ...]]) -> None:
+        """:raises NotFollowedError: these can't be written, and nothing has been."""
+
+    def _insert(self, connection: DuckDBPyConnection, table: str, inserted: pa.Table) -> None:
+        _insert(connection, table, self._table, inserted)
 
     def clear(self) -> None:
         super().clear()
         self._net = {}
+
+
+class _Partial(_Keyed):
+    """Of a table whose generated columns the binlog leaves out: they are asked of the server.
+
+    A row that is there as it is here has the generated values that are wanted. One that has changed since then has not.
+    """
+
+    def __init__(self, state: TableState, columns: tuple[str, ...], where: list[int], reread: Reread) -> None:
+        self._whole, self._reread = state.table, reread
+        told = tuple(column for column in state.table.columns if column.name in columns)
+        super().__init__(replace(state, table=replace(state.table, columns=told)), columns, where)
+        self._server: pa.Table | None = None
+        numbers = {column.name: number for number, column in enumerate(self._whole.columns)}
+        self._same = " AND ".join(
+            f"{_value_there(column, numbers[column.name])} IS NOT DISTINCT FROM {value_of(column, place)}"
+            for place, column in enumerate(told)
+        )
+
+    def _check(self, connection: DuckDBPyConnection, inserted: pa.Table, rows: list[tuple[Any, ...]]) -> None:
+        keys = [self._key_of(row) for row in rows]
+        self._server = self._reread(self._whole, [(key,) for key in keys] if self._single else keys)
+        with registered(connection, _ROWS, inserted), registered(connection, _SERVER, self._server):
+            ((found,),) = connection.execute(
+                f"SELECT count(*) FROM {_SERVER} AS s JOIN {_ROWS} AS c ON {self._same}"
+            ).fetchall()
+        if found != len(rows):
+            raise NotFollowedError(
+                self._whole.name, "the binlog leaves its generated columns out, and its rows have changed again since"
+            )
+
+    def _insert(self, connection: DuckDBPyConnection, table: str, inserted: pa.Table) -> None:
+        names = ", ".join(quote(column.name) for column in self._whole.columns)
+        values = ", ".join(_value_there(column, place) for place, column in enumerate(self._whole.columns))
+        with registered(connection, _ROWS, inserted), registered(connection, _SERVER, self._server):
+            connection.execute(
+                f"INSERT INTO {table} ({names}) SELECT {values} FROM {_SERVER} AS s JOIN {_ROWS} AS c ON {self._same}"
+            )
+
+
+def _is_askable(table: Table) -> bool:
+    """Whether rows can be asked for by their key, whatever it holds."""
+    keys = [column for column in table.columns if column.name in table.primary_key]
+    return bool(keys) and all(
+        not column.generated and column.data_type in INTEGERS | CHARACTERS | {"decimal"} for column in keys
+    )
+
+
+def _value_there(column: Column, place: int) -> str:
+    """DuckDB's expression for the value of a column of the server's rows."""
+    return types.from_transport(column, f"c{place}").replace(quote(f"c{place}"), f"s.{quote(f'c{place}')}")
 
 
 class _Keyless(Pending):

@@ -20,7 +20,15 @@ from duckling_provider.replication.binlog.charsets import Charsets
 from duckling_provider.replication.binlog.pymysql_wire import hang_up, next_packet, send_command
 from duckling_provider.replication.binlog.rows import packed
 from duckling_provider.replication.model.tables import Position
-from duckling_provider.replication.mysql.source import Source, connect, mariadb_written, query, server_of, translated
+from duckling_provider.replication.mysql.source import (
+    MySqlServer,
+    Source,
+    connect,
+    mariadb_written,
+    query,
+    server_of,
+    translated,
+)
 
 QUERY, ROTATE, FORMAT_DESCRIPTION, XID, TABLE_MAP, HEARTBEAT, XA_PREPARE = 2, 4, 15, 16, 19, 27, 38
 INCIDENT, GTID, TRANSACTION_PAYLOAD, GTID_TAGGED = 26, 33, 40, 42
@@ -79,6 +87,10 @@ class RawEvent(NamedTuple):
     ignorable: bool = False
 
 
+#: What `_charsets` found on a server: thousands of rows, the same as long as it has the same version.
+_CHARSETS: dict[tuple[str, int, MySqlServer], tuple[dict[int, str], dict[str, int]]] = {}
+
+
 class BinlogDump:
     """A connection that a server sends its binlog through.
 
@@ -95,7 +107,10 @@ class BinlogDump:
         try:
             with translated(source, "read the binlog"):
                 self.server = server_of(self._connection)
-                self.charsets = Charsets(*_charsets(self._connection), self._ask)
+                server = (source.host, source.port, self.server)
+                if server not in _CHARSETS:
+                    _CHARSETS[server] = _charsets(self._connection)
+                self.charsets = Charsets(*_CHARSETS[server], self._ask)
                 #: By GTID; offsets of the position given don't count then.
                 self.by_gtid = bool(position.gtid) and self.server.has_gtid and not _tagged(position.gtid)
                 self._refuse_other_binlog()

@@ -6,33 +6,32 @@ alike and is wrong about negative TIMEs with fractions. The values are of the ki
 float, Decimal, str, bytes for what is no text, naive datetime in UTC, date, timedelta, frozenset for SET, "0101" for
 BIT.
 
-Formats: MySQL's ``libs/mysql/binlog/event/rows_event.h`` and ``sql/log_event.cc``; values as in MySQL's
-``my_time.cc`` and ``decimal.cc``.
+Formats: MySQL's ``libs/mysql/binlog/event/rows_event.h`` and ``sql/log_event.cc``.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
-from decimal import Context, Decimal
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 from duckling_provider.replication.binlog.binary_json import json_text
 from duckling_provider.replication.binlog.charsets import Charsets, Decode, UndecodableError
-
-
-class _ZeroDate:
-    def __repr__(self) -> str:
-        return "ZERO_DATE"
-
-
-#: A date that only MySQL has: 0000-00-00, 2024-00-07, 2023-02-30. Told from NULL so that it can be counted.
-ZERO_DATE: Final = _ZeroDate()
-
-Reader: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
-"""(event, offset) -> (value, offset after it)."""
+from duckling_provider.replication.binlog.readers import (
+    Reader,
+    datetime2_reader,
+    decimal_reader,
+    plain_reader,
+    read_date,
+    read_old_datetime,
+    read_old_time,
+    read_old_timestamp,
+    set_reader,
+    sized_reader,
+    time2_reader,
+    timestamp2_reader,
+    unreadable_reader,
+)
 
 (
     _TINY, _SHORT, _LONG, _FLOAT, _DOUBLE, _TIMESTAMP, _LONGLONG, _INT24, _DATE, _TIME, _DATETIME, _YEAR, _VARCHAR,
@@ -112,33 +111,55 @@ def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableM
         decode = charsets.decoder(collations[index], names[index]) if index in collations else bytes
         values: list[str] = []
         if kind in {_ENUM, _SET}:
-            values = [str(decode(value)) for value in next(enums if kind == _ENUM else sets, ())]
+            values = [_choice(decode(value), names[index]) for value in next(enums if kind == _ENUM else sets, ())]
         if mariadb and kind in _OLD_TEMPORAL:
-            readers.append(_unreadable(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
+            readers.append(unreadable_reader(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
             continue
         readers.append(_reader(kind, meta, decode, values, names[index], unsigned=index in unsigned))
     return TableMap(schema, name, names, tuple(readers))
 
 
-def read_rows(body: bytes, at: int, table: TableMap, *, images: int) -> Iterator[tuple[tuple[Any, ...], ...]]:
-    """The rows of one event, each as its images: one for insert and delete, (before, after) for an update.
+def _choice(value: str | bytes, column: str) -> str:
+    """One of the list of an ENUM or SET, which may be of the character set binary."""
+    try:
+        return value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"column {column} has choices of bytes that are no text: {error}") from error
 
-    :param body: number of columns, bitmaps of the columns present, and the rows, from `at` on.
-    :raises UndecodableError: when columns are missing (``binlog_row_image`` is not FULL).
+
+def told_columns(body: bytes, at: int, table: TableMap, *, images: int) -> Sequence[int]:
+    """The places of the columns that the rows of one event have; mostly all of them.
+
+    :param body: as for `read_rows`.
+    :raises UndecodableError: when an update's images have different ones (``binlog_row_image`` is not FULL).
     """
     count, at = packed(body, at)
     if count != len(table.readers):
         raise UndecodableError("its changes have another number of columns than their description")
     width = (count + 7) // 8
     full = (1 << count) - 1
-    for _ in range(images):
-        if int.from_bytes(body[at : at + width], "little") & full != full:
-            raise UndecodableError(
-                "its changes lack columns: binlog_row_image is not FULL, or the server leaves virtual columns out"
-            )
-        at += width
-    readers, end = table.readers, len(body)
+    maps = {int.from_bytes(body[at + width * n : at + width * (n + 1)], "little") & full for n in range(images)}
+    if len(maps) > 1:
+        raise UndecodableError("its changes lack columns: binlog_row_image is not FULL")
+    (told,) = maps
+    return range(count) if told == full else tuple(place for place in range(count) if told >> place & 1)
+
+
+def read_rows(
+    body: bytes, at: int, table: TableMap, *, images: int, places: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], ...]]:
+    """The rows of one event, each as its images: one for insert and delete, (before, after) for an update.
+
+    :param body: number of columns, bitmaps of the columns present, and the rows, from `at` on.
+    :param places: of the columns that the rows have, by `told_columns`.
+    """
+    count, at = packed(body, at)
+    at += (count + 7) // 8 * images
+    end = len(body)
+    readers = table.readers if len(places) == count else tuple(table.readers[place] for place in places)
     numbered = tuple(enumerate(readers))
+    width = (len(readers) + 7) // 8
+    full = (1 << len(readers)) - 1
     while at < end:
         row = []
         for _ in range(images):
@@ -225,26 +246,26 @@ def _column_metadata(kinds: list[int], data: bytes) -> list[bytes]:
 
 def _reader(kind: int, meta: bytes, decode: Decode, values: list[str], column: str, *, unsigned: bool) -> Reader:
     if kind in _INTEGERS:
-        return _plain(_INTEGERS[kind][unsigned])
+        return plain_reader(_INTEGERS[kind][unsigned])
     if kind == _INT24:
         return lambda data, at: (int.from_bytes(data[at : at + 3], "little", signed=not unsigned), at + 3)
     if kind in {_FLOAT, _DOUBLE}:
-        return _plain("<f" if kind == _FLOAT else "<d")
+        return plain_reader("<f" if kind == _FLOAT else "<d")
     if kind == _YEAR:
         return lambda data, at: (data[at] + 1900 if data[at] else 0, at + 1)
     if kind in {_VARCHAR, _VAR_STRING, _STRING}:
         # Two bits of a CHAR's length are hidden, inverted, in the byte of the type.
         hidden = ((meta[0] << 4) & 0x300) ^ 0x300
         longest = hidden + meta[1] if kind == _STRING else int.from_bytes(meta, "little")
-        return _sized(2 if longest > 255 else 1, decode)
+        return sized_reader(2 if longest > 255 else 1, decode)
     if kind == _BLOB:
-        return _sized(meta[0], decode)
+        return sized_reader(meta[0], decode)
     if kind in {_GEOMETRY, _VECTOR}:
-        return _sized(meta[0], bytes)
+        return sized_reader(meta[0], bytes)
     if kind == _JSON:
-        return _sized(meta[0], lambda data: json_text(data, _decimal))
+        return sized_reader(meta[0], lambda data: json_text(data, decimal_reader))
     if kind == _NEWDECIMAL:
-        return _decimal(meta[0], meta[1])
+        return decimal_reader(meta[0], meta[1])
     if kind == _BIT:
         bits = meta[1] * 8 + meta[0]
         size = (bits + 7) // 8
@@ -253,174 +274,12 @@ def _reader(kind: int, meta: bytes, decode: Decode, values: list[str], column: s
         choices, size = ["", *values], meta[1]
         return lambda data, at: (choices[int.from_bytes(data[at : at + size], "little")], at + size)
     if kind == _SET:
-        return _set(values, meta[1])
+        return set_reader(values, meta[1])
     if kind == _DATE:
-        return _date
+        return read_date
     if kind in {_TIMESTAMP2, _DATETIME2, _TIME2}:
-        return {_TIMESTAMP2: _timestamp2, _DATETIME2: _datetime2, _TIME2: _time2}[kind](meta[0])
+        return {_TIMESTAMP2: timestamp2_reader, _DATETIME2: datetime2_reader, _TIME2: time2_reader}[kind](meta[0])
     if kind in {_TIMESTAMP, _DATETIME, _TIME}:
-        return {_TIMESTAMP: _old_timestamp, _DATETIME: _old_datetime, _TIME: _old_time}[kind]
+        return {_TIMESTAMP: read_old_timestamp, _DATETIME: read_old_datetime, _TIME: read_old_time}[kind]
 
-    return _unreadable(f"column {column} is of the type {kind} of the binlog, which is unknown here")
-
-
-def _unreadable(reason: str) -> Reader:
-    def read(*_: object) -> tuple[Any, int]:
-        raise UndecodableError(reason)
-
-    return read
-
-
-def _plain(layout: str) -> Reader:
-    unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
-    if layout in {"<B", "<b"}:
-        return lambda data, at: (unpack(data, at)[0], at + 1)
-    return lambda data, at: (unpack(data, at)[0], at + size)
-
-
-def _sized(size: int, decode: Callable[[bytes], Any]) -> Reader:
-    if size == 1:
-
-        def short(data: bytes, at: int) -> tuple[Any, int]:
-            end = at + 1 + data[at]
-            return decode(data[at + 1 : end]), end
-
-        return short
-
-    def long(data: bytes, at: int) -> tuple[Any, int]:
-        start = at + size
-        end = start + int.from_bytes(data[at:start], "little")
-        return decode(data[start:end]), end
-
-    return long
-
-
-#: Bytes that a rest of 0-8 digits takes; nine take four.
-_DIGIT_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
-
-
-_WIDE = Context(prec=80)
-
-
-def _decimal(precision: int, scale: int) -> Reader:
-    def groups(digits: int, *, rest_first: bool) -> list[tuple[int, int]]:
-        whole, rest = [(4, 9)] * (digits // 9), [(_DIGIT_BYTES[digits % 9], digits % 9)] if digits % 9 else []
-        return rest + whole if rest_first else whole + rest
-
-    parts = groups(precision - scale, rest_first=True) + groups(scale, rest_first=False)
-    size = sum(width for width, _ in parts)
-    top, ones = 1 << (size * 8 - 1), (1 << size * 8) - 1
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        raw = int.from_bytes(data[at : at + size], "big")
-        negative = not raw & top
-        # The sign bit is inverted, and a negative number is the complement of its absolute value.
-        raw = ~raw & ones & ~top if negative else raw ^ top
-        shift, number = size * 8, 0
-        for width, digits in parts:
-            shift -= width * 8
-            number = number * 10**digits + (raw >> shift & (1 << width * 8) - 1)
-        return Decimal(-number if negative else number).scaleb(-scale, _WIDE), at + size
-
-    return read
-
-
-def _set(values: list[str], size: int) -> Reader:
-    known: dict[int, frozenset[str]] = {}
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        mask = int.from_bytes(data[at : at + size], "little")
-        if mask not in known:
-            if len(known) > 1000:
-                known.clear()
-            known[mask] = frozenset(value for bit, value in enumerate(values) if mask >> bit & 1)
-        return known[mask], at + size
-
-    return read
-
-
-def _date(data: bytes, at: int) -> tuple[Any, int]:
-    packed = int.from_bytes(data[at : at + 3], "little")
-    try:
-        return date(packed >> 9, packed >> 5 & 15, packed & 31), at + 3
-    except ValueError:
-        return ZERO_DATE, at + 3
-
-
-def _fraction(digits: int) -> tuple[int, int]:
-    """(bytes, microseconds of one unit) of a fraction of so many digits."""
-    size = (digits + 1) // 2
-    return size, int(10 ** (6 - 2 * size))
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None)
-
-
-def _timestamp2(digits: int) -> Reader:
-    size, unit = _fraction(digits)
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        seconds, end = int.from_bytes(data[at : at + 4], "big"), at + 4 + size
-        micros = int.from_bytes(data[at + 4 : end], "big") * unit if size else 0
-        if not seconds:
-            return ZERO_DATE, end
-        return _EPOCH + timedelta(seconds=seconds, microseconds=micros), end
-
-    return read
-
-
-def _datetime2(digits: int) -> Reader:
-    size, unit = _fraction(digits)
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        packed, end = int.from_bytes(data[at : at + 5], "big") - 0x8000000000, at + 5 + size
-        micros = int.from_bytes(data[at + 5 : end], "big") * unit if size else 0
-        day, clock = packed >> 17, packed & 0x1FFFF
-        year, month = divmod(day >> 5, 13)
-        try:
-            return datetime(year, month, day & 31, clock >> 12, clock >> 6 & 63, clock & 63, micros), end  # noqa: DTZ001
-        except ValueError:
-            return ZERO_DATE, end
-
-    return read
-
-
-def _time2(digits: int) -> Reader:
-    size, unit = _fraction(digits)
-    width = 3 + size
-    zero = 0x800000 << size * 8
-    mask = (1 << size * 8) - 1
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        # Seconds and fraction are one number with one sign.
-        packed = int.from_bytes(data[at : at + width], "big") - zero
-        sign, packed = (-1, -packed) if packed < 0 else (1, packed)
-        clock = packed >> size * 8
-        seconds = (clock >> 12) * 3600 + (clock >> 6 & 63) * 60 + (clock & 63)
-        return sign * timedelta(seconds=seconds, microseconds=(packed & mask) * unit), at + width
-
-    return read
-
-
-# The types of tables that were made before MySQL 5.6 and never rebuilt.
-
-
-def _old_timestamp(data: bytes, at: int) -> tuple[Any, int]:
-    seconds = int.from_bytes(data[at : at + 4], "little")
-    return (_EPOCH + timedelta(seconds=seconds) if seconds else ZERO_DATE), at + 4
-
-
-def _old_datetime(data: bytes, at: int) -> tuple[Any, int]:
-    day, clock = divmod(int.from_bytes(data[at : at + 8], "little"), 1000000)
-    try:
-        return datetime(  # noqa: DTZ001
-            day // 10000, day // 100 % 100, day % 100, clock // 10000, clock // 100 % 100, clock % 100
-        ), at + 8
-    except ValueError:
-        return ZERO_DATE, at + 8
-
-
-def _old_time(data: bytes, at: int) -> tuple[Any, int]:
-    packed = int.from_bytes(data[at : at + 3], "little", signed=True)
-    sign, packed = (-1, -packed) if packed < 0 else (1, packed)
-    return sign * timedelta(hours=packed // 10000, minutes=packed // 100 % 100, seconds=packed % 100), at + 3
+    return unreadable_reader(f"column {column} is of the type {kind} of the binlog, which is unknown here")

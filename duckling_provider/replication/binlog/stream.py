@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.charsets import UndecodableError
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
-from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name
+from duckling_provider.replication.binlog.gtids import GtidState, gtid_list
+from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, read_rows, table_name, told_columns
 from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
@@ -103,12 +104,14 @@ class BinlogStream:
         self._database = source.database.lower() if self._folds else source.database
         self._wanted = wanted or (lambda _: True)
         self._mariadb = self._dump.server.kind == "mariadb"
-        self._gtids = _GtidState(self._dump.gtid, mariadb=self._mariadb)
+        self._gtids = GtidState(self._dump.gtid, mariadb=self._mariadb)
         self._file, self._offset = position.file, position.offset
         #: The end of the last transaction that was handed out.
         self.position = position
         self._descriptions: dict[bytes, TableMap | Unfollowed] = {}
         self._by_id: dict[int, TableMap | None] = {}
+        #: Tables some of whose changes lack columns: as described, and the places of those that all changes have.
+        self._lacking: dict[str, tuple[TableMap, Sequence[int], tuple[str, ...]]] = {}
         self._touched: set[str] = set()
         self._open = False
         #: Whether the statement that comes next has not been done, or not yet.
@@ -230,19 +233,40 @@ class BinlogStream:
                 count = len(columns)
                 head = (1 if count < 251 else 3) + (count + 7) // 8 * (2 if raw.kind in _UPDATES else 1)
                 body = body[: at + head] + dump.uncompress(body, at + head)
+            images = 2 if raw.kind in _UPDATES else 1
+            places = told_columns(body, at, table, images=images)
+            rows = read_rows(body, at, table, images=images, places=places)
+            if name in self._lacking or len(places) < len(columns):
+                columns, rows = self._those_told(table, places, rows)
             if raw.kind in _UPDATES:
-                for before, after in read_rows(body, at, table, images=2):
+                for before, after in rows:
                     yield RowChange("update", name, columns, before, after, unchecked)
             elif raw.kind in _INSERTS:
-                for (row,) in read_rows(body, at, table, images=1):
+                for (row,) in rows:
                     yield RowChange("insert", name, columns, None, row, unchecked)
             else:
-                for (row,) in read_rows(body, at, table, images=1):
+                for (row,) in rows:
                     yield RowChange("delete", name, columns, row, None, unchecked)
         except (UndecodableError, UnicodeDecodeError) as error:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
         except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:
             yield Unfollowed(f"its changes can't be read: {type(error).__name__}: {error}", (name,))
+
+    def _those_told(
+        self, table: TableMap, places: Sequence[int], rows: Iterator[tuple[tuple[Any, ...], ...]]
+    ) -> tuple[tuple[str, ...], Iterator[tuple[tuple[Any, ...], ...]]]:
+        """The columns that each change of the table has from now on, and `rows` with no others.
+
+        MariaDB leaves generated columns out of updates and deletions, from 11.8 on, and not out of insertions.
+        """
+        known = self._lacking.get(table.name)
+        if known is None or known[0] is not table or not set(known[1]) <= set(places):
+            known = table, places, tuple(table.columns[place] for place in places)
+            self._lacking[table.name] = known
+        kept = [place for place, column in enumerate(places) if column in known[1]]
+        if len(kept) == len(places):
+            return known[2], rows
+        return known[2], (tuple(tuple(image[place] for place in kept) for image in row) for row in rows)
 
     def _folded(self, text: str) -> str:
         """A name as the server understands it."""
@@ -271,7 +295,7 @@ class BinlogStream:
             if (
                 raw.end
                 and self.position.file != self._file
-                and set(_gtid_list(body)) == set(self._gtids.text().split(","))
+                and set(gtid_list(body)) == set(self._gtids.text().split(","))
             ):
                 yield self._commit(raw)
         elif kind == dump.GTID_TAGGED:
@@ -393,96 +417,6 @@ class BinlogStream:
 
     def _refused(self, cause: str, hint: str) -> ReplicationError:
         return ReplicationError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
-
-
-class _GtidState:
-    """The set of transactions so far, as the server writes it.
-
-    MariaDB: the last one of each domain. MySQL: intervals of each server. Unknown when it was at the start.
-    """
-
-    def __init__(self, text: str | None, *, mariadb: bool) -> None:
-        self._known, self._mariadb = text is not None, mariadb
-        self._last: dict[str, str] = {}
-        self._sets: dict[str, list[list[int]]] = {}
-        self._pending: tuple[str, str] | None = None
-        for part in filter(None, re.split(r"[\s,]+", text or "")):
-            if mariadb:
-                domain, _, rest = part.partition("-")
-                self._last[domain] = rest
-            else:
-                sid, *ranges = part.split(":")
-                bounds = [interval.split("-") for interval in ranges]
-                self._sets[sid.lower()] = sorted([int(bound[0]), int(bound[-1])] for bound in bounds)
-
-    def begin(self, origin: str, number: str) -> None:
-        self._pending = origin, number
-
-    def end(self) -> str:
-        """Count the transaction in that began last; the set with it."""
-        if self._pending is not None:
-            origin, number = self._pending
-            self._pending = None
-            if self._mariadb:
-                self._last[origin] = number
-            else:
-                _add(self._sets.setdefault(origin, []), int(number))
-        return self.text()
-
-    def covers(self, text: str) -> bool:
-        """Whether all transactions of the set `text` are in it; not where it is unknown."""
-        if not self._known:
-            return False
-        other = _GtidState(text, mariadb=self._mariadb)
-        if self._mariadb:
-            return all(
-                int(self._last.get(domain, "0-0").rpartition("-")[2]) >= int(rest.rpartition("-")[2])
-                for domain, rest in other._last.items()
-            )
-        return all(
-            any(mine[0] <= low and high <= mine[1] for mine in self._sets.get(sid, ()))
-            for sid, intervals in other._sets.items()
-            for low, high in intervals
-        )
-
-    def give_up(self) -> None:
-        self._known = False
-
-    def text(self) -> str:
-        if not self._known:
-            return ""
-        if self._mariadb:
-            return ",".join(f"{domain}-{rest}" for domain, rest in self._last.items())
-        return ",".join(
-            ":".join([sid, *(f"{low}-{high}" if low < high else str(low) for low, high in intervals)])
-            for sid, intervals in self._sets.items()
-        )
-
-
-def _gtid_list(body: bytes) -> list[str]:
-    count = int.from_bytes(body[:4], "little") & 0xFFFFFFF
-    entries = (struct.unpack_from("<IIQ", body, 4 + 16 * n) for n in range(count))
-    return [f"{domain}-{server}-{number}" for domain, server, number in entries] or [""]
-
-
-def _add(intervals: list[list[int]], number: int) -> None:
-    for interval in reversed(intervals):
-        if interval[0] <= number <= interval[1]:
-            return
-        if number == interval[1] + 1:
-            interval[1] = number
-            break
-    else:
-        intervals.append([number, number])
-    intervals.sort()
-    # Gaps may have closed.
-    merged: list[list[int]] = []
-    for interval in intervals:
-        if merged and interval[0] <= merged[-1][1] + 1:
-            merged[-1][1] = max(merged[-1][1], interval[1])
-        else:
-            merged.append(interval)
-    intervals[:] = merged
 
 
 def _first_word(statement: str) -> str:

@@ -61,7 +61,7 @@ class Transport:
         sql = self._select(key_range.where)
         if (url := self._url) is not None:
             try:
-                found = _read_by_connectorx(url, self._source, sql, self._empty())
+                found = _read_by_connectorx(url, self._source, sql, self.empty())
             except _UnfitError as error:
                 log.warning("%s: read by pymysql, because connectorx says: %s", self._table.name, error)
                 self._url = None
@@ -70,7 +70,7 @@ class Transport:
                 self._pace.learn(found.num_rows, found.nbytes)
                 return found
         with contextlib.closing(connect(self._source, cursor="stream")) as connection:
-            return pa.concat_tables([self._empty(), *self._stream(connection, sql)])
+            return pa.concat_tables([self.empty(), *self._stream(connection, sql)])
 
     def stream(self, connection: Any, where: str = "") -> Iterator[pa.Table]:
         """All rows that `where` holds for, in pieces; the caller that takes the pieces reads them.
@@ -101,7 +101,8 @@ class Transport:
             [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
         )
 
-    def _empty(self) -> pa.Table:
+    def empty(self) -> pa.Table:
+        """No rows, with the columns that rows have."""
         table: pa.Table = self._schema().empty_table()
         return table
 

@@ -103,7 +103,7 @@ def zero_date(column: Column, name: str) -> str | None:
 def decode(column: Column) -> Callable[[Any], Any]:
     """A function that turns a value of the binlog as `rows` reads it into one for an array of `change_arrow`.
 
-    None comes back as None; `rows.ZERO_DATE` is the caller's. It is `unchanged` where there is nothing to do.
+    None comes back as None; `readers.ZERO_DATE` is the caller's. It is `unchanged` where there is nothing to do.
 
     :raises ValueError, TypeError, LookupError, ArithmeticError: by that function, for what the type can't hold.
     """

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.config.masking import MASK
 from duckling_provider.replication.model.tables import Position
-from duckling_provider.replication.mysql.tls import Tls, tls_of
+from duckling_provider.replication.mysql.tls import Tls, tls_of, unchecked
 
 FIELD = "mysqlConnectionString"
 _FORM = "expected mysql://user:password@host:port/database"
@@ -217,6 +217,21 @@ class _RefusedPlugin:
         )
 
 
+@functools.cache
+def _connection_class() -> Any:
+    """pymysql's, but without the world's certificates where none is checked: to read them takes longer than all else of
+    a connection, and a sync makes several.
+    """
+    import pymysql.connections
+
+    class Connection(pymysql.connections.Connection):  # type: ignore[misc]
+        def _create_ssl_ctx(self, options: Any) -> Any:
+            # Without options the mode is PREFERRED: pymysql checks nothing.
+            return unchecked() if not options else super()._create_ssl_ctx(options)
+
+    return Connection
+
+
 def connect(
     source: Source, *, cursor: Literal["list", "stream"] = "list", autocommit: bool = True, read_timeout: float = 600.0
 ) -> Any:
@@ -242,25 +257,6 @@ def connect(
             read_timeout=read_timeout,
             write_timeout=read_timeout,
         )
-
-
-@functools.cache
-def _connection_class() -> Any:
-    import pymysql.connections
-
-    class Connection(pymysql.connections.Connection):  # type: ignore[misc]
-        """pymysql's, which reads all of the machine's certificates for each connection that checks none: 20 ms."""
-
-        _unchecked: Any = None
-
-        def _create_ssl_ctx(self, sslp: Any) -> Any:
-            if sslp:
-                return super()._create_ssl_ctx(sslp)
-            if Connection._unchecked is None:
-                Connection._unchecked = super()._create_ssl_ctx({})
-            return Connection._unchecked
-
-    return Connection
 
 
 @contextlib.contextmanager

@@ -28,6 +28,14 @@ _TLS_MODES: dict[str, TlsMode] = {
 }
 
 
+def unchecked() -> ssl.SSLContext:
+    """Encryption with whoever answers: for PREFERRED, where no certificate is asked for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tls:
     """How the connection is encrypted; `mode` as MySQL's own clients understand it, the rest are paths of PEM files."""

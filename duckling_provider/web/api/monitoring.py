@@ -143,6 +143,11 @@ class _Statuses(Collector):
                 _of_sync(lambda sync: sync.differences),
             ),
             (
+                "read_copy_timestamp_seconds",
+                "When the copy for readers was last seen to be equal to the replica.",
+                _read_copy,
+            ),
+            (
                 "replica_held",
                 "1 while writers are kept away, where this host has the replica.",
                 lambda s: int(bool(s.hold)),
@@ -177,6 +182,11 @@ def _duration(status: Status) -> float | None:
 
 def _lag(status: Status) -> float | None:
     return status.record.sync.lag_now(status.moment) if status.record.sync else None
+
+
+def _read_copy(status: Status) -> float | None:
+    sync = status.record.sync
+    return sync.read_copy.timestamp() if sync is not None and sync.read_copy is not None else None
 
 
 def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], float | None]:

@@ -48,6 +48,9 @@ class DatabaseStatus(Shape):
     last_verified_size: int | None
     next_backup_at: str | None
     sync_lag: float | None = Field(description="At most so far behind MySQL.")
+    read_copy_at: str | None = Field(
+        description="When the copy for readers was last seen to be equal to the replica; null where there is none."
+    )
     sync_yields: int | None = Field(description="Syncs in a row that made way to other programs.")
     validated: str | None = Field(
         description="All tables of the replica were found equal to MySQL's, row by row, at this time or later."
@@ -71,6 +74,7 @@ def status_json(status: Status) -> DatabaseStatus:
         last_verified_size=verified.size if verified else None,
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
         sync_lag=sync.lag_now(status.moment) if sync else None,
+        read_copy_at=iso(sync.read_copy) if sync and sync.read_copy else None,
         sync_yields=sync.yields if sync else None,
         validated=iso(sync.validated) if sync and sync.validated else None,
         differences=sync.differences if sync else None,

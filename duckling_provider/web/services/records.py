@@ -143,6 +143,7 @@ class Sync:
     lag: float
     position: str | None
     recopy: tuple[str, ...] = ()
+    read_copy: datetime | None = None  #: when the copy for readers was last seen to be equal to the replica
     yields: int = 0
     validated: datetime | None = None
     differences: int = 0
@@ -539,6 +540,7 @@ def _sync_of(results: Results) -> Sync | None:
         result["lag"],
         result.get("position"),
         tuple(result.get("recopy", ())),
+        _moment(result.get("read_copy")),
         result.get("yields", 0),
         _moment(result.get("validated")),
         result.get("differences", 0),

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.base.state_files import open_state, read_state
 from duckling_provider.base.units import human_seconds
+from duckling_provider.replica.exchange import identity
 from duckling_provider.replica.locks import state_path
 
 SYNC_SUFFIX = ".duckling-sync"
@@ -26,7 +28,9 @@ class Freshness:
     :param yields: runs in a row that made way to other processes.
     :param waiting_since: when the oldest change was made that was not applied; None when there was none.
     :param current_at: when the replica was last known to have everything; None when that was never so.
-    :param validated: as `run.Synced`; so are `differences` and `differed`.
+    :param validated: all tables were known to equal MySQL's then; None if one was not, or it is not known.
+    :param differences: rows ever found to differ from MySQL's, the last when it was `differed`.
+    :param file: `exchange.identity` of the replica that this is about.
     """
 
     yields: int = 0
@@ -35,6 +39,7 @@ class Freshness:
     validated: float | None = None
     differences: int = 0
     differed: float | None = None
+    file: tuple[int, int, int] | None = None
 
     def lag(self, now: float) -> float:
         """Seconds that the replica may be behind: the age of the oldest change not applied, or at most that."""
@@ -55,7 +60,26 @@ def read_freshness(replica: Path) -> Freshness:
     freshness = Freshness(_count(yields), _moment(waiting), _moment(current))
     # Of a release that validated nothing it has no more.
     validated, differed = _moment(found.get("validated")), _moment(found.get("differed"))
-    return replace(freshness, validated=validated, differences=_count(found.get("differences")), differed=differed)
+    file = tuple(map(_count, found.get("file") or ()))
+    return replace(
+        freshness,
+        validated=validated,
+        differences=_count(found.get("differences")),
+        differed=differed,
+        file=(file[0], file[1], file[2]) if len(file) == 3 else None,
+    )
+
+
+def validated_since(replica: Path) -> datetime | None:
+    """When all tables of `replica` were known to equal MySQL's; None if they were not, or another program than our sync
+    wrote the file last, or put it there.
+
+    :raises StateFileError: as `read_freshness`.
+    """
+    known = read_freshness(replica)
+    if known.validated is None or known.file is None or known.file != identity(replica):
+        return None
+    return datetime.fromtimestamp(known.validated, timezone.utc)
 
 
 def _count(found: object) -> int:

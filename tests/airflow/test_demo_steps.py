@@ -1,0 +1,52 @@
+"""The demo's steps, its two DAG runs by the Airflow of these tests: tests/test_demo.py has the command as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from demo import round_trip
+from demo.airflow import Airflow, Task
+from demo.screen import Screen
+
+pytestmark = [pytest.mark.airflow, pytest.mark.server]
+
+TABLES = ("customers", "events", "order_items", "orders", "products")
+
+
+@pytest.fixture
+def own_airflow(monkeypatch, installation, run_dag):
+    """The demo without an Airflow of its own."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Here(Airflow):
+        def begin_migration(self):
+            monkeypatch.setenv("DATA_PATH", str(self.data))
+            monkeypatch.delenv("BACKUP_PATH")
+
+        def finish_migration(self, migration):
+            pass
+
+        def test(self, dag_id, conf=None):
+            run = run_dag(dag_id, conf)
+            assert run.state == "success"
+            return [Task(name, state, 0.0) for name, state in run.tasks.items()]
+
+    monkeypatch.setattr(round_trip, "Airflow", Here)
+    monkeypatch.setattr(round_trip, "ignore_stop_signals", lambda: None)  # these are pytest's
+
+
+def test_every_table_comes_back_from_a_damaged_replica(own_airflow, tmp_path, capsys):
+    folder = tmp_path / "demo" / "shop"
+    folder.parent.mkdir()
+    # Small, but still uploaded in parts.
+    round_trip.run(folder, megabytes=12, screen=Screen())
+    output = capsys.readouterr().out
+    for step in ("Store", "Replica", "Configuration", "Backup", "Listing", "Damage", "Restore", "Comparison"):
+        assert f"✓ {step}" in output
+    assert "duckling backup refuses: the replica is damaged" in output
+    assert "+1,000 rows in customers" in output  # what the restore had to prevent
+    for table in TABLES:
+        assert [line for line in output.splitlines() if table in line.split() and line.split()[-1] == "same"]
+    assert not list(folder.rglob("*.pid"))
