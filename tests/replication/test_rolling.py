@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -415,6 +416,33 @@ def test_no_false_alarm_while_a_writer_hammers_the_tables(proof, mariadb, databa
     for name, count in proof.all().items():  # where it was missed above, because its row changed each time
         found[name] = found.get(name, 0) + count
     assert found == {"t": 1}
+
+
+def test_nothing_is_compared_while_the_server_hides_what_is_in_its_binlog(proof, monkeypatch):
+    proof.copy("CREATE TABLE t (id INT PRIMARY KEY, v INT)", "INSERT INTO t VALUES (1, 1)")
+    proof.spoil("UPDATE t SET v = 0")
+    with monkeypatch.context() as patched:
+        patched.setattr(Asker, "shows", lambda *_: False)
+        assert (proof.once().pieces, proof.known()) == (0, {})
+        answers = iter([True])
+        patched.setattr(Asker, "shows", lambda *_: next(answers, False))
+        # Seen to differ once, and not again: it may be the server that lags behind.
+        assert proof.once().differing == {}
+    assert proof.known() == {}
+    assert proof.all() == {"t": 1}
+
+
+@pytest.mark.mysql_too
+def test_a_server_shows_what_is_in_its_binlog_up_to_where_it_stands(source):
+    with Asker(source, Control()) as asker:
+        position = asker.position()
+        assert asker.shows(position)
+        if position.server.startswith("server-id"):  # MariaDB
+            ahead = replace(position, offset=position.offset + 1000)
+        else:
+            head, _, last = position.gtid.rpartition("-")
+            ahead = replace(position, gtid=f"{head}-{int(last) + 1}")
+        assert not asker.shows(ahead)
 
 
 def test_a_server_that_goes_in_the_middle_leaves_what_is_known_as_it_was(proof, monkeypatch):
