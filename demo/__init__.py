@@ -25,12 +25,16 @@ def quiet_environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
-def tail(path: Path, lines: int = 20) -> str:
-    """The end of a log, and where the rest is."""
+def tail(path: Path, lines: int = 20, *, of: str = "") -> str:
+    """The end of a log, and where the rest is.
+
+    :param of: only lines that begin with this, where there are any.
+    """
     try:
-        end = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+        found = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        end = []
+        found = []
+    end = ([line for line in found if of and line.lstrip().startswith(of)] or found)[-lines:]
     return "\n".join([*(f"  {line}" for line in end), f"  (all of it: {shown(path)})"])
 
 

@@ -22,6 +22,7 @@ from demo.store import free_port
 
 PASSWORDS = "simple_auth_manager_passwords.json.generated"
 _AIRFLOW = (sys.executable, "-m", "airflow")
+_SILENT = "the API server does not answer"
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,10 @@ class Airflow:
         self.service.start([*_AIRFLOW, "standalone"], environ)
         return url
 
-    def wait(self, url: str, dag_ids: set[str], *, patience: float = 300.0) -> None:
+    def wait(self, url: str, dag_ids: set[str], *, patience: float = 1800.0) -> None:
         """Wait until every component is healthy and the DAGs are listed.
+
+        A busy machine may take many minutes; an Airflow that can't start ends by itself.
 
         :raises DemoError: when it ended, or is not there after `patience` seconds; with the end of the log.
         """
@@ -156,7 +159,8 @@ class Airflow:
             if not self.service.running():
                 raise DemoError(f"airflow standalone ended\n{tail(self.service.log)}")
             if time.monotonic() > deadline:
-                raise DemoError(f"still missing after {patience:.0f} s: {missing}\n{tail(self.service.log)}")
+                lines = tail(self.service.log, of="api-server" if missing.startswith(_SILENT) else "")
+                raise DemoError(f"still missing after {patience:.0f} s: {missing}\n{lines}")
             time.sleep(1)
 
     def login(self) -> tuple[str, str]:
@@ -178,7 +182,7 @@ class Airflow:
             listed = request_json(f"{url}/api/v2/dags?limit=100", token=token)["dags"]
             return ", ".join(sorted(dag_ids - {dag["dag_id"] for dag in listed}))
         except (OSError, ValueError, KeyError) as error:
-            return f"the API server does not answer ({error})"
+            return f"{_SILENT} ({error})"
 
 
 def request_json(

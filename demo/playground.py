@@ -65,7 +65,7 @@ def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
         step.result = ", ".join(f"{name}.db" for name in _REPLICAS)
     with screen.step("Configuration", "writing databases.json") as step:
         step.result = _configure(data / "databases.json", where)
-    with screen.step("Airflow", "waiting until it is healthy and lists the DAGs, about a minute") as step:
+    with screen.step("Airflow", "waiting until it is healthy and lists the DAGs, a minute or more") as step:
         url = airflow.start(DUCKLING_API_KEY=_api_key(data.parent))
         airflow.wait(url, _dag_ids(airflow))
         step.result = f"{url} is healthy and lists the DAGs"

@@ -84,6 +84,8 @@ class StaggeredTimetable(Timetable):
         now = datetime.now(timezone.utc)
         width = min(self.interval, SPREAD)
         soon = self._first(width, now - min(_GRACE, width / 3))
+        if restriction.catchup:
+            return self._regular(last_automated_data_interval, restriction)
         if last_automated_data_interval is None:
             moment = soon
         else:
@@ -93,9 +95,13 @@ class StaggeredTimetable(Timetable):
                 moment = soon
         if restriction.earliest is not None:
             moment = max(moment, self._first(self.interval, restriction.earliest))
-        if restriction.latest is not None and moment > restriction.latest:
-            return None
-        return DagRunInfo.exact(instance(moment))
+        return _run_at(moment, restriction)
+
+    def _regular(self, last: DataInterval | None, restriction: TimeRestriction) -> DagRunInfo | None:
+        """Every moment of the past, one after the other: a backfill asks for them. Our DAGs have no catchup."""
+        starts = [last.end + timedelta(microseconds=1)] if last is not None else []
+        starts += [restriction.earliest] if restriction.earliest is not None else []
+        return _run_at(self._first(self.interval, max(starts)), restriction) if starts else None
 
     def _phase(self, interval: timedelta) -> timedelta:
         return timedelta(milliseconds=int(interval.total_seconds() * 1000 * self.share))
@@ -105,3 +111,9 @@ class StaggeredTimetable(Timetable):
         origin = _EPOCH + self._phase(interval)
         start = datetime.fromisoformat(start.isoformat())  # pendulum's can't be divided
         return origin + -((origin - start) // interval) * interval
+
+
+def _run_at(moment: datetime, restriction: TimeRestriction) -> DagRunInfo | None:
+    if restriction.latest is not None and moment > restriction.latest:
+        return None
+    return DagRunInfo.exact(instance(moment))

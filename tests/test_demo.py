@@ -146,7 +146,7 @@ def test_what_ignores_sigterm_is_ended_as_well(tmp_path):
     child = service.start([sys.executable, "-c", program], os.environ)
     _wait_for(tmp_path / "ready")
     assert service.stop(patience=0.1)
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("change", [{"started": 1}, {"boot": "another"}], ids=["a later process", "another boot"])
@@ -160,4 +160,4 @@ def test_a_number_that_is_somebody_elses_by_now_is_left_alone(tmp_path, change):
     assert child.poll() is None
     note.write_text(right)
     assert service.stop()
-    assert child.wait(10) == -signal.SIGTERM
+    assert child.wait(60) == -signal.SIGTERM

@@ -22,6 +22,7 @@ CORE = [
     "replica",
     "stores",
     "backup",
+    "oversight",
     "replication.model",
     "replication.mysql",
     "replication.binlog",

@@ -22,7 +22,9 @@ from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac,
 from duckling_provider.backup.key_choice import choose_key
 from duckling_provider.backup.names import (
     LATEST,
+    LATEST_TESTED,
     MAC_SUFFIX,
+    RULES,
     ListedBackup,
     assemble,
     checked_key,
@@ -31,7 +33,9 @@ from duckling_provider.backup.names import (
 )
 from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.backup.snapshot import find_snapshot
+from duckling_provider.backup.states import choose_by_state
 from duckling_provider.base.cancellation import Control
+from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
     AccessDeniedError,
     DamagedError,
@@ -281,7 +285,7 @@ class _Blocks:
 
 def list_backups(store: BackupSource) -> list[ListedBackup]:
     """Every backup of the store's database, newest first, all pages of the listing read."""
-    return assemble(store.prefix, ((found.key, found.size, found.modified) for found in store.list(store.prefix)))
+    return assemble(store.prefix, store.list(store.prefix))
 
 
 def resolve(
@@ -291,17 +295,22 @@ def resolve(
     *,
     before: datetime | None = None,
     any_origin: bool = False,
+    proven: bool = True,
 ) -> str:
     """The key that ``latest`` means, or "newest before that time", by a bare file name or by a full key.
 
-    Incomplete uploads (client-aes256 without a ``.mac``) are never the latest.
+    Incomplete uploads (client-aes256 without a ``.mac``) are never the latest, and neither are those that were
+    disproved. ``latest`` is the newest that is recorded as verified, ``latest-tested`` the newest that a drill
+    restored. Where nothing is recorded, ``latest`` is the newest complete one, with a warning in the log.
+
+    :param proven: False: the newest complete one is wanted, to be looked at.
 
     :param any_origin: the newest is wanted whatever replica it is of; the files of this machine don't matter.
     :raises NotFoundError: when there is no such backup.
     :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`; when the
         newest backup may be of another replica than the one that is here.
     """
-    if key != LATEST:
+    if key not in RULES:
         if before is not None:
             raise RequestError("a key and a time were given", subject=key, hint="Give one of them.")
         # As this program prints it, with the store in front, a key is right too.
@@ -312,8 +321,11 @@ def resolve(
     where = store.url + store.prefix
     now = datetime.now(timezone.utc)
     found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before)
+    candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
+    if proven or key == LATEST_TESTED:
+        found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED)
+        candidates = [b for b in candidates if b.created <= found.created]
     if not any_origin:
-        candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
         _require_own(database, store, candidates[:_COMPARED])
     return found.key
 
@@ -325,7 +337,10 @@ def _require_own(database: Database, store: BackupSource, newest: Sequence[Liste
         with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or reported when it is read
             seen.append((backup, origin_of(store.head(backup.key))))
     # On another machine than the replica's, only what the backups say of each other can be compared.
-    mine = read_origin(database.replica, host=database.here) if database.is_here else seen[0][1] if seen else None
+    mine = seen[0][1] if seen else None
+    if database.is_here:
+        with disk_errors(database.replica.parent, subject=database.id):
+            mine = read_origin(database.replica, host=database.here)
     if mine is None and len({origin.replica for _, origin in seen if origin is not None}) > 1:
         told = "; ".join(f"{backup.key} of {origin}" for backup, origin in seen if origin is not None)
         log.warning("there are backups of several replicas, and the newest is taken: %s", told)

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Sequence
 
 from duckling_provider.backup.crypto import IV_BYTES, CtrCipher
-from duckling_provider.backup.names import LATEST
+from duckling_provider.backup.names import RULES
 from duckling_provider.base.errors import IntegrityError, RequestError, WrongKeyError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
@@ -130,7 +130,7 @@ def read_as(
             subject=database.id,
             hint="Only the command line may read a weaker backup: duckling restore … --encryption.",
         )
-    if key == LATEST and s3.encryption == CLIENT and mode != CLIENT:
+    if key in RULES and s3.encryption == CLIENT and mode != CLIENT:
         raise RequestError(
             f"the entry's backups are encrypted ({CLIENT}), so one that is not has to be named",
             subject=database.id,

@@ -10,14 +10,16 @@ import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from duckling_provider.backup.backup_object import describe, list_backups
-from duckling_provider.backup.names import ListedBackup, parse_name
+from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, ListedBackup, parse_name
 from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
-from duckling_provider.base.errors import BusyError
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import BusyError, NotFoundError
+from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.stores.store import BackupSource, Store, StoredObject
 
@@ -34,6 +36,15 @@ def backups_of(database: Database, store: Store | None) -> BackupSource:
     return LocalBackups(database) if store is None else store
 
 
+def _backup_of(name: str) -> str | None:
+    """The backup that a file of that name is, or goes with; None for a file of ours that is neither, and for others."""
+    for suffix in ("", STATE_SUFFIX, PIN_SUFFIX):
+        backup = name.removesuffix(suffix)
+        if backup + suffix == name and parse_name(backup) is not None:
+            return backup
+    return None
+
+
 class LocalBackups:
     """The complete local backups of one database; keys are file names, and the prefix is empty.
 
@@ -42,6 +53,8 @@ class LocalBackups:
 
     prefix = ""
     mode = "none"
+    #: A local backup is proven while it is made.
+    presumed: Final = "verified"
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -78,16 +91,39 @@ class LocalBackups:
                 return
         for name in names:
             path = folder / name
-            if name.startswith(prefix) and parse_name(name) is not None and sidecar_of(path).exists():
+            backup = _backup_of(name)
+            if name.startswith(prefix) and backup is not None and sidecar_of(folder / backup).exists():
                 stat = path.stat()
                 yield StoredObject(name, stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, timezone.utc))
 
+    def read_small(self, key: str, limit: int) -> bytes | None:
+        with self._errors():
+            try:
+                return read_state(self._companion(key))[:limit]
+            except FileNotFoundError:
+                return None
+
+    def write_small(self, key: str, data: bytes) -> None:
+        with self._errors():
+            write_durably(self._companion(key), data)
+
+    def _companion(self, key: str) -> Path:
+        """:raises NotFoundError: no file of that name goes with a backup."""
+        backup = _backup_of(key)
+        if backup in (None, key):
+            raise NotFoundError("this is not the name of a backup's companion", subject=key)
+        return self._database.backup_dir / key
+
     def delete(self, key: str) -> bool:
         """:raises BusyError: while it is being uploaded or restored."""
-        if parse_name(key) is None:
-            return False  # no file of another name is a backup
+        backup = _backup_of(key)
+        if backup is None:
+            return False  # no file of another name is a backup's
         with self._errors():
-            self._delete(self._database.backup_dir / key)
+            if backup == key:
+                self._delete(self._database.backup_dir / key)
+            else:
+                (self._database.backup_dir / key).unlink(missing_ok=True)
         return False
 
     @staticmethod

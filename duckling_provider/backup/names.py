@@ -13,16 +13,25 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from duckling_provider.base.errors import NotFoundError, RequestError
-from duckling_provider.base.moments import iso
+from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.base.strict_json import printable
 from duckling_provider.base.units import span
+from duckling_provider.stores.store import StoredObject
 
 MAC_SUFFIX = ".mac"
+#: Of what is known of a backup, and of the note that keeps it; see `backup.states`.
+STATE_SUFFIX = ".state"
+PIN_SUFFIX = ".pin"
+#: All that lies beside a backup under its name, and goes with it.
+COMPANION_SUFFIXES = (MAC_SUFFIX, STATE_SUFFIX, PIN_SUFFIX)
 #: How far clocks may be apart: a name that is later than the store's own time by more than that is not believed.
 SKEW = timedelta(minutes=10)
 #: A backup that was stored that much later than it was made is remarked on.
 LATE = timedelta(days=1)
 LATEST = "latest"
+LATEST_TESTED = "latest-tested"
+#: What is no key, but a rule by which one is chosen.
+RULES = (LATEST, LATEST_TESTED)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +66,8 @@ class ListedBackup:
     """One backup of a listing.
 
     `key` is the object key or local file name, `size` in bytes, `modified` the store's own time (None where there is
-    none), `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too.
+    none), `created` the moment in the name, `has_mac` whether its ``.mac`` was listed too, as `has_state` and
+    `is_pinned` say of the other companions.
     """
 
     key: str
@@ -65,6 +75,9 @@ class ListedBackup:
     size: int
     modified: datetime | None = None
     has_mac: bool = False
+    etag: str = ""
+    has_state: bool = False
+    is_pinned: bool = False
 
     @property
     def name(self) -> str:
@@ -100,19 +113,21 @@ def date_faults(backups: Iterable[ListedBackup], *, now: datetime, url: str = ""
     return [f"{url}{backup.key}: {backup.misdated(now)}" for backup in backups if backup.misdated(now)]
 
 
-def assemble(prefix: str, listing: Iterable[tuple[str, int, datetime | None]]) -> list[ListedBackup]:
-    """Turn raw ``(key, size, modified)`` rows under `prefix` into backups, newest first.
+def assemble(prefix: str, listing: Iterable[StoredObject]) -> list[ListedBackup]:
+    """Turn the objects under `prefix` into backups, newest first.
 
-    Only exact names directly under the prefix count; other people's objects and ``.mac`` objects are left out.
+    Only exact names directly under the prefix count; other people's objects and companions are left out.
     """
     rows = list(listing)
-    keys = {key for key, _, _ in rows}
+    keys = {row.key for row in rows}
     found = []
-    for key, size, modified in rows:
+    for row in rows:
         # The ending first: half of all objects are .mac, and listings have thousands.
+        key = row.key
         created = parse_name(key[len(prefix) :]) if key.endswith(".db") and key.startswith(prefix) else None
         if created is not None:
-            found.append(ListedBackup(key, created, size, modified, has_mac=key + MAC_SUFFIX in keys))
+            mac, state, pin = (key + suffix in keys for suffix in COMPANION_SUFFIXES)
+            found.append(ListedBackup(key, created, row.size, row.modified, mac, row.etag, state, pin))
     return sorted(found, key=lambda b: (b.created, b.key), reverse=True)
 
 
@@ -138,15 +153,29 @@ def checked_key(prefix: str, key: str) -> str:
             subject=key,
             hint=f"Keys look like {prefix}backup-2025-03-01T14-32-11-482Z.db.",
         )
-    if full == prefix or full.endswith((MAC_SUFFIX, "/")):
+    if full == prefix or full.endswith((*COMPANION_SUFFIXES, "/")):
         raise RequestError("this is not a backup's key", subject=key, hint="Name the .db object itself.")
     return full
 
 
+def wanted_before(key: str, text: str | None) -> datetime | None:
+    """The time that "the newest backup before" is about, None where there is none.
+
+    :param text: as a person writes it, see `parse_moment`; empty means none.
+    :raises RequestError: it is no time, or a key is named as well.
+    """
+    if not (text or "").strip():
+        return None
+    moment = parse_moment(text or "")
+    if key != LATEST:
+        raise RequestError("a key and a time were given", subject=key, hint="Give one of them.")
+    return moment
+
+
 def _name_advice(key: str) -> str:
     """What a mistyped file name should have been."""
-    if key.lower() == LATEST:
-        return f"For the newest backup, write {LATEST}."
+    if key.lower() in RULES:
+        return f"For the newest backup, write {key.lower()}."
     stamp = key.removeprefix("backup-").partition(".")[0]
     meant = backup_name(stamp)
     return f"Perhaps {meant}?" if parse_name(meant) else "They look like backup-2025-03-01T14-32-11-482Z.db."

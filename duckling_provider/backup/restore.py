@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.names import LATEST, parse_name
+from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.pipeline import DurableWriter
+from duckling_provider.backup.states import noted_damage
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
 from duckling_provider.base.durable_files import sync_folder
@@ -40,7 +41,7 @@ from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
-from duckling_provider.replica.duckdb_file import ReadLock, open_check, wal_files
+from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
 from duckling_provider.replica.origin import Origin, ensure_origin
@@ -49,6 +50,8 @@ from duckling_provider.stores.store import BackupSource
 
 #: A hold that a restore places for itself ends with its process; this is only the outer limit.
 _HOLD_SECONDS = 7 * 86400.0
+#: Of a file, in bytes; NAME_MAX of Linux.
+_LONGEST_NAME = 255
 
 #: What a damaged backup raises: its object does, or its sidecar.
 _DAMAGE = (IntegrityError, DamagedError)
@@ -129,7 +132,7 @@ def restore_backup(
     """Replace the replica by a backup, or write the backup to another path.
 
     :param store: where to take it from: the database's S3 store or `local.LocalBackups`.
-    :param key: a key, a bare file name, or ``latest``.
+    :param key: a key, a bare file name, ``latest`` or ``latest-tested``.
     :param before: with ``latest``: the newest backup made before that time.
     :param to: a path that does not exist yet; the replica is not touched then.
     :param keep_old: leave the old file and its write-ahead log beside the new one.
@@ -264,10 +267,11 @@ class _Wanted:
         :raises IntegrityError, DamagedError: it is damaged; the hint names the next older one that looks whole.
         """
         key = resolve(self.database, self.store, self.key, before=self.before, any_origin=self.any_origin)
-        chosen = self.key != LATEST
+        chosen = self.key not in RULES
         while True:
             try:
-                return use(identify_backup(self.database, self.store, key, chosen=chosen))
+                with noted_damage(self.database, self.store, key):
+                    return use(identify_backup(self.database, self.store, key, chosen=chosen))
             except _DAMAGE as error:
                 # A key that is proven to be another one is no damage: with the right one, the backup is good.
                 goes_on = self.fallback and not (isinstance(error, WrongKeyError) and error.proven)
@@ -306,6 +310,12 @@ class _Wanted:
 
 def _require_new_path(database: Database, to: Path) -> None:
     """:raises RequestError: a restore to elsewhere can't make a new file at `to`."""
+    with disk_errors(to.parent, subject=database.id):
+        _require_free(database, to)
+
+
+def _require_free(database: Database, to: Path) -> None:
+    _require_usable_name(to)
     if Path(os.path.realpath(to)) == Path(os.path.realpath(database.replica_path)):
         raise RequestError("this is the replica itself", subject=str(to), hint="To replace it, name no other path.")
     if to.exists() or to.is_symlink():
@@ -318,6 +328,24 @@ def _require_new_path(database: Database, to: Path) -> None:
         )
     if not to.parent.is_dir():
         raise RequestError("its folder does not exist", subject=str(to), hint=f"Create {to.parent} first.")
+
+
+def _require_usable_name(to: Path) -> None:
+    """Before all of it is downloaded: what DuckDB or the file system would not take then."""
+    try:
+        longest = len((to.name + NEW_SUFFIX).encode())
+    except UnicodeEncodeError:
+        raise RequestError(
+            "DuckDB opens no file whose name is not UTF-8", subject=str(to), hint="Name another."
+        ) from None
+    if longest > _LONGEST_NAME:
+        most = _LONGEST_NAME - len(NEW_SUFFIX)
+        raise RequestError(f"its name is longer than {most} bytes", subject=to.name[:40] + "…", hint="Name another.")
+    with contextlib.suppress(ValueError):
+        owner = owner_of_wal(to)
+        raise RequestError(
+            f"DuckDB would take it for the write-ahead log of {owner.name}", subject=str(to), hint="Name another."
+        )
 
 
 @contextlib.contextmanager

@@ -1,32 +1,41 @@
-"""Which old backups go. A pure function makes the plan; `clean_up` carries it out.
+"""Which old backups go. A pure function makes the plan, with a reason for each backup; `clean_up` carries it out.
 
-Three rules: only exact names of this database's backups count; a backup goes when it is older than the retention; the
-newest complete backup stays whatever its age, so that a month of failing backups never eats the last good one.
+Only exact names of this database's backups count. A backup goes when it is older than the retention, and none of these
+holds:
+
+- it is the newest complete one, the newest verified one or the newest that a drill restored, whatever its age, so that
+  a month of failing backups never eats the last good one;
+- it is pinned;
+- ``s3.retention`` keeps it: the newest good one of each of so many days, weeks (ISO 8601), months and years, in UTC.
+
+A disproved backup is none of these, unless there is no other.
 
 What a killed upload left in the store goes too: an unfinished upload that was not continued by the time a newer backup
-is complete, and a ``.mac`` whose object never came. So does what a killed restore to elsewhere left on the disk.
+is complete, and a ``.mac`` or ``.state`` whose object never came. So does what a killed restore to elsewhere left on
+the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup, assemble, date_faults, parse_name
+from duckling_provider.backup.names import COMPANION_SUFFIXES, SKEW, ListedBackup, assemble, date_faults, parse_name
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
+from duckling_provider.backup.states import State, read_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.config.databases import Database
-from duckling_provider.config.s3 import CLIENT
+from duckling_provider.config.s3 import CLIENT, Retention
 from duckling_provider.replica.downloads import clear_downloads
-from duckling_provider.stores.store import BackupSource, Store, UploadLog
+from duckling_provider.stores.store import BackupSource, Store, StoredObject, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
 ABANDONED_AFTER = timedelta(days=3)
@@ -37,31 +46,113 @@ _EMPTY = 4096
 
 
 @dataclass(frozen=True)
-class RetentionPlan:
-    """What goes and what stays, each newest first."""
+class Decision:
+    """Whether a backup stays, and why."""
 
-    delete: tuple[ListedBackup, ...]
-    keep: tuple[ListedBackup, ...]
+    backup: ListedBackup
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class RetentionPlan:
+    """What becomes of each backup, the newest first."""
+
+    decisions: tuple[Decision, ...]
+
+    @property
+    def delete(self) -> tuple[ListedBackup, ...]:
+        return tuple(decision.backup for decision in self.decisions if not decision.keep)
+
+    @property
+    def keep(self) -> tuple[ListedBackup, ...]:
+        return tuple(decision.backup for decision in self.decisions if decision.keep)
 
 
 def plan_retention(
-    backups: Sequence[ListedBackup], *, now: datetime, keep_days: float, needs_mac: bool = False
+    backups: Sequence[ListedBackup],
+    *,
+    now: datetime,
+    keep_days: float,
+    needs_mac: bool = False,
+    rule: Retention | None = None,
+    state: Callable[[ListedBackup], State] = lambda _: "verified",
 ) -> RetentionPlan:
-    """Decide by age.
+    """Decide by age, evidence, pins and the rule.
 
     :param now: aware; a backup goes when it was made more than `keep_days` days before.
     :param needs_mac: a backup without its ``.mac`` is not complete, so it is not the one that always stays. Where none
         is complete (the mode was changed, say), the newest of all stays: it may be the only one there is.
+    :param rule: what stays beyond `keep_days`.
+    :param state: looks up the state of a backup. Asked only of those that may stay for what they are.
     """
     ordered = sorted(backups, key=lambda b: (b.created, b.key), reverse=True)
     # A date that can't be true must not make a backup the newest. Where there is no other, it stays.
     dated = [b for b in ordered if not b.misdated(now)] or ordered
     complete = [b for b in dated if b.has_mac or not needs_mac] or dated
-    # An empty object is listed like a good one; then the newest that can be one stays beside it.
-    stay = [*complete[:1], *[b for b in complete if b.size > _EMPTY][:1]]
+    reasons = _always(complete, state)
+    if rule is not None:
+        for backup, period in _kept_by(rule, complete, state):
+            reasons.setdefault(backup.key, period)
     limit = timedelta(days=keep_days)
-    delete = tuple(b for b in ordered if b not in stay and now - b.created > limit)
-    return RetentionPlan(delete, tuple(b for b in ordered if b not in delete))
+    decisions = []
+    for backup in ordered:
+        old = now - backup.created > limit
+        reason = "pinned" if backup.is_pinned else reasons.get(backup.key)
+        if reason is None:
+            reason = f"{'older' if old else 'not older'} than {keep_days:g} days"
+        decisions.append(Decision(backup, backup.is_pinned or backup.key in reasons or not old, reason))
+    return RetentionPlan(tuple(decisions))
+
+
+def _always(complete: Sequence[ListedBackup], state: Callable[[ListedBackup], State]) -> dict[str, str]:
+    """Why a backup stays whatever its age, by key.
+
+    :param complete: newest first.
+    """
+    reasons: dict[str, str] = {}
+    wanted = {"the newest that a drill restored": ("tested",), "the newest verified one": ("verified", "tested")}
+    good = (b for b in complete if state(b) != "disproved")
+    newest = next(good, None) or next(iter(complete), None)
+    if newest is None:
+        return reasons
+    reasons[newest.key] = "the newest complete one"
+    # An empty object is listed like a good one; then the newest that can be one stays beside it.
+    if newest.size <= _EMPTY and (other := next((b for b in good if b.size > _EMPTY), None)) is not None:
+        reasons[other.key] = "the newest complete one that is not empty"
+    for backup in complete:
+        for reason, states in list(wanted.items()):
+            if state(backup) in states:
+                reasons.setdefault(backup.key, reason)
+                del wanted[reason]
+        if not wanted:
+            break
+    return reasons
+
+
+#: How a day, a week, a month and a year are called, so that two moments in one have one name.
+_PERIODS: Mapping[str, str] = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m", "yearly": "%Y"}
+
+
+def _kept_by(
+    rule: Retention, complete: Sequence[ListedBackup], state: Callable[[ListedBackup], State]
+) -> Iterator[tuple[ListedBackup, str]]:
+    """(backup, period) of those that `rule` keeps: of each of the newest so many periods in which there is one that is
+    not disproved, the newest that is proven, or the newest.
+    """
+    for name, pattern in _PERIODS.items():
+        periods: dict[str, list[ListedBackup]] = {}
+        for backup in complete:
+            periods.setdefault(f"{backup.created.astimezone(timezone.utc):{pattern}}", []).append(backup)
+        left = getattr(rule, name)
+        for period, made in periods.items():  # newest first
+            if not left:
+                break
+            found = next((b for b in made if state(b) in ("verified", "tested")), None)
+            found = found or next((b for b in made if state(b) == "uploaded"), None)
+            if found is not None:
+                yield found, f"{name}: {period}"
+                left -= 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +171,9 @@ class CleanupResult:
     versions_stay: bool
     dry_run: bool
     notes: tuple[str, ...] = ()
+    #: What became of each backup, local ones and those in S3, and why.
+    local_decisions: tuple[Decision, ...] = ()
+    s3_decisions: tuple[Decision, ...] = ()
     #: Plain text that killed restores to elsewhere had left.
     downloads_removed: tuple[Path, ...] = ()
 
@@ -110,14 +204,16 @@ def _clean_up(
     local = LocalBackups(database)
     found_here = list_backups(local)
     notes = date_faults(found_here, now=now, url=local.url)
-    local_plan = plan_retention(found_here, now=now, keep_days=database.local_retention_days)
+    local_plan = plan_retention(
+        found_here, now=now, keep_days=database.local_retention_days, state=_looked_up(database, local)
+    )
     deleted, busy = [], []
     downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
     for backup in local_plan.delete:
         control.check()
         try:
             if not dry_run:
-                local.delete(backup.key)
+                delete_backup(local, backup.key)
         except BusyError:
             busy.append(backup.key)
         else:
@@ -127,16 +223,26 @@ def _clean_up(
             clear_partials(database.backup_dir)
     s3_deleted: list[str] = []
     s3_kept: int | None = None
+    s3_decisions: tuple[Decision, ...] = ()
     aborted, versions_stay = 0, False
     days = database.s3.backup_retention_days if database.s3 is not None else 0
     if store is not None:
         store = store.under(control)
-        rows = [(found.key, found.size, found.modified) for found in store.list(store.prefix)]
+        rows = list(store.list(store.prefix))
         backups = assemble(store.prefix, rows)
         s3_kept = len(backups)
         notes += date_faults(backups, now=now, url=store.url)
-        if days > 0:
-            plan = plan_retention(backups, now=now, keep_days=days, needs_mac=store.mode == CLIENT)
+        rule = database.s3.retention if database.s3 is not None else None
+        if days > 0 or rule is not None:
+            plan = plan_retention(
+                backups,
+                now=now,
+                keep_days=days,
+                needs_mac=store.mode == CLIENT,
+                rule=rule,
+                state=_looked_up(database, store),
+            )
+            s3_decisions = plan.decisions
             s3_kept = len(plan.keep)
             for backup in plan.delete:
                 control.check()
@@ -145,7 +251,7 @@ def _clean_up(
                 s3_deleted.append(backup.key)
         if not dry_run:
             aborted = _abort_abandoned(database, store, backups, now=now)
-            _delete_lone_macs(database, store, rows, now=now)
+            _delete_lone_companions(database, store, rows, now=now)
         if store.clock_fault:
             notes.append(store.clock_fault)
     return CleanupResult(
@@ -156,10 +262,24 @@ def _clean_up(
         busy=tuple(busy),
         uploads_aborted=aborted,
         downloads_removed=downloads,
+        local_decisions=local_plan.decisions,
+        s3_decisions=s3_decisions,
         versions_stay=versions_stay,
         dry_run=dry_run,
         notes=tuple(notes),
     )
+
+
+def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBackup], State]:
+    """Looks up states, each once."""
+    known: dict[str, State] = {}
+
+    def state(backup: ListedBackup) -> State:
+        if backup.key not in known:
+            known[backup.key] = read_state(database, source, backup).name
+        return known[backup.key]
+
+    return state
 
 
 def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedBackup], *, now: datetime) -> int:
@@ -175,8 +295,9 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
         taken = parse_name(key.removeprefix(store.prefix))
         if taken is None or key in superseded:
             return taken is not None
-        # No upload is older than its snapshot, whatever the store's clock says of its beginning.
-        return now - max(begun, taken) > ABANDONED_AFTER
+        # No upload is older than its snapshot, whatever the store's clock says of its beginning; a name of the future
+        # says nothing.
+        return now - (begun if taken - now > SKEW else max(begun, taken)) > ABANDONED_AFTER
 
     with contextlib.ExitStack() as locks:
         for path in sorted(database.backup_dir.glob("backup-*.db")):
@@ -196,14 +317,17 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
         return count + store.sweep(store.prefix, abandoned=abandoned)
 
 
-def _delete_lone_macs(
-    database: Database, store: Store, rows: Sequence[tuple[str, int, datetime | None]], *, now: datetime
-) -> None:
-    """A ``.mac`` is stored just before its object appears: killed in between, an upload leaves it alone."""
-    keys = {key for key, _, _ in rows}
-    for key, _, modified in rows:
-        name = key.removeprefix(store.prefix).removesuffix(MAC_SUFFIX)
-        if parse_name(name) is None or not key.endswith(MAC_SUFFIX) or key.removesuffix(MAC_SUFFIX) in keys:
+def _delete_lone_companions(database: Database, store: Store, rows: Sequence[StoredObject], *, now: datetime) -> None:
+    """A ``.mac`` is stored just before its object appears: killed in between, an upload leaves it alone. So does a
+    deletion.
+    """
+    keys = {row.key for row in rows}
+    for row in rows:
+        suffix = next((suffix for suffix in COMPANION_SUFFIXES if row.key.endswith(suffix)), None)
+        if suffix is None or row.key.removesuffix(suffix) in keys:
+            continue
+        key, name = row.key.removesuffix(suffix), row.key.removeprefix(store.prefix).removesuffix(suffix)
+        if parse_name(name) is None:
             continue
         local = database.backup_dir / name
         if local.exists():
@@ -211,22 +335,22 @@ def _delete_lone_macs(
             quiet: contextlib.AbstractContextManager[object] = FileLock(
                 local.with_suffix(UPLOAD_LOCK_SUFFIX), operation="clean-up", wait=0
             )
-        elif modified is not None and now - modified > ABANDONED_AFTER:
+        elif row.modified is not None and now - row.modified > ABANDONED_AFTER:
             quiet = contextlib.nullcontext()
         else:
             continue
         # Who may not delete keeps it; it does no harm.
         with contextlib.suppress(BusyError, AccessDeniedError), quiet:
             try:
-                store.head(key.removesuffix(MAC_SUFFIX))
+                store.head(key)
             except NotFoundError:
-                store.delete(key)
+                store.delete(row.key)
 
 
 def delete_backup(store: BackupSource, key: str) -> bool:
-    """Delete a backup and its ``.mac``, where it has one; returns whether a noncurrent version stays in the store.
+    """Delete a backup and its companions; returns whether a noncurrent version stays in the store.
 
     The object goes first: a ``.mac`` alone is nothing, an object without one looks like damage.
     """
-    kept = store.delete(key)
-    return store.delete(key + MAC_SUFFIX) or kept
+    kept = [store.delete(key + suffix) for suffix in ("", *COMPANION_SUFFIXES)]
+    return any(kept)

@@ -28,7 +28,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.backup.crypto import BytesLike, CtrCipher, Mac, new_iv
-from duckling_provider.backup.names import backup_name, parse_name
+from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
 from duckling_provider.backup.pipeline import CHUNK, DurableWriter, in_turn, one_pass
 from duckling_provider.backup.upload_body import PartChecksums, lead_bytes
 from duckling_provider.base.cancellation import Control
@@ -189,7 +189,8 @@ def sidecar_of(path: Path) -> Path:
 
 def companions(path: Path) -> tuple[Path, ...]:
     """The files that belong to the local backup at `path`, the sidecar first."""
-    return tuple(path.with_suffix(suffix) for suffix in (SIDECAR_SUFFIX, UPLOAD_SUFFIX, UPLOAD_LOCK_SUFFIX))
+    own = (path.with_suffix(suffix) for suffix in (SIDECAR_SUFFIX, UPLOAD_SUFFIX, UPLOAD_LOCK_SUFFIX))
+    return (*own, *(path.with_name(path.name + suffix) for suffix in (STATE_SUFFIX, PIN_SUFFIX)))
 
 
 def find_snapshot(database: Database, filename: str) -> Snapshot:

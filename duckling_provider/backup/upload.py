@@ -12,14 +12,21 @@ from datetime import datetime, timezone
 
 from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import MAC_SUFFIX
+from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup
 from duckling_provider.backup.retention import CleanupResult, clean_up
 from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
 from duckling_provider.backup.upload_body import SnapshotBody
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
-from duckling_provider.base.errors import AccessDeniedError, CancelledError, DamagedError, DucklingError, NotFoundError
+from duckling_provider.base.errors import (
+    AccessDeniedError,
+    CancelledError,
+    DamagedError,
+    DucklingError,
+    NotFoundError,
+    StateFileError,
+)
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
@@ -232,11 +239,17 @@ class FlowResult:
 
 def interrupted_upload(database: Database) -> Snapshot | None:
     """The newest local backup, when its upload was begun and neither ended nor was given up."""
-    for listed in list_backups(LocalBackups(database))[:1]:
-        with contextlib.suppress(DamagedError, NotFoundError):
+    for listed in _newest_here(database):
+        with contextlib.suppress(DamagedError, NotFoundError, StateFileError):
             snapshot = find_snapshot(database, listed.key)
             return snapshot if snapshot.upload_log.exists() else None
     return None
+
+
+def _newest_here(database: Database) -> list[ListedBackup]:
+    """The newest local backup whose date can be true; none or one."""
+    now = datetime.now(timezone.utc)
+    return [found for found in list_backups(LocalBackups(database)) if not found.misdated(now)][:1]
 
 
 def unfinished_backup(database: Database, store: Store) -> Snapshot | None:
@@ -244,7 +257,7 @@ def unfinished_backup(database: Database, store: Store) -> Snapshot | None:
     nothing to go on with: a backup that has become the second newest is not worth its upload.
     """
     now = datetime.now(timezone.utc)
-    for listed in list_backups(LocalBackups(database))[:1]:
+    for listed in _newest_here(database):
         complete = (found for found in list_backups(store) if found.has_mac or store.mode != CLIENT)
         if all(found.created < listed.created or found.misdated(now) for found in complete):
             with contextlib.suppress(DamagedError, NotFoundError):

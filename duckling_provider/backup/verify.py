@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
 from duckling_provider.backup.backup_object import identify_backup, resolve
-from duckling_provider.backup.names import LATEST
+from duckling_provider.backup.names import LATEST, RULES
+from duckling_provider.backup.states import noted_damage, object_of, record_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.config.databases import Database
@@ -30,20 +32,44 @@ class VerifyResult:
 
 
 def verify_backup(
-    database: Database, store: BackupSource, key: str = LATEST, *, full: bool = True, control: Control | None = None
+    database: Database,
+    store: BackupSource,
+    key: str = LATEST,
+    *,
+    full: bool = True,
+    note: bool = True,
+    control: Control | None = None,
 ) -> VerifyResult:
     """Read the object back and check HMAC or SHA-256, length, and every DuckDB block.
 
     :param key: a key, a bare file name, or ``latest``.
     :param full: False looks at head, ``.mac`` and first bytes only (``s3.verify: head``).
+    :param note: record the outcome beside the backup; False where `database` is not quite the entry (another key).
     :raises IntegrityError: when the backup would not restore.
     :raises NotFoundError: when there is no such backup.
     """
     started = time.monotonic()
     if control is not None:
         store = store.under(control)
-    found = resolve(database, store, key, any_origin=True)
-    backup = identify_backup(database, store, found, chosen=key != LATEST, archived=not full)
+    found = resolve(database, store, key, any_origin=True, proven=False)
+    with noted_damage(database, store, found) if note else contextlib.nullcontext():
+        result = _verify(database, store, found, chosen=key not in RULES, full=full, started=started, control=control)
+    if note and full and (stored := object_of(store, found)) is not None:
+        record_state(database, store, stored, "verified", means="full")
+    return result
+
+
+def _verify(
+    database: Database,
+    store: BackupSource,
+    key: str,
+    *,
+    chosen: bool,
+    full: bool,
+    started: float,
+    control: Control | None,
+) -> VerifyResult:
+    backup = identify_backup(database, store, key, chosen=chosen, archived=not full)
     if backup.mac is not None:
         evidence = "HMAC-SHA256"
     else:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from duckling_provider.base.errors import FileSystemError, NoSpaceError
+from duckling_provider.base.ownership import acting_user
 from duckling_provider.base.units import human_bytes
 
 #: Kept free beyond the bytes that are needed, for journals, sidecars and other programs.
@@ -62,9 +63,13 @@ def disk_errors(folder: Path, *, subject: str, needed: int = 0) -> Iterator[None
                 subject=subject,
                 hint="What had been written was removed again. Make room or raise the quota.",
             ) from error
+        acting = acting_user()
         raise FileSystemError(
             f"{error.strerror or error}: {error.filename or folder}",
             errno=error.errno or 0,
             subject=subject,
-            hint="Check that the folder exists and that this user may read and write in it; the disk may be failing.",
+            hint="Check that the folder exists and that this user may read and write in it; the disk may be failing."
+            if acting is None or error.errno not in (errno.EACCES, errno.EPERM)
+            else f"Root acts as UID {acting[0]} here, whose folders those of the database are: name a place where that "
+            "user may write.",
         ) from error

@@ -59,6 +59,24 @@ def as_owner_of(*paths: Path) -> Iterator[int | None]:
         os.setgroups(before[1])
 
 
+@contextlib.contextmanager
+def as_caller() -> Iterator[None]:
+    """Within the block, root that acts as another user is root again: to read the secrets that its caller keeps, in
+    files that may be root's alone. All threads are; so it is for the beginning of a command, before there are others.
+    """
+    if (acting := acting_user()) is None:
+        yield
+        return
+    user, group = acting
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)
+
+
 def acting_user() -> tuple[int, int] | None:
     """(user id, group id) for a program that is started while root acts as another user; None otherwise."""
     return (os.geteuid(), os.getegid()) if os.geteuid() != os.getuid() else None

@@ -91,7 +91,7 @@ def _checked(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _refused(path, "is a symbolic link") from None
-        if error.errno == errno.ENXIO:
+        if error.errno in (errno.ENXIO, errno.EISDIR):
             raise _refused(path, "is no regular file") from None
         raise
     try:

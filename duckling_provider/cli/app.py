@@ -45,6 +45,8 @@ _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "verify": backups.verify,
         "cleanup": backups.cleanup,
         "delete": backups.delete,
+        "pin": backups.pin,
+        "unpin": backups.unpin,
     },
     "Restores": {
         "restore": restores.restore,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import getpass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +12,20 @@ from duckling_provider.backup.names import LATEST, parse_name
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, UsageError, full_key, session_of, with_key
+from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
+
+if TYPE_CHECKING:
+    from duckling_provider.backup.retention import Decision
+    from duckling_provider.config.databases import Database
+    from duckling_provider.stores.store import BackupSource
+
+
+NamedKey = Annotated[str, typer.Argument(metavar="KEY", help="The backup's key or file name.", show_default=False)]
+
+
+def _reasons(decisions: Sequence[Decision]) -> dict[str, object]:
+    """What became of each backup, for the JSON of a clean-up."""
+    return {"decisions": [{"key": d.backup.key, "keep": d.keep, "reason": d.reason} for d in decisions]}
 
 
 def backup(
@@ -83,7 +98,9 @@ def verify(
     source = session.source(database, local=local)
     full_key(source, key)
     with session.control() as control:
-        done = verify_backup(database, source, key, control=control)
+        # What another key or mode found is not what the entry's own would find.
+        note = encryption is None and encryption_key_file is None
+        done = verify_backup(database, source, key, note=note, control=control)
     if session.terminal.json:
         session.terminal.document(
             {
@@ -104,10 +121,47 @@ def verify(
     )
 
 
+def pin(context: typer.Context, id: Id, key: NamedKey, local: Local = False, as_json: Json = False) -> None:
+    """Keep a backup whatever its age, until it is unpinned."""
+    _set_pin(session_of(context, as_json), id, key, local=local, pinned=True)
+
+
+def unpin(context: typer.Context, id: Id, key: NamedKey, local: Local = False, as_json: Json = False) -> None:
+    """Let the retention decide about a pinned backup again."""
+    _set_pin(session_of(context, as_json), id, key, local=local, pinned=False)
+
+
+def _set_pin(session: Session, id: str, key: str, *, local: bool, pinned: bool) -> None:
+    from duckling_provider.backup import states
+
+    database = session.database(id)
+    source, full = _named(session, database, key, local=local)
+    if pinned:
+        states.pin(database, source, full, by=f"{getpass.getuser()} on the command line")
+    else:
+        states.unpin(source, full)
+    if session.terminal.json:
+        session.terminal.document({"success": True, "key": full, "pinned": pinned})
+    fate = "pinned: it stays whatever its age" if pinned else "not pinned: the retention decides about it"
+    session.terminal.say(f"{source.url}{full}: {fate}")
+
+
+def _named(session: Session, database: Database, key: str, *, local: bool) -> tuple[BackupSource, str]:
+    """Where the backup is, and its full key.
+
+    :raises UsageError: it is no backup's.
+    """
+    source = session.source(database, local=local)
+    full = full_key(source, key)
+    if parse_name(full[len(source.prefix) :]) is None:
+        raise UsageError("this is not a backup's key", subject=key, hint=f"duckling list {database.id} shows them.")
+    return source, full
+
+
 def delete(
     context: typer.Context,
     id: Id,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The backup's key or file name.", show_default=False)],
+    key: NamedKey,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     local: Local = False,
     as_json: Json = False,
@@ -118,10 +172,7 @@ def delete(
 
     session = session_of(context, as_json)
     database = session.database(id)
-    source = session.source(database, local=local)
-    full = full_key(source, key)
-    if parse_name(full[len(source.prefix) :]) is None:
-        raise UsageError("this is not a backup's key", subject=key, hint=f"duckling list {database.id} shows them.")
+    source, full = _named(session, database, key, local=local)
     if not yes and not session.terminal.can_ask:
         raise UsageError("cannot prompt: no terminal", subject=full, hint="Add --yes to delete it without asking.")
     length = source.head(full).size
@@ -130,7 +181,8 @@ def delete(
         raise typer.Exit(FAILED)
     kept = delete_backup(source, full)
     if session.terminal.json:
-        session.terminal.document({"success": True, "key": full, "size": length})
+        warnings = {"warnings": [KEPT_VERSIONS]} if kept else {}
+        session.terminal.document({"success": True, "key": full, "size": length, **warnings})
     session.terminal.say(f"{source.url}{full}: deleted, {human_bytes(length)}")
     if kept:
         session.terminal.note(KEPT_VERSIONS)
@@ -156,18 +208,26 @@ def cleanup(
             {
                 "success": True,
                 "dryRun": done.dry_run,
-                "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy},
-                "s3": None if done.s3_kept is None else {"deleted": done.s3_deleted, "kept": done.s3_kept},
+                "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy}
+                | _reasons(done.local_decisions),
+                "s3": None
+                if done.s3_kept is None
+                else {"deleted": done.s3_deleted, "kept": done.s3_kept} | _reasons(done.s3_decisions),
                 "uploadsAborted": done.uploads_aborted,
                 "downloadsRemoved": [str(path) for path in done.downloads_removed],
+                **({"warnings": list(done.notes)} if done.notes else {}),
             }
         )
         return
     verb = "would delete" if dry_run else "deleted"
-    for name in done.local_deleted:
-        session.terminal.say(f"{verb} {database.backup_dir / name}")
-    for name in done.s3_deleted:
-        session.terminal.say(f"{verb} {store.url if store else ''}{name}")
+    here, there = f"{database.backup_path}/", store.url if store else ""
+    for place, decisions in ((here, done.local_decisions), (there, done.s3_decisions)):
+        for decision in decisions:
+            name = decision.backup.key
+            if dry_run and decision.keep:
+                session.terminal.say(f"would keep {place}{name}: {decision.reason}")
+            elif not decision.keep and name not in done.busy:
+                session.terminal.say(f"{verb} {place}{name}: {decision.reason}")
     for name in done.busy:
         session.terminal.say(f"in use, left for the next time: {database.backup_dir / name}")
     if done.versions_stay:
@@ -176,5 +236,7 @@ def cleanup(
         session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
     for path in done.downloads_removed:
         session.terminal.say(f"{verb} what a killed restore had left: {path}")
+    for note in done.notes:
+        session.terminal.warn(note)
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")

@@ -17,8 +17,8 @@ from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, session_of
 from duckling_provider.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from duckling_provider.backup.check import CheckStep
     from duckling_provider.config.databases import Database, Installation, Settings
+    from duckling_provider.oversight.check import CheckStep
 
 
 def databases(context: typer.Context, as_json: Json = False) -> None:
@@ -173,7 +173,7 @@ def _check_all(
 
 def _pool(settings: Settings) -> CheckStep | None:
     """Whether tasks that transfer would ever be started; None where there is no Airflow, or no pool is wanted."""
-    from duckling_provider.backup.check import CheckStep
+    from duckling_provider.oversight.check import CheckStep
     from duckling_provider.tasks.transfer_pool import find_slots, is_airflow_here
 
     if settings.pool is None or not is_airflow_here():
@@ -190,8 +190,8 @@ def _pool(settings: Settings) -> CheckStep | None:
 
 
 def _steps_as_owner(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
-    from duckling_provider.backup.check import CheckStep
     from duckling_provider.base.ownership import as_owner_of
+    from duckling_provider.oversight.check import CheckStep
 
     try:
         with as_owner_of(*database.places):
@@ -201,7 +201,7 @@ def _steps_as_owner(session: Session, database: Database, *, is_here: bool) -> I
 
 
 def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
-    from duckling_provider.backup.check import CheckStep, check_database
+    from duckling_provider.oversight.check import CheckStep, check_database
 
     store, fault = None, None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ def show(
 ) -> None:
     """Show the fingerprints of an entry's keys, where each stands, and which backups in S3 it reads."""
     session = session_of(context, as_json)
-    database = session.database(id)
+    database = session.entry(id)
     store = session.remote(database)
     keys = _keys_of(database)
     if encryption_key_file is not None:
@@ -97,8 +98,9 @@ def rotate(
 
     session = session_of(context, as_json)
     settings = session.installation().settings
-    session.database(id)
+    session.entry(id)
     new = EncryptionKey.generate() if encryption_key_file is None else session.key_in(encryption_key_file)
+    session.act_as_owner_of(settings.databases_file)
     session.terminal.know([new.hex(), new.hex().upper()])
     changed, _ = rotate_key(settings, id, new)
     earlier = [] if changed.s3 is None else [key.fingerprint for key in changed.s3.reading_keys[1:]]
@@ -124,13 +126,14 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Try the entry's keys on the newest backups in S3, by their first bytes; fails when one can't be read."""
-    from duckling_provider.backup.backup_object import identify_backup, list_backups
-    from duckling_provider.config.s3 import CLIENT
+    from duckling_provider.backup.backup_object import identify_backup, is_complete, list_backups
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.remote(database)
-    listed = [backup for backup in list_backups(store) if backup.has_mac or store.mode != CLIENT][:last]
+    now = datetime.now(timezone.utc)
+    complete = [found for found in list_backups(store) if is_complete(found, store.mode) and not found.misdated(now)]
+    listed = complete[:last]
     tried: list[dict[str, Any]] = []
     for backup in listed:
         try:
@@ -176,14 +179,17 @@ def _keys_of(database: Database) -> list[tuple[str, str, EncryptionKey]]:
 
 
 def _backups_by_key(session: Session, store: Store, keys: list[EncryptionKey]) -> dict[str | None, list[str]]:
-    """The keys of the backups in S3, newest first, by the fingerprint of what reads them (`key_choice.key_of`)."""
+    """The keys of the backups in S3 by the fingerprint of what reads them (`key_choice.key_of`): newest first, those
+    last whose date can't be true.
+    """
     from duckling_provider.backup.backup_object import list_backups
     from duckling_provider.backup.key_choice import key_of
 
     found: dict[str | None, list[str]] = {}
     with session.control() as control:
         store = store.under(control)
-        for backup in list_backups(store):
+        now = datetime.now(timezone.utc)
+        for backup in sorted(list_backups(store), key=lambda found: bool(found.misdated(now))):
             control.check()
             found.setdefault(key_of(store, backup.key, keys), []).append(backup.key)
     return found

@@ -31,9 +31,9 @@ _COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FI
 
 @dataclass(frozen=True)
 class _Row:
-    """One backup. `state` is ``uploaded`` for an object, ``verified`` for a local backup, which was proven while it was
-    taken, and ``incomplete`` for an object that can't be restored; `remark` says what is odd about it. `mode` and
-    `fingerprint` are None where nothing tells.
+    """One backup. `state` is that of `backup.states`, or ``incomplete`` for an object that can't be restored, and
+    `state_at` the moment of the evidence for it; `remark` says what is odd about it. `mode` and `fingerprint` are None
+    where nothing tells.
     """
 
     backup: ListedBackup
@@ -43,6 +43,7 @@ class _Row:
     fingerprint: str | None = None
     remark: str = ""
     origin: Origin | None = None
+    state_at: datetime | None = None
 
     @property
     def complete(self) -> bool:
@@ -58,6 +59,8 @@ class _Row:
         facts: dict[str, Any] = {
             "complete": self.complete,
             "state": self.state,
+            "stateAt": iso(self.state_at) if self.state_at else None,
+            "pinned": backup.is_pinned,
             "mode": self.mode,
             "keyFingerprint": self.fingerprint,
         }
@@ -67,7 +70,8 @@ class _Row:
     def cells(self, now: datetime) -> list[str]:
         backup = self.backup
         taken = f"{backup.created:%Y-%m-%d %H:%M:%S}"
-        facts = [human_bytes(backup.size), taken, short_ago(backup.created, now), self.state]
+        state = self.state + ("*" if backup.is_pinned else "")
+        facts = [human_bytes(backup.size), taken, short_ago(backup.created, now), state]
         return [self.where, backup.key, *facts, self.mode or "-", self.fingerprint or "-", self.remark]
 
 
@@ -133,6 +137,8 @@ def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
     rows = [([one.database.id] if named else []) + row.cells(now) for one in found for row in (*one.local, *one.remote)]
     if rows:
         terminal.table((["DATABASE"] if named else []) + list(_COLUMNS), rows)
+        if any(row.backup.is_pinned for one in found for row in (*one.local, *one.remote)):
+            terminal.note("* pinned: it stays whatever its age")
     for one in found:
         if one.error is not None:
             terminal.fail_with(one.error)
@@ -155,14 +161,14 @@ def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
     remote: list[_Row] = []
     error: DucklingError | None = None
     try:
-        local = _rows(session, "local", LocalBackups(database))
+        local = _rows(session, database, "local", LocalBackups(database))
     except WrongHostError as caught:
         error = caught if is_chosen else None
     try:
         store = session.store(database)
         if store is not None:
             with _told_while_waiting(session, local, store.url):
-                remote = _rows(session, "s3", store)
+                remote = _rows(session, database, "s3", store)
     except DucklingError as caught:
         error = error or caught
     return _Found(database, local, remote, error)
@@ -189,12 +195,14 @@ def _told_while_waiting(session: Session, local: Sequence[_Row], url: str) -> It
         timer.join(1.0)  # what it says comes before what follows
 
 
-def _rows(session: Session, where: str, source: BackupSource) -> list[_Row]:
+def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:
     from duckling_provider.backup.backup_object import is_complete, list_backups
-    from duckling_provider.backup.check import Look, looks
+    from duckling_provider.backup.states import read_states
     from duckling_provider.config.s3 import CLIENT
+    from duckling_provider.oversight.check import Look, looks
 
     now, backups = datetime.now(timezone.utc), list_backups(source)
+    states = read_states(database, source, backups)
     found, unknown = looks(source, backups)
     if unknown is not None:
         session.terminal.warn(f"not all sizes could be compared with those recorded: {unknown}")
@@ -204,8 +212,15 @@ def _rows(session: Session, where: str, source: BackupSource) -> list[_Row]:
     for backup in backups:
         look = found.get(backup.key, Look())
         fault = look.fault if is_complete(backup, source.mode) else "no .mac"
-        state = "incomplete" if fault else "verified" if where == "local" else "uploaded"
+        known = states[backup.key]
+        state = "incomplete" if fault else known.name
+        reason = known.decisive.reason if known.decisive is not None else ""
         mode = look.mode or (CLIENT if backup.has_mac else None)
-        remark = fault or backup.remark(now) or (f"of {look.origin}" if several and look.origin is not None else "")
-        rows.append(_Row(backup, where, state, mode, look.fingerprint, remark, look.origin))
+        remark = (
+            fault
+            or reason
+            or backup.remark(now)
+            or (f"of {look.origin}" if several and look.origin is not None else "")
+        )
+        rows.append(_Row(backup, where, state, mode, look.fingerprint, remark, look.origin, known.since))
     return rows

@@ -55,7 +55,7 @@ def _keys(context: typer.Context, incomplete: str) -> list[str]:
     backups = Path(os.environ.get("BACKUP_PATH") or _data_path(context) / "backups")
     folder = backups / str(context.params.get("id") or "")
     names = sorted((path.name for path in folder.glob("backup-*.db")), reverse=True)
-    return [name for name in ("latest", *names) if name.startswith(incomplete)]
+    return [name for name in ("latest", "latest-tested", *names) if name.startswith(incomplete)]
 
 
 _ID_HELP = "The entry's id in databases.json"

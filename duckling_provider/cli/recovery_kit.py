@@ -73,10 +73,8 @@ def recovery_kit(
     as_json: Json = False,
 ) -> None:
     """Write a page (text and HTML) with all that a restore needs on another machine, also without this software."""
-    from duckling_provider.config.s3 import CLIENT
-
     session = session_of(context, as_json)
-    database = session.database(id)
+    database = session.entry(id)
     s3 = session.s3_of(database)
     found, problem = _newest(session, database)
     now = datetime.now(timezone.utc)
@@ -87,10 +85,11 @@ def recovery_kit(
         folder / f"recovery-kit-{database.id}.txt": as_text(title, sections),
         folder / f"recovery-kit-{database.id}.html": as_html(title, sections),
     }
+    session.act_as_owner_of(folder)
     _write(files)
     if problem is not None:
         session.terminal.warn(f"the page lists no backups: {problem}")
-    has_key = not without_key and s3.encryption == CLIENT
+    has_key = not without_key and bool(s3.reading_keys)
     if session.terminal.json:
         session.terminal.document({"success": True, "files": [str(path) for path in files], "withKey": has_key})
         return
@@ -131,7 +130,8 @@ def page(
     """
     from duckling_provider.config.s3 import CLIENT
 
-    encrypted = s3.encryption == CLIENT
+    # Also where new backups are made otherwise, and older ones were encrypted here.
+    encrypted = bool(s3.reading_keys)
     yield Section(
         "What this is",
         [
@@ -148,8 +148,11 @@ def page(
     if encrypted:
         yield _keys(s3, with_key=with_key)
     yield _with_this_software(database, s3, with_key=with_key)
-    example = found[0] if found else Found(f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db", 0, None)
-    yield _with_openssl(s3, example, with_key=with_key) if encrypted else _without_software(s3, example.key)
+    unknown = Found(f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db", 0, None)
+    if encrypted:
+        yield _with_openssl(s3, next((b for b in found if b.fingerprint != ""), unknown), with_key=with_key)
+    if s3.encryption != CLIENT:
+        yield _without_software(s3, next((b for b in found if b.fingerprint == ""), unknown).key)
 
 
 def _where(database: Database, s3: S3Settings, found: Sequence[Found]) -> Section:
@@ -165,6 +168,8 @@ def _where(database: Database, s3: S3Settings, found: Sequence[Found]) -> Sectio
         ("encryption", s3.encryption),
         ("access key id", (s3.access_key_id or "in an Airflow connection") if shown else "not on this page"),
     ]
+    if s3.encryption == "sse-kms":
+        rows.insert(-1, ("KMS key", f"{s3.kms_key_id or 'of the account'}; to read with it takes kms:Decrypt"))
     section = Section("Where the backups are", [rows])
     section.blocks.append(
         "The secret access key is not on this page. Where it is lost, make new credentials at the provider that may "
@@ -185,9 +190,11 @@ def _by(fingerprint: str | None) -> str:
 
 
 def _keys(s3: S3Settings, *, with_key: bool) -> Section:
+    from duckling_provider.config.s3 import CLIENT
+
     rows = []
-    for number, key in enumerate(s3.reading_keys):
-        when = "new backups" if number == 0 else "older backups"
+    for key in s3.reading_keys:
+        when = "new backups" if s3.encryption == CLIENT and key == s3.encryption_key else "older backups"
         rows.append((when, f"fingerprint {key.fingerprint}", *([key.hex()] if with_key else [])))
     blocks: list[str | Code | list[tuple[str, ...]]] = [rows]
     if not with_key:
@@ -208,10 +215,17 @@ def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -
         "forcePathStyle": s3.force_path_style,
         "pathPrefix": s3.path_prefix,
         "encryption": s3.encryption,
+        **({"kmsKeyId": s3.kms_key_id} if s3.encryption == "sse-kms" and s3.kms_key_id else {}),
+        **({"requireIdentity": True} if s3.require_identity else {}),
     }
     keys = [key.hex() if with_key else "64-HEX-DIGITS" for key in s3.reading_keys]
     if s3.encryption == CLIENT:
-        place |= {"encryptionKey": keys[0], **({"previousEncryptionKeys": keys[1:]} if keys[1:] else {})}
+        place["encryptionKey"] = keys.pop(0)
+    if keys:
+        place["previousEncryptionKeys"] = keys
+    older = []
+    if s3.encryption != CLIENT and keys:
+        older.append("A backup that is encrypted with one of the keys is named, with --encryption client-aes256.")
     entry = {"id": database.id, "name": database.name, "duckdbPath": "data/restored.db", "s3": place}
     return Section(
         "With this software",
@@ -229,6 +243,7 @@ def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -
                 f"duckling list {database.id}\n"
                 f"duckling restore {database.id} latest"
             ),
+            *older,
         ],
     )
 

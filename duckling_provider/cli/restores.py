@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from duckling_provider.backup.names import LATEST
+from duckling_provider.backup.names import LATEST, RULES
 from duckling_provider.base.disk_space import room
 from duckling_provider.base.errors import DucklingError, RequestError
 from duckling_provider.base.moments import iso, parse_moment
@@ -61,17 +61,21 @@ def restore(
         moment = parse_moment(before) if before is not None else None
     except DucklingError as error:
         raise UsageError(f"--before: {error.cause}", subject=error.subject, hint=error.hint) from error
-    if moment is not None and key != LATEST:
+    if moment is not None and key not in RULES:
         raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
     if to is not None and keep_old:
         raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
+    # Not resolve(): a symbolic link is a name that is taken.
+    to = None if to is None else Path(os.path.abspath(to))
     database = session.read_as(
-        session.database(id), key, local=local, encryption=encryption, key_file=encryption_key_file
+        session.database(id, *([] if to is None else [to])),
+        key,
+        local=local,
+        encryption=encryption,
+        key_file=encryption_key_file,
     )
     if to is not None:
-        require_free_name(Path(os.path.abspath(to)), session.installation())
-        # Not resolve(): a symbolic link is a name that is taken.
-        to = Path(os.path.abspath(to))
+        require_free_name(to, session.installation())
     source = session.source(database, local=local)
     full_key(source, key)
     asks = not yes and to is None and session.terminal.can_ask and os.path.lexists(database.replica)

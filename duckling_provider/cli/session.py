@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from duckling_provider.backup.names import LATEST, checked_key
+from duckling_provider.backup.names import RULES, checked_key
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
@@ -109,16 +109,21 @@ class Session:
     def close(self) -> None:
         self._acting.close()
 
-    def database(self, database_id: str) -> Database:
-        """The entry that the command is about; its warnings are shown.
-
-        From now on, root is the user whose folders its files lie in.
-        """
+    def entry(self, database_id: str) -> Database:
+        """The entry of a command that leaves its files alone; its warnings are shown."""
         installation = self.installation()
         database = self.chosen(installation, database_id)
         for warning in self.warnings(installation, database_id):
             self.terminal.warn(warning)
-        self.act_as_owner_of(*database.places)
+        return database
+
+    def database(self, database_id: str, *more: Path) -> Database:
+        """The entry that the command is about; its warnings are shown.
+
+        From now on, root is the user whose folders its files, and those of `more`, lie in.
+        """
+        database = self.entry(database_id)
+        self.act_as_owner_of(*database.places, *more)
         return database
 
     @staticmethod
@@ -161,13 +166,15 @@ class Session:
         """The entry's S3 store, None when it has none."""
         if database.s3 is None:
             return None
+        from duckling_provider.base.ownership import as_caller
         from duckling_provider.stores.s3 import open_store
         from duckling_provider.stores.s3_client import Credentials, default_credentials
 
         if database.s3.aws_conn_id is None:
             if database.s3.credential_source is None:
                 return open_store(database)
-            credentials: Credentials | None = default_credentials(database.id)
+            with as_caller():
+                credentials: Credentials | None = default_credentials(database.id)
             self.terminal.know(credentials.secrets if credentials is not None else ())
             return open_store(database, credentials=credentials)
         try:
@@ -214,10 +221,12 @@ class Session:
 
         :raises UsageError: it holds none.
         """
+        from duckling_provider.base.ownership import as_caller
         from duckling_provider.config.keys import EncryptionKey
         from duckling_provider.config.references import read_secret_file
 
-        answer = read_secret_file(path)
+        with as_caller():
+            answer = read_secret_file(path)
         if answer.value is None:
             raise UsageError(answer.fault or "", hint=answer.hint)
         self.terminal.know([answer.value, answer.value.lower(), answer.value.upper()])
@@ -268,7 +277,7 @@ def _connection_credentials(database_id: str) -> Credentials | None:
 
 def full_key(source: BackupSource, key: str) -> str:
     """`key` in full, refused before anything is asked of the store or the replica."""
-    if key == LATEST:
+    if key in RULES:
         return key
     try:
         return checked_key(source.prefix, key)

@@ -190,11 +190,15 @@ class _Bars:
 
 
 class LogLines(logging.Handler):
-    """Shows what the core warns of on the way, e.g. that it undid an interrupted restore."""
+    """Shows what the core warns of on the way, e.g. that it undid an interrupted restore; the same words once."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)
         self._terminal = terminal
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._terminal.warn(record.getMessage())
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            self._terminal.warn(message)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.base.errors import ConfigError, NotFoundError
+from duckling_provider.base.ownership import as_caller
 from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
 from duckling_provider.config import fields
 from duckling_provider.config.entry import Database, Entry, belongs_to, check_entry, id_fault
@@ -27,6 +28,8 @@ from duckling_provider.config.s3 import MIB, Encryption, S3Settings, read_s3, ta
 __all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "load"]
 
 
+#: Of a replica, in bytes: temporary files of its state have 31 more, and Linux allows 255.
+_LONGEST_NAME = 200
 #: The other level, for fields that stand on the wrong one.
 _S3, _ENTRY = ("s3.", S3Settings), ("", Entry)
 
@@ -71,10 +74,11 @@ def load(environ: Mapping[str, str] | None = None) -> Installation:
     settings = Settings.from_env(environ)
     path = settings.databases_file
     hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
-    content, mode = read_file(path, hint=hint)
-    require_private(path, mode)
-    # What a secret elsewhere holds may change while this file stays.
-    answers = tuple((wanted, look_up(wanted, environ)) for wanted in _references(content, path))
+    with as_caller():
+        content, mode = read_file(path, hint=hint)
+        require_private(path, mode)
+        # What a secret elsewhere holds may change while this file stays.
+        answers = tuple((wanted, look_up(wanted, environ)) for wanted in _references(content, path))
     return _installation(settings, content, mode, _folder_mode(path), answers)
 
 
@@ -290,6 +294,9 @@ def _file(field: str, text: str, backups: Path, settings: Settings, report: Fiel
     if "?" in str(path.parent) or "\\" in str(path):
         cause = "DuckDB takes \\ for / and ? in a folder's name for parameters, so it would look elsewhere"
         report.error(field, cause, hint="Rename the folder or the file.")
+    if len(path.name.encode(errors="replace")) > _LONGEST_NAME:
+        cause = f"expected a file name of at most {_LONGEST_NAME} bytes: those of the files beside it are longer"
+        report.error(field, cause)
     if text.endswith("/"):
         report.error(field, "names a folder; expected a file")
     if path == settings.databases_file:

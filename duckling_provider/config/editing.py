@@ -27,6 +27,19 @@ from duckling_provider.config.references import REFERABLE, reference
 from duckling_provider.config.s3 import CLIENT
 
 _LOCK_SECONDS = 10.0
+#: Fields that decide to which host and bucket requests go.
+_PLACE = ("endpoint", "bucket", "region", "forcePathStyle")
+#: Fields that say where the credentials are, when they are not in the file.
+_CREDENTIALS_ELSEWHERE = ("awsConnId", "credentialSource")
+_WORDS = {
+    "endpoint": "another endpoint",
+    "bucket": "another bucket",
+    "region": "another region",
+    "forcePathStyle": "another style of addresses",
+    "awsConnId": "another Airflow connection",
+    "credentialSource": "another source of credentials",
+    "encryption": "weaker encryption",
+}
 
 
 def change_s3(
@@ -174,19 +187,29 @@ def _require_secrets(sent: Mapping[str, Any], current: Any, entry: str) -> None:
     """Who may edit settings need not know the secrets in them, and must not be able to send them, or backups that they
     protected, to another place.
 
-    :raises ConfigError: ``***`` was sent together with another endpoint or bucket, or with weaker encryption.
+    :raises ConfigError: ``***`` was sent together with another place, other credentials or weaker encryption; or
+        credentials that stand elsewhere were to be used for another place.
     """
+    there = current if isinstance(current, dict) else {name: sent.get(name) for name in _PLACE if name != "endpoint"}
+    moved = next((name for name in _PLACE if _place(sent.get(name)) != _place(there.get(name))), None)
+    elsewhere = next((name for name in _CREDENTIALS_ELSEWHERE if sent.get(name)), None)
+    if moved is not None and elsewhere is not None:
+        raise ConfigError(
+            f"{_WORDS[moved]} for credentials that stand elsewhere ({elsewhere}) is set in databases.json itself, not "
+            "through an edit",
+            entry=entry,
+            field=f"s3.{moved}",
+        )
     if not isinstance(current, dict) or not _holds_mask(sent):
         return
-    changed = next(
-        (name for name in ("endpoint", "bucket") if _place(sent.get(name)) != _place(current.get(name))), None
+    changed = moved or next(
+        (name for name in _CREDENTIALS_ELSEWHERE if _place(sent.get(name)) != _place(current.get(name))), None
     )
     if changed is None and _strength(sent.get("encryption")) < _strength(current.get("encryption")):
         changed = "encryption"
     if changed is not None:
-        what = "weaker encryption" if changed == "encryption" else f"another {changed}"
         raise ConfigError(
-            f"{what} needs the secrets in full, and {MASK} was sent for one",
+            f"{_WORDS[changed]} needs the secrets in full, and {MASK} was sent for one",
             entry=entry,
             field=f"s3.{changed}",
             hint="Send secretAccessKey and encryptionKey in full.",
@@ -201,7 +224,7 @@ def _holds_mask(value: Any, depth: int = 0) -> bool:
 
 
 def _place(value: Any) -> Any:
-    return (value or "").rstrip("/").lower() if isinstance(value or "", str) else value
+    return (value or "").rstrip("/") if isinstance(value or "", str) else value
 
 
 def _strength(mode: Any) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -195,15 +196,21 @@ def check_entry(given: Entry, raw: Mapping[str, Any], report: FieldProblems) -> 
 
 def belongs_to(path: Path, owner: Path) -> bool:
     """Whether the file `path` is `owner`, or has a name that something beside `owner` may get; links count for where
-    they lead.
+    they lead, and upper and lower case as one.
     """
-    real = Path(os.path.realpath(path.parent)) / path.name
+    folder, name = Path(os.path.realpath(path.parent)), folded(path.name)
     for owned in (Path(os.path.realpath(owner)), Path(os.path.realpath(owner.parent)) / owner.name):
         # DuckDB's log of what?.db is what.wal?.db.
-        begins = (f"{owned.name}.", f"{owned.name.partition('?')[0]}.wal")
-        if real.parent == owned.parent and (real.name == owned.name or real.name.startswith(begins)):
+        own = folded(owned.name)
+        begins = (f"{own}.", f"{own.partition('?')[0]}.wal")
+        if folder == owned.parent and (name == own or name.startswith(begins)):
             return True
     return False
+
+
+def folded(name: str) -> str:
+    """Equal for names that some file system takes for one: SMB, say, makes no difference between cases."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def check_tables(name: str, tables: Iterable[str], report: FieldProblems) -> None:

@@ -111,8 +111,9 @@ def read_secret_file(path: Path) -> Answer:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             return Answer(fault=f"the file {shown} is no regular file")
-        if found.st_mode & stat.S_IWOTH:
-            return Answer(fault=f"everyone can write the file {shown}, so it proves nothing", hint="chmod 600 it.")
+        if found.st_mode & 0o022:
+            fault = f"others than its owner can write the file {shown}, so its content may be anyone's"
+            return Answer(fault=fault, hint=f"See whether it is what you wrote, then: chmod 600 {shown}")
         with os.fdopen(fd, "rb", closefd=False) as file:
             content = file.read(_MOST_BYTES + 1)
     finally:
@@ -125,10 +126,8 @@ def read_secret_file(path: Path) -> Answer:
         return Answer(fault=f"the file {shown} is not UTF-8")
     if not value:
         return Answer(fault=f"the file {shown} is empty")
-    wide = found.st_mode & 0o066
-    return Answer(
-        value, warning=f"others than its owner can read or write the file {shown}: chmod 600" if wide else None
-    )
+    wide = found.st_mode & 0o044
+    return Answer(value, warning=f"others than its owner can read the file {shown}: chmod 600" if wide else None)
 
 
 def filled_in(

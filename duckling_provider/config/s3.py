@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PlainValidator, SecretStr
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
 from duckling_provider.base.strict_json import printable
@@ -62,6 +62,20 @@ _Hours = Annotated[float, Field(ge=0, le=MAX_HOURS, allow_inf_nan=False)]
 _Days = Annotated[float, Field(ge=0, le=MAX_DAYS, allow_inf_nan=False)]
 
 
+class Retention(Shape):
+    """Of how many days, weeks, months and years the newest good backup stays, beyond ``s3BackupRetentionDays``.
+
+    A misspelled name is an error: what it was to keep would be deleted.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    daily: int = Field(default=0, ge=0, le=36_500)
+    weekly: int = Field(default=0, ge=0, le=5_200)
+    monthly: int = Field(default=0, ge=0, le=1_200)
+    yearly: int = Field(default=0, ge=0, le=100)
+
+
 class S3Settings(Shape):
     """Where and how the backups of one database are stored.
 
@@ -92,6 +106,7 @@ class S3Settings(Shape):
     part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
     max_concurrency: int = Field(default=4, ge=1, le=32)
+    retention: Retention | None = None  #: with it, 0 days of retention means: nothing stays for its age
     require_identity: bool = False  #: refuse objects without ``duckling-identity``
 
     @property
@@ -175,6 +190,8 @@ def _check_objects(given: S3Settings, report: FieldProblems) -> None:
         report.warn("s3.kmsKeyId", f'not used: encryption is "{given.encryption}", not "sse-kms"')
     if 0 < given.backup_interval_hours < MIN_HOURS:
         report.error("s3.s3BackupIntervalHours", "expected 0 (BACKUP_INTERVAL_HOURS) or at least a second")
+    if given.retention is not None and not any(given.retention.model_dump().values()):
+        report.error("s3.retention", "keeps nothing: expected daily, weekly, monthly or yearly, above 0")
     if given.require_identity and given.encryption in MODES and given.encryption != "client-aes256":
         report.error("s3.requireIdentity", 'only "client-aes256" has a key that can prove an identity')
     report.fault("s3.storageClass", storage_class_fault(given.storage_class) if given.storage_class else None)

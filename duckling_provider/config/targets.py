@@ -11,7 +11,7 @@ from pathlib import Path
 
 from duckling_provider.base.errors import RequestError
 from duckling_provider.config.databases import Installation
-from duckling_provider.config.entry import belongs_to
+from duckling_provider.config.entry import belongs_to, folded
 
 
 def run_target(text: str, installation: Installation) -> Path:
@@ -42,8 +42,8 @@ def run_target(text: str, installation: Installation) -> Path:
 
 
 def require_free_name(path: Path, installation: Installation) -> None:
-    """:raises RequestError: `path` is a replica or a copy for readers, a file beside one that belongs to it, or lies
-    among local backups.
+    """:raises RequestError: `path` is a replica or a copy for readers, a file that belongs to one or to the
+    configuration, has the name of a state file, or lies among local backups.
     """
     for database in installation.databases:
         for file in database.files:
@@ -52,6 +52,11 @@ def require_free_name(path: Path, installation: Installation) -> None:
                 raise RequestError(
                     f'this name belongs to the {what} of "{database.id}"', subject=str(path), hint="Name another file."
                 )
+    name, configuration = folded(path.name), Path(os.path.realpath(installation.settings.databases_file))
+    if Path(os.path.realpath(path.parent)) == configuration.parent and folded(configuration.name) in name:
+        raise RequestError("this name belongs to databases.json", subject=str(path), hint="Name another file.")
+    if ".duckling-" in name:
+        raise RequestError("this is a name of this program's state files", subject=str(path), hint="Name another file.")
     backups = Path(os.path.realpath(installation.settings.backup_path))
     if backups in Path(os.path.realpath(path.parent), path.name).parents:
         raise RequestError(

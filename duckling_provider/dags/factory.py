@@ -165,11 +165,13 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
     ) as dag:
         params = _restore_params(database)
         key, target, encryption = "{{ params.key }}", "{{ params.target_path or '' }}", "{{ params.encryption or '' }}"
+        before = "{{ params.before or '' }}"
         pause = DucklingHoldOperator(
             task_id=PAUSE,
             database_id=database.id,
             target_path=target,
             key=key,
+            before=before,
             encryption=encryption,
             known_conf=list(params),
             doc_md="Keeps writers away from the replica until `resume`.",
@@ -179,7 +181,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             task_id=RESTORE,
             database_id=database.id,
             key=key,
-            before="{{ params.before or '' }}",
+            before=before,
             target_path=target,
             keep_old="{{ params.keep_old }}",
             any_origin="{{ params.any_origin }}",
@@ -330,9 +332,9 @@ def _restore_params(database: Database) -> dict[str, Param]:
         "before": Param(
             None,
             type=["null", "string"],
-            format="date-time",
             title="Made before",
-            description="With latest: the newest backup that was made before this time.",
+            description="With latest: the newest backup that was made before this time: ISO 8601, in UTC unless it has "
+            "an offset, or as names of backups have it (2025-03-01T14-32-11-482Z).",
         ),
         "target_path": Param(
             None,

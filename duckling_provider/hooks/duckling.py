@@ -101,9 +101,14 @@ class DucklingHook(BaseHook):
         s3 = self.database.s3
         if s3 is None or (s3.aws_conn_id is None and s3.credential_source is None):
             return None
+        from duckling_provider.base.ownership import as_caller
         from duckling_provider.stores.s3_client import default_credentials
 
-        found = default_credentials(self.database_id) if s3.aws_conn_id is None else self._of_connection(s3.aws_conn_id)
+        with as_caller():
+            if s3.aws_conn_id is None:
+                found = default_credentials(self.database_id)
+            else:
+                found = self._of_connection(s3.aws_conn_id)
         for secret in found.secrets:
             mask_secret(secret)
         return found

@@ -34,6 +34,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param target_path: a restore to elsewhere does not touch the live replica, and nothing is paused. (templated)
     :param key: what the restore is to read. (templated)
+    :param before: and from before which time; where it is none, or there is a key too, nothing is paused. (templated;
+        empty means none)
     :param encryption: and as what; where a run may not read it so, nothing is paused. (templated; empty means the
         entry's)
     :param known_conf: the fields that the run's conf may have; any when omitted.
@@ -41,7 +43,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
     :param wait_seconds: how long to wait for the one who writes just now, and then for the server to become idle.
     """
 
-    template_fields: Sequence[str] = ("database_id", "target_path", "key", "encryption")
+    template_fields: Sequence[str] = ("database_id", "target_path", "key", "before", "encryption")
     ui_color = "#eeeeee"
 
     def __init__(
@@ -50,6 +52,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         database_id: str,
         target_path: str | None = None,
         key: str = "latest",
+        before: str | None = None,
         encryption: str | None = None,
         known_conf: Collection[str] | None = None,
         hold_seconds: float = _DAY,
@@ -60,6 +63,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         self.database_id = database_id
         self.target_path = target_path
         self.key = key
+        self.before = before
         self.encryption = encryption
         self.known_conf = known_conf
         self.hold_seconds = hold_seconds
@@ -67,6 +71,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call() as control:
+            from duckling_provider.backup.names import wanted_before
             from duckling_provider.replica.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
 
             self._refuse_unknown_conf(context["dag_run"].conf or {})
@@ -74,6 +79,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             database = hook.database
             replica = database.replica
             hook.read_as(self.key.strip(), self.encryption)
+            wanted_before(self.key.strip(), self.before)
             if self.target_path:
                 hook.target(self.target_path)
                 self.log.info("%s is not touched: nothing needs to be paused", replica)

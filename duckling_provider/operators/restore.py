@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param key: the backup's key or file name, or ``latest``. (templated)
-    :param before: ISO 8601 time; with ``latest``: the newest backup made before it. (templated; empty means none)
+    :param before: ISO 8601 time, or as names of backups have it; with ``latest``: the newest backup made before it.
+        (templated; empty means none)
     :param target_path: absolute path of a new ``.db`` file below ``DUCKLING_RESTORE_PATH``, to write to in place of the
         replica. (templated; empty means the replica)
     :param keep_old: keep the file that was there, under another name. (templated; ``"true"`` and ``"false"`` count too)
@@ -81,23 +83,25 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.wait_seconds = wait_seconds
 
     def execute(self, context: Context) -> BackupRestored:
-        with self.core_call() as control:
+        with self.core_call() as control, contextlib.ExitStack() as acting:
             from duckling_provider.backup.local_backups import LocalBackups
+            from duckling_provider.backup.names import wanted_before
             from duckling_provider.backup.restore import restore_backup
             from duckling_provider.base.durable_files import make_folder
-            from duckling_provider.base.moments import parse_moment
+            from duckling_provider.base.ownership import as_owner_of
 
             hook = DucklingHook(self.database_id)
             target = hook.target(self.target_path) if self.target_path else None
-            if target is not None:
-                make_folder(target.parent)
             key = self.key.strip()
             database = hook.read_as(key, self.encryption)
+            if target is not None:
+                acting.enter_context(as_owner_of(target))
+                make_folder(target.parent)
             done = restore_backup(
                 database,
                 LocalBackups(database) if _flag("local", self.local) else hook.backups(database),
                 key,
-                before=parse_moment(self.before) if self.before else None,
+                before=wanted_before(key, self.before),
                 to=target,
                 keep_old=_flag("keep_old", self.keep_old),
                 fallback=_flag("fallback", self.fallback),

@@ -26,10 +26,10 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
     :param follow_seconds: follow the binlog for so long; None ends at where the server stood at the beginning.
     :param wait_seconds: how long to wait for a process that uses the replica.
     :return: ``changes``, ``copied`` (tables), ``position``, ``lag`` in seconds, ``recopy`` (table: reason),
-        ``notes`` (what could not be mirrored exactly), ``yields`` (runs in a row that made way), ``validated`` (all
+        ``notes`` (what could not be mirrored exactly), ``read_copy`` (when the copy for readers was equal to the
+        replica; only where the entry wants one), ``yields`` (runs in a row that made way), ``validated`` (all
         tables were found equal to MySQL's since then, or None), ``differing`` (table: rows that this run found to
-        differ), ``differences`` (how many ever were) and ``differedAt``, the last time; ``read_copy`` (when the copy
-        for readers was equal to the replica; only where the entry wants one). A skipped run leaves it too.
+        differ), ``differences`` (how many ever were) and ``differedAt``, the last time. A skipped run leaves it too.
     """
 
     template_fields: Sequence[str] = ("database_id",)

@@ -113,8 +113,13 @@ def read_origin(replica: Path, *, host: str) -> Origin | None:
     from another place, has an empty one.
 
     :raises StateFileError: the file is none of ours.
+    :raises OSError: this user can't see whether there is a replica.
     """
-    return _present(replica, host, identity="")[0] if os.path.lexists(replica) else None
+    try:
+        os.lstat(replica)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _present(replica, host, identity="")[0]
 
 
 def ensure_origin(replica: Path, *, host: str, taken: Origin | None = None) -> Origin:

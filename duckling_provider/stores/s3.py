@@ -12,7 +12,7 @@ import copy
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, TypedDict, cast
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -36,7 +36,7 @@ from duckling_provider.stores.s3_multipart import (
     content_md5,
 )
 from duckling_provider.stores.s3_probe import Probe
-from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, ProbeStep, StoredObject, UploadLog
+from duckling_provider.stores.store import OCTETS, SSE_ALGORITHM, Body, BytesBody, ProbeStep, StoredObject, UploadLog
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -106,6 +106,8 @@ class S3Store:
     def mode(self) -> str:
         return self._settings.encryption
 
+    presumed: Final = "uploaded"
+
     @property
     def clock_fault(self) -> str:
         return self._clock.fault
@@ -170,6 +172,16 @@ class S3Store:
                 retryable=False,
             )
         return cast("BinaryIO", self._translator.stream(answer["Body"], key, self._control))
+
+    def read_small(self, key: str, limit: int) -> bytes | None:
+        try:
+            with contextlib.closing(self.open_range(key, 0, limit)) as stream:
+                return stream.read(limit)
+        except NotFoundError:
+            return None
+
+    def write_small(self, key: str, data: bytes) -> None:
+        self.put(key, BytesBody(data), content_type="application/json")
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix))

@@ -113,6 +113,10 @@ class BackupSource(Protocol):
     def mode(self) -> str:
         """The encryption mode that its objects are to have, as in databases.json."""
 
+    @property
+    def presumed(self) -> Literal["uploaded", "verified"]:
+        """The state of a complete backup of which no evidence is recorded."""
+
     def under(self, control: Control) -> BackupSource:
         """The same store; a cancellation of `control` ends the wait for its answers within a second."""
 
@@ -121,6 +125,12 @@ class BackupSource(Protocol):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object under `prefix`, all pages, without metadata."""
+
+    def read_small(self, key: str, limit: int) -> bytes | None:
+        """All of a small object, at most `limit` bytes of it; None where there is none."""
+
+    def write_small(self, key: str, data: bytes) -> None:
+        """Store a small object, in place of the one of that key, whole or not at all."""
 
     def delete(self, key: str) -> bool:
         """Remove an object; one that is not there is fine. Returns whether a noncurrent version of it stays."""

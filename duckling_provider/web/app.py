@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from duckling_provider import __version__
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import ConfigError, DucklingError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.web.api import backups, databases, monitoring
 from duckling_provider.web.page import views
 from duckling_provider.web.page.render import error_page, wants_page
+from duckling_provider.web.services.dependencies import all_entries, each_parameter_once
 from duckling_provider.web.services.errors import ApiError, of_core
 from duckling_provider.web.services.limits import Guard
+from duckling_provider.web.services.privacy import hidden_mistake, hiding, sees_places
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +38,8 @@ def create_app() -> FastAPI:
     app = FastAPIOffline(
         title="Duckling", version=__version__, description=_DESCRIPTION, docs_url="/docs", redoc_url=None
     )
-    app.include_router(backups.router)
-    app.include_router(databases.router)
-    app.include_router(monitoring.router)
+    for part in (backups, databases, monitoring):
+        app.include_router(part.router, dependencies=[Depends(each_parameter_once)])
     views.install(app)
     app.add_middleware(Guard)
     app.add_exception_handler(ApiError, _api_error)
@@ -48,8 +50,11 @@ def create_app() -> FastAPI:
     return app
 
 
-def _answer(request: Request, error: ApiError) -> Response:
+async def _answer(request: Request, error: ApiError) -> Response:
     """For a browser on the page, a page; else in the contract's shape."""
+    caller = getattr(request.state, "duckling_caller", None)
+    if caller is not None:
+        error.error = await run_in_threadpool(lambda: hiding(caller, all_entries())(error.error))
     if wants_page(request):
         return error_page(request, error.status, error.error, more=error.more, headers=error.headers)
     return JSONResponse(error.body(), error.status, headers=error.headers)
@@ -58,10 +63,12 @@ def _answer(request: Request, error: ApiError) -> Response:
 async def _api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
-    return _answer(request, error)
+    return await _answer(request, error)
 
 
 async def _core_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ConfigError) and not sees_places(getattr(request.state, "duckling_caller", None)):
+        error = hidden_mistake(error)
     return await _api_error(request, of_core(error) if isinstance(error, DucklingError) else error)
 
 
@@ -83,7 +90,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
             )
         else:
             mistakes.append(f"{place or where}: {problem['msg']}")
-    return _answer(request, ApiError(400, "; ".join(mistakes)))
+    return await _answer(request, ApiError(400, "; ".join(mistakes)))
 
 
 def _says_json(request: Request) -> bool:
@@ -94,10 +101,10 @@ async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     text = {404: "there is no such path", 405: f"this path has no method {request.method}"}.get(error.status_code)
-    return _answer(request, ApiError(error.status_code, text or str(error.detail), headers=error.headers))
+    return await _answer(request, ApiError(error.status_code, text or str(error.detail), headers=error.headers))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """A mistake in the program: the log has the traceback, the answer does not."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(request, ApiError(500, "an internal error; the API server's log tells more"))
+    return await _answer(request, ApiError(500, "an internal error; the API server's log tells more"))

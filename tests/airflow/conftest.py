@@ -147,14 +147,14 @@ def execution_api() -> None:
 def run_dag(airflow_db: None, execution_api: None) -> Iterator[Callable[..., FinishedRun]]:
     """``run_dag(dag_id, conf=None, folder=None) -> FinishedRun``: parse, save and run a DAG as `airflow dags test`.
 
-    Without `folder`, a generated DAG.
+    Without `folder`, a generated DAG. More options are those of `DAG.test`.
     """
 
-    def run(dag_id: str, conf: dict[str, Any] | None = None, folder: Path | None = None) -> FinishedRun:
+    def run(dag_id: str, conf: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> FinishedRun:
         bag = _bag(folder)
         assert bag.import_errors == {}
         _save(bag)  # DAGs that the database does not know fail as "not serialized"
-        row = bag.dags[dag_id].test(run_conf=conf)
+        row = bag.dags[dag_id].test(run_conf=conf, **options)
         rows = row.get_task_instances()
         tasks = {ti.task_id: str(ti.state) for ti in rows}
         return FinishedRun(str(row.state), tasks, {ti.task_id: ti.try_number for ti in rows}, row)

@@ -9,12 +9,14 @@ import json
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duckling_provider.backup.names import backup_name
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.replica.origin import plain_host
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -226,6 +228,79 @@ def test_after_too_many_wrong_tokens_the_right_one_is_told_from_none(client, sho
 
 def test_right_tokens_are_not_counted_as_guesses(client, shop):
     assert {client.get("/api/databases").status_code for _ in range(40)} == {200}
+    assert {client.get("/api/databases", headers=bearer("wrong")).status_code for _ in range(30)} == {401}
+
+
+def caller_at(client: Any, address: str) -> Any:
+    """`client` as it looks from another address; ``ask(token)`` is the status of its answer."""
+    from starlette.testclient import TestClient
+
+    other = TestClient(client.app, client=(address, 4711), raise_server_exceptions=False)
+    return lambda text, **headers: other.get("/api/databases", headers=bearer(text) | headers).status_code
+
+
+@pytest.mark.parametrize(
+    ("guesser", "same", "other"),
+    [
+        ("10.0.0.7", "::ffff:10.0.0.7", "10.0.0.8"),
+        ("2001:db8:1:2::7", "2001:db8:1:2:ffff::8", "2001:db8:1:3::7"),
+        ("fe80::1%eth0", "fe80::2", "::1"),
+    ],
+)
+def test_guesses_count_by_what_one_machine_has_at_its_disposal(client, shop, guesser, same, other):
+    for _ in range(15):
+        assert {caller_at(client, address)("wrong") for address in (guesser, same)} == {401}
+    assert {caller_at(client, address)(API_KEY) for address in (guesser, same)} == {429}
+    assert caller_at(client, other)(API_KEY) == 200
+
+
+def test_a_forwarded_address_neither_frees_a_guesser_nor_blocks_another(client, shop):
+    ask = caller_at(client, "10.0.0.7")
+    forged = [{"X-Forwarded-For": f"10.1.0.{n}", "Forwarded": f"for=10.1.0.{n}"} for n in range(31)]
+    assert [ask("wrong", **headers) for headers in forged] == [401] * 30 + [429]
+    assert ask(API_KEY, **{"X-Forwarded-For": "10.1.0.99"}) == 429
+    assert caller_at(client, "10.1.0.1")(API_KEY) == 200
+
+
+def test_of_guesses_at_the_same_time_only_thirty_are_answered(client, shop, monkeypatch):
+    """All are let in before the first is judged, the right one among them."""
+    from duckling_provider.web.services import dependencies
+
+    begun = threading.Barrier(40)
+    identify = dependencies.identify_caller
+
+    async def slowly(request):
+        from starlette.concurrency import run_in_threadpool
+
+        await run_in_threadpool(begun.wait, 60)
+        return await identify(request)
+
+    monkeypatch.setattr(dependencies, "identify_caller", slowly)
+    ask, answers = caller_at(client, "10.0.0.7"), []
+    tokens = [f"wrong-{n}" for n in range(39)] + [API_KEY]
+    threads = [threading.Thread(target=lambda text=text: answers.append(ask(text))) for text in tokens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert answers.count(401) == 30
+    assert answers.count(401) + answers.count(429) + answers.count(200) == 40
+    assert ask(API_KEY) == 429
+
+
+def test_a_guesser_is_forgotten_when_the_minute_is_over(client, shop, monkeypatch):
+    from duckling_provider.web.services import limits
+
+    ask = caller_at(client, "10.0.0.7")
+    assert [ask("wrong") for _ in range(31)][-1] == 429
+    later = time.time() + 61
+    monkeypatch.setattr("limits.storage.memory.time.time", lambda: later)
+    assert ask(API_KEY) == 200
+    for n in range(50):
+        caller_at(client, f"10.2.0.{n}")("wrong")
+    monkeypatch.setattr("limits.storage.memory.time.time", lambda: later + 61)
+    limits._limiter.storage._MemoryStorage__expire_events()
+    assert (limits._limiter.storage.storage, limits._limiter.storage.events) == ({}, {})
 
 
 def test_a_short_api_key_is_warned_of(client, shop, monkeypatch):
@@ -259,8 +334,36 @@ def test_backups_are_listed_newest_first_without_macs(client, shop, installation
     assert [b["key"] for b in found["s3"]] == [second, first]
     assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
     assert set(found) == {"local", "s3"}
-    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete"}
-    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete"}
+    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete", "keyFingerprint", "origin"}
+    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete", "origin"}
+
+
+def test_a_listing_tells_the_key_and_the_replica_of_each_backup(client, shop, installation):
+    database = installation.database("shop")
+    first = back_up(database)
+    Path(f"{installation.replica('shop')}.duckling-origin").unlink()  # another machine's replica from now on
+    second = back_up(database)
+    found = client.get("/api/backups?db=shop").json()
+    stored = {b["key"]: b for b in found["s3"]}
+    assert {b["keyFingerprint"] for b in stored.values()} == {database.s3.encryption_key.fingerprint}
+    assert stored[first]["origin"]["replica"] != stored[second]["origin"]["replica"]
+    assert {b["origin"]["host"] for b in (*stored.values(), *found["local"])} == {plain_host(database.here)}
+    assert [b["origin"] for b in found["local"]] == [stored[second]["origin"], stored[first]["origin"]]
+
+
+def test_a_backup_of_another_size_than_recorded_is_incomplete(client, shop, installation, s3_server):
+    database = installation.database("shop")
+    key = back_up(database)
+    cut_short(s3_server.client(), database.s3.bucket, key)
+    (database.backup_dir / key.removeprefix("shop/")).write_bytes(b"short")
+    found = client.get("/api/backups?db=shop").json()
+    assert [b["complete"] for b in (*found["s3"], *found["local"])] == [False, False]
+
+
+def cut_short(client: Any, bucket: str, key: str) -> None:
+    """Take the end off an object; its metadata stay."""
+    stored = client.get_object(Bucket=bucket, Key=key)
+    client.put_object(Bucket=bucket, Key=key, Body=stored["Body"].read()[:-100], Metadata=stored["Metadata"])
 
 
 def answered_when_ended(client: Any, shop: Runs, kind: str, path: str, **end: Any) -> Any:
@@ -320,6 +423,21 @@ def test_the_original_calls_for_local_backups_name_their_file(client, shop, inst
         assert given == conf
         assert set(answer.json()) == {"success", "message", "path"}
         assert answer.json()["path"] == str(database.backup_path / name)
+
+
+ODD = ["", "db=", "db=%20shop", "db=SHOP", "db=../shop", "db=shop%00", "db=shop%2F", "database=shop", "db=shop&db=shop"]
+ODD += ["db=shop&db=crm", "db=" + "x" * 300, "db=%F0%9F%A6%86", "db=%F0", "db[]=shop", "db=shop&wait=maybe", "db=*"]
+
+
+@pytest.mark.parametrize("call", ["backup", "restore"])
+def test_an_odd_database_begins_nothing(client, shop, installation, call):
+    back_up(installation.database("shop"))
+    for query in ODD:
+        answer = client.post(f"/api/automation/{call}?{query}")
+        assert answer.status_code in (400, 404), query
+        assert (answer.json()["success"], answer.json()["error"] != "") == (False, True), query
+    assert client.get("/api/automation/status?db=shop&db=crm").json()["error"] == "db: given more than once"
+    assert client.post(f"/api/automation/{call}?db=shop&wait=false").status_code == 202
 
 
 def test_an_incomplete_backup_says_so(client, shop, installation, s3_server):
@@ -499,6 +617,31 @@ def test_a_backup_is_deleted_with_its_mac(client, shop, installation, s3_server)
     assert listed.get("Contents", []) == []
 
 
+@pytest.mark.parametrize("versioned", [False, True])
+def test_a_deletion_says_what_a_bucket_with_versions_keeps(
+    client, installation, moto_server, make_replica, add_dags, versioned
+):
+    bucket = moto_server.new_bucket()
+    if versioned:
+        state = {"Status": "Enabled"}
+        moto_server.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration=state)
+    installation.write(installation.entry("shop", s3=moto_server.s3(bucket)))
+    make_replica(installation.replica("shop"), rows=5)
+    add_dags("shop")
+    key = back_up(installation.database("shop"))
+    answer = client.delete("/api/backups/s3", params={"db": "shop", "key": key}).json()
+    assert (answer["success"], answer["key"]) == (True, key)
+    assert ("noncurrent version" in " ".join(answer.get("warnings", []))) is versioned
+    assert set(answer) - {"warnings"} == {"success", "key", "size"}
+    key = back_up(installation.database("shop"))
+    client.cookies.set("_token", token("ADMIN"))
+    browser = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin", "Authorization": ""}
+    asked = client.get(f"/duckling/databases/shop/delete?key={key}", headers=browser).text
+    assert "versioning or object lock" in asked
+    done = client.post("/duckling/databases/shop/delete", data={"key": key, "typed": "shop"}, headers=browser).text
+    assert ("noncurrent version" in done, "Deleted:" in done) == (versioned, True)
+
+
 def test_a_deleted_backup_vouches_for_nothing_any_more(client, shop, installation):
     key = back_up(installation.database("shop"))
     older = shop.backed_up(hours_ago=2)
@@ -665,6 +808,9 @@ def test_a_secret_that_stands_in_a_file_is_kept_by_a_change_and_never_set_by_one
         {"encryption": "sse-kms"},
         {"encryption": None},
         {"endpoint": "https://elsewhere.example", "enabled": False},
+        {"endpoint": None},
+        {"region": "cn-north-1"},
+        {"forcePathStyle": False},
     ],
 )
 def test_another_place_or_weaker_encryption_needs_the_secrets_in_full(client, shop, installation, change):
@@ -677,6 +823,34 @@ def test_another_place_or_weaker_encryption_needs_the_secrets_in_full(client, sh
     secrets = {"secretAccessKey": "new-secret", "encryptionKey": KEY}
     full = {k: v for k, v in (shown | secrets | change).items() if v is not None}
     assert client.put("/api/databases/shop/s3", json=full).status_code == 200
+
+
+@pytest.mark.parametrize("change", [{"awsConnId": "another"}, {"credentialSource": "default"}])
+def test_other_credentials_need_the_key_in_full(client, shop, installation, change):
+    before = (installation.data_path / "databases.json").read_bytes()
+    shown = client.get("/api/databases/shop/s3").json()["s3"]
+    inline = ("accessKeyId", "secretAccessKey")
+    other = {name: value for name, value in shown.items() if name not in inline} | change
+    answer = client.put("/api/databases/shop/s3", json=other)
+    assert (answer.status_code, "needs the secrets in full" in answer.json()["error"]) == (400, True)
+    assert (installation.data_path / "databases.json").read_bytes() == before
+    assert client.put("/api/databases/shop/s3", json=other | {"encryptionKey": KEY}).status_code == 200
+
+
+@pytest.mark.parametrize("elsewhere", [{"awsConnId": "backups"}, {"credentialSource": "default"}])
+def test_credentials_that_stand_elsewhere_go_to_no_endpoint_that_an_edit_names(client, shop, installation, elsewhere):
+    entry = dict(installation.database("shop").entry)
+    inline = ("accessKeyId", "secretAccessKey", "encryption", "encryptionKey")
+    s3 = {name: value for name, value in entry["s3"].items() if name not in inline} | elsewhere
+    for there in (s3, None):
+        file = installation.write(entry | {"s3": s3} if there else {k: v for k, v in entry.items() if k != "s3"})
+        before = file.read_bytes()
+        answer = client.put("/api/databases/shop/s3", json=s3 | {"endpoint": "https://elsewhere.example"})
+        assert (answer.status_code, "not through an edit" in answer.json()["error"]) == (400, True)
+        assert file.read_bytes() == before
+    installation.write(entry | {"s3": s3})
+    assert client.put("/api/databases/shop/s3", json=s3 | {"bucket": "another"}).status_code == 400
+    assert client.put("/api/databases/shop/s3", json=s3 | {"s3BackupRetentionDays": 3}).status_code == 200
 
 
 def test_other_changes_keep_the_secrets_that_are_there(client, shop, installation):

@@ -229,7 +229,6 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
     [
         {"key": ""},
         {"key": None},
-        {"before": "yesterday"},
         {"target_path": 7},
         {"keep_old": "perhaps"},
         {"encryption": "rot13"},
@@ -246,6 +245,16 @@ def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_
     params = good_dags(parse_dags)["duckling_restore__a"].params
     with pytest.raises(ParamValidationError):
         params.update(conf)
+
+
+@pytest.mark.parametrize("before", ["2025-03-01T14:32:11Z", "2025-03-01", "2025-03-01T14-32-11-482Z"])
+def test_a_run_takes_every_time_that_the_command_line_takes(installation, parse_dags, before):
+    """What is none, `pause` refuses: see test_tasks.py."""
+    installation.write(installation.entry("a", s3=S3))
+    dag = good_dags(parse_dags)["duckling_restore__a"]
+    dag.params.update({"before": before})
+    assert dag.params.validate()["before"] == before
+    assert {dag.get_task(task).before for task in ("pause", "restore")} == {"{{ params.before or '' }}"}
 
 
 def test_each_dag_has_its_own_asset(installation, parse_dags):

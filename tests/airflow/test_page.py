@@ -187,6 +187,19 @@ def test_a_backup_of_another_replica_is_restored_by_the_page_only_when_that_is_t
     assert page.post("databases/shop/restore", **form, any_origin="true").status_code == 303
 
 
+def test_a_list_marks_the_backups_of_another_replica_and_those_that_are_cut_short(page, shop, installation, s3_server):
+    database = installation.database("shop")
+    key = back_up(database)
+    assert "another replica" not in page("databases/shop?store=1").text
+    Path(f"{installation.replica('shop')}.duckling-origin").unlink()
+    back_up(database)
+    assert page("databases/shop?store=1").text.count(", another replica<") == 1
+    client = s3_server.client()
+    stored = client.get_object(Bucket=database.s3.bucket, Key=key)
+    client.put_object(Bucket=database.s3.bucket, Key=key, Body=stored["Body"].read()[:-1], Metadata=stored["Metadata"])
+    assert page("databases/shop?store=1").text.count("incomplete: another size") == 1
+
+
 @pytest.mark.parametrize(
     "key", ["../crm/backup-2025-03-01T14-32-11-482Z.db", "shop/backup-2025-03-01T14-32-11-482Z.db"]
 )

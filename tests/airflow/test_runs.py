@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
+from datetime import datetime, timezone
 
 import pytest
 
@@ -69,6 +71,69 @@ def test_a_backup_ends_in_s3_verified(shop, run_dag, s3_server, mode, overhead):
     assert [run.xcom(task)["size"] for task in ("snapshot", "upload", "verify")] == [size] * 3
     assert all(isinstance(run.xcom(task)["duration"], int) for task in ("snapshot", "upload", "verify"))
     assert upload["mode"] == run.xcom("verify")["mode"] == mode
+
+
+@pytest.mark.parametrize("kind", ["backup", "restore"])
+def test_a_manual_run_with_a_logical_date_long_ago_does_its_work(shop, run_dag, make_replica, kind):
+    """Airflow calls a run that is earlier than its DAG's start a success, without a task."""
+    if kind == "restore":
+        from duckling_provider import config
+        from duckling_provider.backup.upload import back_up
+        from duckling_provider.stores.s3 import open_store
+
+        database = config.load().database(shop.id)
+        back_up(database, open_store(database))
+        before = digest(shop.replica)
+        shop.change(seed=2)
+    run = run_dag(getattr(shop, kind), logical_date=datetime(2019, 5, 1, tzinfo=timezone.utc))
+    assert run.row.logical_date.year == 2019
+    assert (run.state, run.tasks) == ("success", DONE if kind == "backup" else RESTORED)
+    if kind == "backup":
+        assert f"backup-{datetime.now(timezone.utc):%Y-%m-%d}" in shop.objects()[0]  # of now, not of 2019
+    else:
+        assert digest(shop.replica) == before
+
+
+def test_a_scheduled_run_and_a_backfill_of_dates_long_ago_have_their_tasks(shop, parse_dags, save_dags):
+    from airflow.models.backfill import ReprocessBehavior, _create_backfill
+    from airflow.models.dagrun import DagRun
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
+    from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+    save_dags(parse_dags())
+    start, stop = datetime(2019, 5, 1, tzinfo=timezone.utc), datetime(2019, 5, 4, tzinfo=timezone.utc)
+    with create_session() as session:
+        SerializedDagModel.get_dag(shop.backup, session=session).create_dagrun(
+            run_id="scheduled__long_ago",
+            logical_date=datetime(1999, 12, 31, tzinfo=timezone.utc),
+            data_interval=None,
+            run_after=datetime(1999, 12, 31, tzinfo=timezone.utc),
+            run_type=DagRunType.SCHEDULED,
+            triggered_by=DagRunTriggeredByType.TIMETABLE,
+            state=DagRunState.RUNNING,
+            session=session,
+        )
+    _create_backfill(
+        dag_id=shop.backup,
+        from_date=start,
+        to_date=stop,
+        max_active_runs=1,
+        reverse=False,
+        dag_run_conf={},
+        triggering_user_name="tests",
+        reprocess_behavior=ReprocessBehavior.NONE,
+    )
+    with create_session() as session:
+        runs = session.query(DagRun).filter_by(dag_id=shop.backup).all()
+        states = {
+            run.run_id: {(ti.task_id, ti.state) for ti in run.get_task_instances(session=session)} for run in runs
+        }
+        dates = sorted(run.logical_date for run in runs)[1:]
+    assert all(tasks == {(task, None) for task in DONE} for tasks in states.values()), states
+    assert [(later - earlier).days for earlier, later in itertools.pairwise(dates)] == [1, 1]
+    assert start <= dates[0] <= dates[-1] <= stop
 
 
 def test_a_backup_announces_itself_by_an_asset_event(shop, run_dag):

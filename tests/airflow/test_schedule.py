@@ -103,6 +103,20 @@ def test_a_moment_that_has_just_passed_is_still_the_one(clock):
         clock(NOW)
 
 
+def test_a_backfill_has_every_moment_of_its_range_and_no_other(clock):
+    schedule = StaggeredTimetable.for_key(timedelta(hours=24), "shop")
+    start, stop = datetime(2019, 5, 1, tzinfo=timezone.utc), datetime(2019, 5, 4, tzinfo=timezone.utc)
+    restriction = TimeRestriction(earliest=instance(start), latest=instance(stop), catchup=True)
+    found, last = [], None
+    while info := schedule.next_dagrun_info(last_automated_data_interval=last, restriction=restriction):
+        found.append(info.run_after)
+        last = info.data_interval
+    assert [start <= moment <= stop for moment in found] == [True] * 3
+    assert len({moment.time() for moment in found}) == 1
+    nowhere = TimeRestriction(earliest=None, latest=None, catchup=True)
+    assert schedule.next_dagrun_info(last_automated_data_interval=None, restriction=nowhere) is None
+
+
 def test_a_changed_interval_counts_from_the_last_run(clock):
     last = due(StaggeredTimetable.for_key(timedelta(hours=24), "shop"), last=NOW)
     clock(last + timedelta(seconds=5))

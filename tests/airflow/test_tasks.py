@@ -183,6 +183,26 @@ def test_what_a_run_may_not_read_is_refused_before_anything_is_paused(
     assert read_hold(replica) is None
 
 
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"before": "yesterday"}, "not an ISO 8601 time"),
+        ({"before": "2025-03-01", "key": "backup-2025-03-01T14-32-11-482Z.db"}, "a key and a time were given"),
+    ],
+)
+def test_a_time_that_can_not_be_is_refused_before_anything_is_paused(
+    installation, make_replica, run_task, conf, message
+):
+    from duckling_provider.replica.locks import read_hold
+
+    installation.write(installation.entry("shop"))
+    replica = make_replica(installation.replica("shop"))
+    run = run_task("DucklingHoldOperator", **conf)
+    assert run.state == "failed"
+    assert message in run.xcom("task", "error")["what"]
+    assert read_hold(replica) is None
+
+
 def test_a_release_leaves_the_hold_of_another_run_alone(installation, make_replica, run_task):
     from duckling_provider.replica.locks import place_hold, read_hold
 

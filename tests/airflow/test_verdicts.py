@@ -72,6 +72,16 @@ def test_an_older_backup_counts_beside_a_disproved_newer_one_once_it_is_proven_a
     assert (state, key) == ("protected", older)
 
 
+def test_a_backup_of_the_future_counts_for_nothing_and_hides_no_other(shop, standing):
+    future = "shop/backup-2099-01-01T00-00-00-000Z.db"
+    shop.add("backup", results={"upload": verified(future)["verify"], **verified(future)})
+    state, reason, key, _ = standing()
+    assert (state, key, future in reason) == ("no backup", None, True)
+    good = shop.backed_up(hours_ago=1)
+    shop.add("verify", results=verified(future))
+    assert standing() == ("protected", "", good, 0)
+
+
 def test_a_failed_backup_is_not_outranked_by_a_look_at_an_old_one(shop, standing):
     old = shop.backed_up(hours_ago=2)
     shop.add("backup", "failed", error=DOWN)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from duckling_provider.backup.names import ListedBackup, assemble, backup_name, checked_key, choose, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.base.moments import parse_moment, stamp_of
+from duckling_provider.stores.store import StoredObject
 
 #: After everything that the other tests list.
 NOW = datetime(9999, 6, 1, tzinfo=timezone.utc)
@@ -93,9 +94,9 @@ def test_a_listing_becomes_the_backups_in_it_newest_first(backups: set[str], mac
         EXAMPLE_NAME,
         prefix,
     }
-    rows = [(prefix + name, 1, None) for name in backups]
-    rows += [(f"{prefix}{name}.mac", 64, None) for name in macs]
-    rows += [(key, 7, None) for key in foreign]
+    rows = [StoredObject(prefix + name, 1) for name in backups]
+    rows += [StoredObject(f"{prefix}{name}.mac", 64) for name in macs]
+    rows += [StoredObject(key, 7) for key in foreign]
     found = assemble(prefix, data.draw(st.permutations(rows)))
     assert {backup.key for backup in found} == {prefix + name for name in backups}
     assert [backup.created for backup in found] == sorted((backup.created for backup in found), reverse=True)
@@ -104,8 +105,8 @@ def test_a_listing_becomes_the_backups_in_it_newest_first(backups: set[str], mac
 
 def test_size_and_time_of_the_store_are_kept():
     modified = datetime(2025, 3, 1, 15, tzinfo=timezone.utc)
-    assert assemble("", [(EXAMPLE_NAME, 214_748_364_800, modified)]) == [
-        ListedBackup(EXAMPLE_NAME, EXAMPLE, 214_748_364_800, modified, has_mac=False)
+    assert assemble("", [StoredObject(EXAMPLE_NAME, 214_748_364_800, "e", modified)]) == [
+        ListedBackup(EXAMPLE_NAME, EXAMPLE, 214_748_364_800, modified, has_mac=False, etag="e")
     ]
 
 
@@ -114,7 +115,7 @@ def test_size_and_time_of_the_store_are_kept():
 
 @given(st.lists(MOMENTS, max_size=8, unique_by=stamp_of), st.none() | MOMENTS)
 def test_the_newest_before_a_moment_is_chosen(moments: list[datetime], before: datetime | None):
-    listing = assemble("", [(backup_name(stamp_of(moment)), 1, None) for moment in moments])
+    listing = assemble("", [StoredObject(backup_name(stamp_of(moment)), 1) for moment in moments])
     allowed = [backup.created for backup in listing if before is None or backup.created < before]
     if allowed:
         assert choose(listing, now=NOW, subject="production", before=before).created == max(allowed)

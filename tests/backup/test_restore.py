@@ -43,6 +43,7 @@ from duckling_provider.base.errors import (
     NoSpaceError,
     NotFoundError,
     ReplicaError,
+    RequestError,
     StoreError,
     WrongKeyError,
 )
@@ -869,6 +870,24 @@ def test_a_path_that_is_taken_is_refused(make_site: Callable[..., Site], tmp_pat
             restore_backup(database, bucket, to=tmp_path / "no" / "copy.db", wait=0)
     assert file.read_bytes() == b"mine"
     assert set(os.listdir(tmp_path)) == before
+    assert not bucket.was_downloaded()
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("other.db.wal", "write-ahead log of other.db"),
+        ("what.wal?.db", r"write-ahead log of what\?.db"),
+        ("x" * 240 + ".db", "longer than 242 bytes"),
+        ("\u00e9" * 125, "longer than 242 bytes"),
+        ("bad\udcff.db", "not UTF-8"),
+    ],
+)
+def test_a_name_that_can_not_work_is_refused_before_the_download(make_site: Any, tmp_path: Path, name: str, cause: str):
+    site = make_site()
+    bucket = site.bucket()
+    with site.untouched(), pytest.raises(RequestError, match=cause):
+        restore_backup(site.database(), bucket, to=tmp_path / name, wait=0)
     assert not bucket.was_downloaded()
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, backup_name
 from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
 from duckling_provider.backup.snapshot import companions, sidecar_of, take_snapshot
+from duckling_provider.backup.states import State
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
-from duckling_provider.base.errors import CancelledError, FileSystemError
+from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.config.s3 import Retention
 from duckling_provider.stores.store import BytesBody
 
 NOW = datetime(2025, 3, 31, 12, tzinfo=timezone.utc)
@@ -252,12 +255,17 @@ def test_deleting_twice_is_no_error():
 # ---- the local folder --------------------------------------------------------------------------------------
 
 
+def unpinned(copy: Path) -> list[Path]:
+    """The companions of a local backup that may go."""
+    return [companion for companion in companions(copy) if companion.suffix != ".pin"]
+
+
 def fill_folder(folder: Path, ages: list[timedelta]) -> None:
     folder.mkdir(parents=True)
     for age in ages:
         copy = folder / key_of(age, prefix="")
         copy.write_bytes(b"copy")
-        for companion in companions(copy):
+        for companion in unpinned(copy):
             companion.write_text("{}")
 
 
@@ -300,7 +308,7 @@ def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):
     expected = set(foreign)
     for age in (DAY, 3 * DAY):
         copy = database.backup_dir / key_of(age, prefix="")
-        expected |= {copy.name, *(companion.name for companion in companions(copy))}
+        expected |= {copy.name, *(companion.name for companion in unpinned(copy))}
     assert set(os.listdir(database.backup_dir)) == expected
     assert len(list(other.iterdir())) == len(list((database.backup_dir / "archive").iterdir())) == 4
     assert clean_up(database, None, now=NOW).local_deleted == ()
@@ -370,3 +378,118 @@ def test_a_backup_of_the_future_is_not_the_one_that_stays():
     assert plan.delete == (real[1], real[2])
     # Where there is no other, it stays as well.
     assert plan_retention([future], now=NOW, keep_days=7).keep == (future,)
+
+
+# ---- evidence, pins, and a rule beyond days ------------------------------------------------------------------
+
+RULE = Retention(daily=7, weekly=4, monthly=12, yearly=2)
+STATES = st.sampled_from(["uploaded", "verified", "tested", "disproved"])
+
+
+def states_of(backups: list[ListedBackup], states: list[State]) -> Callable[[ListedBackup], State]:
+    known = {backup.key: state for backup, state in zip(backups, states, strict=False)}
+    return lambda backup: known.get(backup.key, "uploaded")
+
+
+@given(BACKUPS, DAYS, st.lists(STATES, min_size=12, max_size=12), st.none() | st.just(RULE))
+def test_the_newest_complete_verified_and_tested_ones_always_stay(
+    backups: list[ListedBackup], days: float, states: list[State], rule: Retention | None
+):
+    state = states_of(backups, states)
+    plan = plan_retention(backups, now=NOW, keep_days=days, rule=rule, state=state)
+    dated = [b for b in backups if not b.misdated(NOW)] or backups
+    for wanted in (("uploaded", "verified", "tested"), ("verified", "tested"), ("tested",)):
+        found = [b for b in dated if state(b) in wanted]
+        if found:
+            assert max(found, key=lambda b: b.created) in plan.keep
+    if backups:
+        assert plan.keep
+
+
+@given(BACKUPS, st.lists(STATES, min_size=12, max_size=12))
+def test_a_disproved_backup_stays_only_for_its_age_or_where_there_is_no_other(
+    backups: list[ListedBackup], states: list[State]
+):
+    state = states_of(backups, states)
+    plan = plan_retention(backups, now=NOW, keep_days=7, rule=RULE, state=state)
+    for decision in plan.decisions:
+        old = NOW - decision.backup.created > 7 * DAY
+        if decision.keep and old and state(decision.backup) == "disproved":
+            dated = [b for b in backups if not b.misdated(NOW)] or backups
+            assert all(state(b) == "disproved" for b in dated)
+
+
+@given(BACKUPS, DAYS, st.sets(st.integers(0, 11)))
+def test_a_pinned_backup_stays_whatever_its_age(backups: list[ListedBackup], days: float, pinned: set[int]):
+    backups = [replace(b, is_pinned=number in pinned) for number, b in enumerate(backups)]
+    plan = plan_retention(backups, now=NOW, keep_days=days, state=lambda _: "disproved")
+    assert {b.key for b in backups if b.is_pinned} <= {b.key for b in plan.keep}
+
+
+def test_a_year_of_nights_of_which_some_weeks_failed_leaves_what_the_rule_says():
+    """Each night a backup is made and the retention runs; in some weeks none is made, in some none is verified."""
+    kept: list[ListedBackup] = []
+    unverified: set[str] = set()
+    start = datetime(2024, 1, 1, 3, tzinfo=timezone.utc)
+    for night in range(366):
+        now = start + night * DAY
+        if night // 7 not in {9, 23, 24}:
+            made = ListedBackup(PREFIX + backup_name(stamp_of(now)), now, 100_000, has_mac=True)
+            if night // 7 in {30, 31}:
+                unverified.add(made.key)
+            kept.append(made)
+        plan = plan_retention(
+            kept,
+            now=now + timedelta(hours=1),
+            keep_days=0,
+            rule=RULE,
+            state=lambda b: "uploaded" if b.key in unverified else "verified",
+        )
+        kept = list(plan.keep)
+        assert len(kept) <= 7 + 4 + 12 + 2 + 2
+    days = [backup.created.date().isoformat() for backup in sorted(kept, key=lambda b: b.created)]
+    # The last of each month, the Sundays of the last weeks (ISO), the last seven days.
+    months = ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30", "2024-05-31", "2024-06-30"]
+    months += ["2024-07-28", "2024-08-31", "2024-09-30", "2024-10-31", "2024-11-30"]
+    recent = [f"2024-12-{day}" for day in ("15", "22", *range(25, 32))]
+    assert days == months + recent
+
+
+def test_each_decision_has_its_reason():
+    def made(days: float, **fields: Any) -> ListedBackup:
+        return replace(listed(days * DAY, has_mac=True), size=100_000, **fields)
+
+    backups = [made(1), made(2), made(5, is_pinned=True), made(6), made(9), made(40)]
+    states: list[State] = ["uploaded", "verified", "verified", "tested", "verified", "verified"]
+    rule = Retention(weekly=2)
+    plan = plan_retention(backups, now=NOW, keep_days=3, rule=rule, state=states_of(backups, states))
+    assert [(decision.keep, decision.reason) for decision in plan.decisions] == [
+        (True, "the newest complete one"),
+        (True, "the newest verified one"),
+        (True, "pinned"),
+        (True, "the newest that a drill restored"),
+        (True, "weekly: 2025-W12"),
+        (False, "older than 3 days"),
+    ]
+
+
+def test_with_a_rule_and_no_days_only_the_rule_keeps():
+    backups = [replace(listed(days * DAY, has_mac=True), size=100_000) for days in range(30)]
+    plan = plan_retention(backups, now=NOW, keep_days=0, rule=Retention(daily=3))
+    assert len(plan.keep) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ({}, "keeps nothing"),
+        ({"daily": 0}, "keeps nothing"),
+        ({"weeks": 4}, "retention"),
+        ({"daily": -1}, "retention"),
+        ({"daily": 1.5}, "retention"),
+        ([], "retention"),
+    ],
+)
+def test_a_rule_that_can_t_be_followed_is_an_error(tmp_path: Path, rule: Any, complaint: str):
+    with pytest.raises(ConfigError, match=complaint):
+        database_with(tmp_path, retention=rule)

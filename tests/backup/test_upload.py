@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.snapshot import find_snapshot, sidecar_of, take_snapshot
 from duckling_provider.backup.upload import back_up, interrupted_upload, unfinished_backup, upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -627,6 +627,23 @@ def test_a_resumed_backup_sends_only_what_is_missing(moto_server, ready, make_pr
     # Now there is nothing to go on with.
     again = back_up(backup.database, open_store(backup.database), resume=True)
     assert (again.resumed, again.snapshot.filename > done.snapshot.filename) == (False, True)
+
+
+def test_a_local_backup_whose_date_can_not_be_true_is_not_resumed_and_hides_no_other(moto_server, ready, make_proxy):
+    backup, _ = _interrupted(moto_server, ready, make_proxy, mode="none")
+    take_snapshot(backup.database, now=datetime.now(timezone.utc) + timedelta(days=365))
+    assert interrupted_upload(backup.database).path == backup.snapshot.path
+    assert unfinished_backup(backup.database, open_store(backup.database)).path == backup.snapshot.path
+
+
+def test_a_sidecar_that_is_none_of_ours_keeps_no_new_backup_from_being_made(installation, make_replica):
+    installation.write(installation.entry())
+    make_replica(installation.replica())
+    database = installation.database()
+    sidecar = sidecar_of(take_snapshot(database).path)
+    sidecar.rename(sidecar.with_name("elsewhere"))
+    sidecar.symlink_to("elsewhere")
+    assert interrupted_upload(database) is None
 
 
 def test_a_backup_that_became_the_second_newest_is_not_resumed(moto_server, ready):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
+from fixtures.command_line import run_here
 
+import duckling_provider
+from duckling_provider import config
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.base.durable_files import make_folder, write_durably
 from duckling_provider.base.errors import DucklingError, FileSystemError
@@ -39,6 +45,49 @@ def home() -> Iterator[Path]:
 def shared_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this Python could be run by everybody; what is not imported yet still can't be where it is root's alone."""
     monkeypatch.setattr("sys.executable", "/bin/sh")
+
+
+@pytest.fixture
+def usable_program(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python, DuckDB and the package where every user can use them: where they are root's alone, a copy."""
+    try:
+        with as_owner_of(home):
+            return
+    except FileSystemError:
+        pass
+    importlib.import_module("numpy")  # by this process, which is later a user that can't
+    copy, python = home.parent / "python", Path(sys.base_prefix)
+    library = Path(os.__file__).parent.relative_to(python)
+    leave_out = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-*", "*.a", "idlelib", "tkinter")
+    shutil.copytree(python / library, copy / library, ignore=leave_out, copy_function=_linked)
+    for name in python.glob("lib/libpython*.so*"):
+        _linked(str(name), str(copy / "lib" / name.name))
+    (copy / "bin").mkdir()
+    _linked(sys.executable, str(copy / "bin" / "python"))
+    packages = home.parent / "packages"
+    about = Path(duckdb.__file__).parents[1].glob("duckdb-*.dist-info")
+    for package in (Path(duckdb.__file__).parent, Path(duckling_provider.__file__).parent, *about):
+        shutil.copytree(package, packages / package.name, ignore=leave_out, copy_function=_linked)
+    for extension in Path(duckdb.__file__).parents[1].glob("_duckdb*.so"):
+        _linked(str(extension), str(packages / extension.name))
+    monkeypatch.setattr("sys.executable", str(copy / "bin" / "python"))
+    monkeypatch.setattr(duckling_provider, "__file__", str(packages / "duckling_provider" / "__init__.py"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(copy / "lib"))
+    monkeypatch.setenv("PYTHONHOME", str(copy))
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name where that serves: a copy of DuckDB would be 70 MB."""
+    source, mode = os.path.realpath(source), os.stat(source).st_mode
+    try:
+        if mode & 0o004:
+            os.link(source, target)
+            return
+    except OSError:
+        pass  # another file system
+    shutil.copyfile(source, target)
+    os.chmod(target, mode | 0o444)
 
 
 @pytest.mark.usefixtures("shared_program")
@@ -117,13 +166,8 @@ def test_a_link_gives_root_s_files_neither_away_nor_up(
 
 
 def test_duckdb_works_as_the_owner_too(
-    home: Path, installation: Any, make_replica: Callable[..., Path], tmp_path: Path
+    home: Path, usable_program: None, installation: Any, make_replica: Callable[..., Path], tmp_path: Path
 ):
-    try:
-        with as_owner_of(home):
-            pass
-    except FileSystemError as error:
-        pytest.skip(str(error))
     made = make_replica(tmp_path / "made.db", rows=5, wal=True)
     for name in ("", ".wal"):
         shutil.copyfile(f"{made}{name}", f"{home / 'production.db'}{name}")
@@ -135,3 +179,79 @@ def test_duckdb_works_as_the_owner_too(
     assert not (home / "production.db.wal").exists()
     assert snapshot.path.read_bytes() == (home / "production.db").read_bytes()
     assert {path.stat().st_uid for path in home.rglob("*")} == {OWNER}
+
+
+# ---- secrets of the caller ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shared_program")
+def test_what_root_keeps_for_itself_is_read_as_root_whenever_the_configuration_is_loaded(
+    home: Path, tmp_path: Path, installation: Any
+):
+    """A task reads it again while it acts as the owner."""
+    tmp_path.chmod(0o700)
+    secret = tmp_path / "key"
+    secret.write_text("ab" * 32)
+    secret.chmod(0o600)
+    place = {"enabled": True, "bucket": "backups", "region": "eu-west-1", "accessKeyId": "a", "secretAccessKey": "b"}
+    s3 = {**place, "encryption": "client-aes256", "encryptionKey": {"file": str(secret)}}
+    installation.write(installation.entry(duckdbPath=str(home / "production.db"), s3=s3))
+    with as_owner_of(home):
+        database = config.load().database("production")
+        assert os.geteuid() == OWNER
+        with pytest.raises(PermissionError):
+            secret.read_bytes()
+    assert database.s3.encryption_key.hex() == "ab" * 32
+
+
+def test_a_restore_as_the_owner_reads_the_key_that_is_root_s_alone(
+    home: Path,
+    usable_program: None,
+    installation: Any,
+    make_replica: Callable[..., Path],
+    tmp_path: Path,
+    s3_server: Any,
+):
+    tmp_path.chmod(0o700)
+    key = tmp_path / "key"
+    key.write_text("cd" * 32)
+    key.chmod(0o600)
+    replica = home / "production.db"
+    shutil.copyfile(make_replica(tmp_path / "made.db", rows=5), replica)
+    os.chown(replica, OWNER, OWNER)
+    content = replica.read_bytes()
+    s3 = s3_server.s3(s3_server.new_bucket(), encryption="client-aes256")
+    installation.write(installation.entry(duckdbPath=str(replica), s3={**s3, "encryptionKey": {"file": str(key)}}))
+    environ = {"BACKUP_PATH": str(home / "backups")}
+    assert run_here("backup", "production", environ=environ).code == 0
+    replica.unlink()
+    installation.write(installation.entry(duckdbPath=str(replica), s3={**s3, "encryptionKey": "ef" * 32}))
+    done = run_here("restore", "production", "--encryption-key-file", key, environ=environ)
+    assert done.code == 0, done.err
+    assert replica.read_bytes() == content
+    elsewhere = run_here("restore", "production", "--to", tmp_path / "copy.db", environ=environ)
+    assert (elsewhere.code, f"Root acts as UID {OWNER} here" in elsewhere.err) == (1, True), elsewhere.err
+    kit = run_here("recovery-kit", "production", "--to", tmp_path, environ=environ)
+    assert kit.code == 0, kit.err
+    assert {path.stat().st_uid for path in home.rglob("*")} == {OWNER}
+
+
+@pytest.mark.usefixtures("shared_program")
+def test_no_restore_writes_into_the_folder_of_a_third_user(home: Path, installation: Any):
+    other = home.parent / "other"
+    other.mkdir()
+    os.chown(other, OTHER, OTHER)
+    installation.write(installation.entry(duckdbPath=str(home / "production.db")))
+    done = run_here("restore", "production", "--to", other / "copy.db", "--local")
+    assert (done.code, f"UID {OTHER}" in done.err) == (1, True), done.err
+
+
+@pytest.mark.usefixtures("shared_program")
+def test_a_changed_key_leaves_databases_json_to_its_owner(home: Path, installation: Any):
+    """It may be root's, where the replica is another user's."""
+    place = {"enabled": True, "bucket": "backups", "region": "eu-west-1", "accessKeyId": "a", "secretAccessKey": "b"}
+    s3 = {**place, "encryption": "client-aes256", "encryptionKey": "ab" * 32}
+    installation.write(installation.entry(duckdbPath=str(home / "production.db"), s3=s3))
+    done = run_here("keys", "rotate", "production")
+    assert done.code == 0, done.err
+    assert (installation.data_path / "databases.json").stat().st_uid == 0

@@ -54,6 +54,10 @@ def a_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
 def writable_by_all(path: Path) -> None:
     path.write_text("{}")
     path.chmod(0o666)
@@ -69,6 +73,7 @@ TRAPS = [
     a_dangling_link,
     a_hard_link,
     a_pipe,
+    a_folder,
     writable_by_all,
     pytest.param(a_strangers, marks=as_root),
 ]

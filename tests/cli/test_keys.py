@@ -70,8 +70,11 @@ class Site:
         assert code == 0
         return done["key"]
 
+    def client(self):
+        return self._server.client()
+
     def forget_metadata(self, key):
-        client = self._server.client()
+        client = self.client()
         body = client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         client.put_object(Bucket=self.bucket, Key=key, Body=body)
 
@@ -182,6 +185,16 @@ def test_check_fails_when_one_of_the_newest_backups_needs_another_key(site, duck
     assert fingerprint(OLD) in checked["error"]
     code, checked = duckling.json("keys", "check", "production", "--last", 1)
     assert (code, len(checked["backups"])) == (0, 1)
+
+
+def test_a_backup_whose_date_can_not_be_true_is_none_of_the_newest(site, duckling):
+    good = site.backup()
+    client, future = site.client(), "production/backup-2099-01-01T00-00-00-000Z.db"
+    for end in ("", ".mac"):
+        client.copy_object(Bucket=site.bucket, Key=future + end, CopySource=f"{site.bucket}/{good}{end}")
+    code, checked = duckling.json("keys", "check", "production", "--last", 1)
+    assert (code, [row["key"] for row in checked["backups"]]) == (0, [good])
+    assert duckling.json("keys", "show", "production")[1]["keys"][0]["backups"] == [good, future]
 
 
 # ---- another key or mode for one command -------------------------------------------------------------------

@@ -125,6 +125,14 @@ def test_a_backup_that_can_not_be_restored_is_incomplete(duckling, two, s3_serve
     assert row["remark"].startswith("it holds 10 bytes of a file that had")
 
 
+def test_a_local_backup_whose_sidecar_is_none_of_ours_is_not_called_verified(duckling, two, installation):
+    (sidecar,) = (installation.backup_path / "shop").glob("backup-*.json")
+    sidecar.rename(sidecar.with_name("elsewhere"))
+    sidecar.symlink_to("elsewhere")
+    (row,) = duckling("list", "shop", "--json").json["local"]
+    assert (row["state"], row["complete"], "symbolic link" in row["remark"]) == ("incomplete", False, True)
+
+
 def test_an_object_of_another_program_has_no_mode_that_is_made_up(duckling, two, s3_server):
     s3_server.client().put_object(Bucket=two["bucket"], Key=f"crm/{OLD}", Body=b"x" * 99)
     row = duckling("list", "crm", "--json").json["s3"][-1]

@@ -204,3 +204,33 @@ def test_backups_that_are_not_encrypted_here_have_steps_without_openssl(installa
     assert "sha256sum" in text
     assert "openssl" not in text
     assert "<b>" not in kit.as_html("Kit", sections)
+
+
+def test_keys_of_older_backups_are_on_the_page_although_new_ones_are_not_encrypted_here(site, duckling, tmp_path):
+    encrypted = site.backup()
+    site.write(encryption="sse-s3", encryptionKey=None, previousEncryptionKeys=[NOW])
+    assert duckling("recovery-kit", "production", "--to", tmp_path)["withKey"] is True
+    text = (tmp_path / "recovery-kit-production.txt").read_text()
+    download, prove, decrypt = blocks(text, "With openssl alone")
+    assert re.findall(rf"s3://{site.bucket}/(\S+)", download) == [encrypted, f"{encrypted}.mac"]
+    assert all(NOW in block for block in (prove, decrypt) if "KEY=" in block)
+    assert "sha256sum" in text.partition("Without this software")[2]
+    (entry,) = json.loads(blocks(text, "With this software")[0])
+    assert entry["s3"]["previousEncryptionKeys"] == [NOW]
+    assert "--encryption client-aes256" in " ".join(text.split())
+
+
+def test_the_kms_key_and_a_demanded_identity_are_on_the_page(installation, moto_server):
+    def text_of(**fields):
+        installation.write(installation.entry(s3=moto_server.s3("bucket", **fields)))
+        database = installation.database()
+        return kit.as_text(
+            "Kit", list(kit.page(database, database.s3, [], with_key=True, now=datetime.now(timezone.utc)))
+        )
+
+    arn = "arn:aws:kms:eu-west-1:111122223333:key/abc"
+    kms = text_of(encryption="sse-kms", kmsKeyId=arn)
+    assert f"{arn}; to read with it takes kms:Decrypt" in kms
+    assert json.loads(blocks(kms, "With this software")[0])[0]["s3"]["kmsKeyId"] == arn
+    strict = text_of(encryption="client-aes256", encryptionKey=NOW, requireIdentity=True)
+    assert json.loads(blocks(strict, "With this software")[0])[0]["s3"]["requireIdentity"] is True

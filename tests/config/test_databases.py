@@ -515,6 +515,10 @@ def test_an_absolute_path_may_lie_anywhere_and_its_links_stay(site: Site, tmp_pa
     ("path", "cause"),
     [
         ("data/x.db/", "names a folder; expected a file"),
+        (
+            f"data/{'x' * 198}.db",
+            "expected a file name of at most 200 bytes: those of the files beside it are longer",
+        ),
         ("data/databases.json", "is the configuration file itself"),
         ("data/backups/production/x.db", "lies in {data}/backups/production, where old backups are deleted"),
         (

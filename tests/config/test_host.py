@@ -6,7 +6,6 @@ import pytest
 
 from duckling_provider import config
 from duckling_provider.backup.backup_object import list_backups
-from duckling_provider.backup.check import check_database
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import clean_up
@@ -15,6 +14,7 @@ from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import ConfigError, WrongHostError
 from duckling_provider.config.fields import is_same_host
+from duckling_provider.oversight.check import check_database
 from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
 
 NAME = "backup-2025-03-01T14-32-11-482Z.db"

@@ -144,9 +144,10 @@ def test_a_file_that_others_can_read_brings_a_warning(installation, secret, mode
     assert (says in found[0]) if says else (found == [])
 
 
-def test_a_file_that_everyone_can_write_is_refused(installation, secret):
-    installation.write(installation.entry(s3={**S3, "encryptionKey": secret(KEY, mode=0o602)}))
-    with pytest.raises(ConfigError, match="everyone can write the file"):
+@pytest.mark.parametrize("mode", [0o602, 0o620, 0o660, 0o666])
+def test_a_file_that_others_can_write_is_refused(installation, secret, mode):
+    installation.write(installation.entry(s3={**S3, "encryptionKey": secret(KEY, mode=mode)}))
+    with pytest.raises(ConfigError, match="others than its owner can write the file"):
         installation.database()
 
 

@@ -67,6 +67,34 @@ def test_names_of_every_entry_are_taken_even_while_it_has_no_replica(two, monkey
         require_free_name(two.data_path / name, load())
 
 
+@pytest.mark.parametrize("name", ["Crm.db", "CRM.DB", "CRM.db.wal", "Production.db.duckling-hold"])
+def test_a_name_that_differs_in_case_only_is_taken_too(two, name):
+    """SMB and the like make no difference."""
+    with pytest.raises(RequestError, match="belongs to the replica"):
+        require_free_name(two.data_path / name, load())
+
+
+def test_two_spellings_of_one_letter_are_one_name(installation):
+    installation.write(installation.entry(duckdbPath="data/caf\u00e9.db"))
+    with pytest.raises(RequestError, match="belongs to the replica"):
+        require_free_name(installation.data_path / "cafe\u0301.db", load())
+
+
+@pytest.mark.parametrize(
+    "name", ["databases.json", "Databases.json", ".databases.json.lock", "databases.json.before-x"]
+)
+def test_names_of_the_configuration_are_taken(two, name):
+    with pytest.raises(RequestError, match=r"belongs to databases\.json"):
+        require_free_name(two.data_path / name, load())
+
+
+@pytest.mark.parametrize("name", ["x.db.duckling-new", "x.db.duckling-lock", "X.DB.DUCKLING-HOLD"])
+def test_names_of_state_files_are_no_targets(two, tmp_path, name):
+    """The next restore to x.db would take it for what a killed one left."""
+    with pytest.raises(RequestError, match="state files"):
+        require_free_name(tmp_path / name, load())
+
+
 def test_the_names_of_a_linked_replica_are_those_of_both_ends(two, tmp_path):
     (tmp_path / "disk").mkdir()
     (two.data_path / "crm.db").symlink_to(tmp_path / "disk" / "real.db")

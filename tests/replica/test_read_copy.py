@@ -8,12 +8,12 @@ import subprocess
 import duckdb
 import pytest
 
-from duckling_provider.backup.check import check_database
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, ConfigError, NoSpaceError, ReplicaError
+from duckling_provider.oversight.check import check_database
 from duckling_provider.replica.read_copy import MARK, find_read_copy, renew_read_copy, require_read_copy
 from duckling_provider.replication.run import MakeWayError, Run
 

@@ -20,7 +20,7 @@ from duckling_provider.replication.mysql.schema import read_tables
 
 pytestmark = [pytest.mark.mysql, pytest.mark.mysql_too]
 
-STATEMENTS = int(os.environ.get("DUCKLING_STATEMENTS", "240"))
+STATEMENTS = int(os.environ.get("DUCKLING_STATEMENTS", "2000" if os.environ.get("DUCKLING_TESTS") == "full" else "120"))
 SEED = os.environ.get("DUCKLING_SEED", "duckling")
 #: Statements between two comparisons.
 SERIES = 12

@@ -7,7 +7,7 @@ import pytest
 from duckling_provider.replication.apply.foreign_keys import read_references
 from duckling_provider.replication.apply.reach import Reach
 from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
-from duckling_provider.replication.apply.steps import SetPrimaryKey, TruncateTable
+from duckling_provider.replication.apply.steps import SetPrimaryKey, TruncateTable, Unclear
 from duckling_provider.replication.model.ledger import Ledger
 
 
@@ -85,6 +85,35 @@ def test_what_is_not_known_counts_as_having_written_all_that_it_names(statement)
     assert isinstance(meaning, Wrote)
     assert meaning.targets is None
     assert "t" in meaning.named
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "IMPORT TABLESPACE",
+        "DISCARD TABLESPACE",
+        "IMPORT PARTITION p0 TABLESPACE",
+        "TRUNCATE PARTITION p0",
+        "DROP PARTITION p0",
+        "REPAIR PARTITION p0",
+        "EXCHANGE PARTITION p0 WITH TABLE u",
+        "CONVERT PARTITION p0 TO TABLE u",
+        "CONVERT TABLE u TO PARTITION p1 VALUES LESS THAN (9)",
+        "ADD SYSTEM VERSIONING",
+        "DROP SYSTEM VERSIONING",
+        "ADD PERIOD FOR SYSTEM_TIME (a, b)",
+        "ENGINE = MEMORY",
+        "UNION = (u, w)",
+        "ADD c SERIAL",
+        "CONVERT TO CHARACTER SET latin1",
+        "CONVERT TO CHARACTER SET DEFAULT",
+        "SECONDARY_LOAD",
+        "ADD c INT SOMEHOW",
+    ],
+)
+def test_what_an_alter_table_does_to_rows_without_showing_it_marks_the_table(action):
+    meaning = read_statement(f"ALTER TABLE t ADD x INT, {action}", "shop", "shop")
+    assert [(type(step), step.name) for step in meaning.steps] == [(Unclear, "t")]
 
 
 def test_settings_that_no_value_depends_on_stand_before_a_statement_without_harm():
@@ -184,6 +213,7 @@ def test_both_tables_of_an_exchange_of_partitions_are_marked(mirror):
 @pytest.mark.mysql
 @pytest.mark.parametrize("expression", ["id * 3", "id + 1"])
 @pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
+@pytest.mark.mysql_too
 def test_another_expression_of_a_generated_column_needs_a_new_copy(mirror, expression, kind):
     mirror.run(f"CREATE TABLE g (id INT PRIMARY KEY, g INT AS (id * 2) {kind})", "INSERT INTO g (id) VALUES (1), (2)")
     mirror.catch_up()

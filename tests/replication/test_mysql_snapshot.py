@@ -32,6 +32,7 @@ def _writers(mariadb: Any, database: str, count: int):
         with contextlib.closing(mariadb.connect(database)) as connection, connection.cursor() as cursor:
             while not done.is_set():
                 cursor.execute("INSERT INTO t (x) VALUES (1)")
+                done.wait(0.001)
 
     threads = [threading.Thread(target=write) for _ in range(count)]
     for thread in threads:

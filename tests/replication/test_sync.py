@@ -181,6 +181,7 @@ def test_a_snapshot_gets_its_turn_while_a_sync_follows_busy_changes(site, mariad
             cursor = connection.cursor()
             while not stop.is_set():
                 cursor.execute("UPDATE orders SET total = RAND() * 100 WHERE id = %s", (random.randint(1, 1000),))
+                stop.wait(0.001)
 
     writer = threading.Thread(target=write)
     follower = subprocess.Popen([sys.executable, "-c", _LONG_STRETCH + _SYNC, "600"], stdout=subprocess.PIPE)

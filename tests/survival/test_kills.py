@@ -239,7 +239,7 @@ def test_a_store_that_falls_silent_does_not_keep_a_stopped_command(
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     # The HTTP client would wait for a minute, and try again then.
-    said, _ = process.communicate(timeout=15)
+    said, _ = process.communicate(timeout=45)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert said.splitlines()[-1].startswith("duckling: stopped by SIGTERM")
     assert site.replica.read_bytes() == contents.old

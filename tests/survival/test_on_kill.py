@@ -53,7 +53,7 @@ def test_a_killed_task_cleans_up_although_the_store_is_silent(
         assert proxy.stalled.wait(60)
         process.send_signal(signal.SIGTERM)
         # The HTTP client would wait for a minute, and try again then.
-        said, _ = process.communicate(timeout=15)
+        said, _ = process.communicate(timeout=45)
     finally:
         process.kill()
         process.wait()

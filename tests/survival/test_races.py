@@ -176,7 +176,7 @@ def test_a_stopped_wait_leaves_no_claim(site, downloading, start):
     waiting = start("backup", "production", "--wait", "600")
     assert "waiting" in waiting.stdout.readline()
     waiting.send_signal(signal.SIGTERM)
-    said, _ = waiting.communicate(timeout=10)
+    said, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 128 + signal.SIGTERM, said
     go_on(first)
     assert os.path.lexists(site.replica)

@@ -5,6 +5,7 @@ are equal in the end. A table without a key would show each change that was lost
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import signal
 import subprocess
@@ -17,9 +18,15 @@ import pytest
 
 pytestmark = pytest.mark.mysql
 
-# The fixtures of tests/replication; test folders are no packages.
-
 _ROWS = 20_000
+#: Kills in each phase, where all of them are run.
+_KILLS = 20
+
+
+@pytest.fixture
+def moments(pick, full):
+    """Steps of `total` at which to kill: a few, or all of them and at least `_KILLS`."""
+    return lambda total: itertools.islice(itertools.cycle(pick(total, 3)), max(total, _KILLS) if full else 3)
 
 
 @pytest.fixture
@@ -59,6 +66,7 @@ def site(installation, mariadb, database, duckling):
                         cursor.execute("INSERT INTO log VALUES (RAND())")
                         number = random.randint(1, _ROWS)
                         cursor.execute("UPDATE orders SET total = total + 1 WHERE id = %s", (number,))
+                        stop.wait(0.002)
 
             writer = threading.Thread(target=write)
             writer.start()
@@ -79,9 +87,9 @@ def site(installation, mariadb, database, duckling):
     return made
 
 
-def test_a_full_copy_killed_at_any_step_is_completed(site, duckling, pick):
+def test_a_full_copy_killed_at_any_step_is_completed(site, duckling, moments):
     total = site.must("sync", "production").steps
-    for at in pick(total, 3):
+    for at in moments(total):
         site.clear()
         assert duckling("sync", "production", action="kill", at=at).code in {0, -signal.SIGKILL}
         site.run("UPDATE orders SET total = total + 1 WHERE id < 100", "INSERT INTO log VALUES ('more')")
@@ -89,12 +97,31 @@ def test_a_full_copy_killed_at_any_step_is_completed(site, duckling, pick):
         site.assert_equal()
 
 
-def test_following_killed_at_any_step_loses_nothing_and_applies_nothing_twice(site, duckling, pick):
+def test_following_killed_at_any_step_loses_nothing_and_applies_nothing_twice(site, duckling, moments):
     site.must("sync", "production")
     site.run("INSERT INTO log VALUES ('first')")
     total = site.must("sync", "production").steps
-    for at in pick(total, 3):
+    for at in moments(total):
         site.run("UPDATE orders SET total = total + 1 WHERE id < 100", "INSERT INTO log VALUES ('more'), ('more')")
+        assert duckling("sync", "production", action="kill", at=at).code in {0, -signal.SIGKILL}
+        site.must("sync", "production")
+        site.assert_equal()
+
+
+def test_a_new_copy_of_one_table_killed_at_any_step_is_made_again(site, duckling, moments):
+    site.must("sync", "production")
+
+    def change():
+        # What it leaves is not followed: the table is marked, and copied again.
+        site.run("ALTER TABLE orders FORCE, ADD made INT AS (total + 1) STORED", "INSERT INTO log VALUES ('more')")
+        site.run("ALTER TABLE orders DROP made", "UPDATE orders SET total = total + 1 WHERE id < 100")
+        site.run("ALTER TABLE orders MODIFY customer VARCHAR(60) CHARACTER SET latin1")
+        site.run("ALTER TABLE orders MODIFY customer VARCHAR(50) CHARACTER SET utf8mb4")
+
+    change()
+    total = site.must("sync", "production").steps
+    for at in moments(total):
+        change()
         assert duckling("sync", "production", action="kill", at=at).code in {0, -signal.SIGKILL}
         site.must("sync", "production")
         site.assert_equal()
@@ -104,7 +131,7 @@ def test_kills_at_random_moments_while_mysql_is_busy(site, full, seed):
     moments = random.Random(seed)
     kills = 0
     with site.busy():
-        for _ in range(20 if full else 2):
+        for _ in range(_KILLS if full else 2):
             command = [sys.executable, "-m", "duckling_provider.cli.app", "sync", "production", "--for", "60"]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(moments.uniform(0.8, 4.0))
@@ -115,11 +142,11 @@ def test_kills_at_random_moments_while_mysql_is_busy(site, full, seed):
     site.assert_equal()
 
 
-def test_a_restore_killed_at_any_step_is_followed_by_catching_up(site, duckling, pick):
+def test_a_restore_killed_at_any_step_is_followed_by_catching_up(site, duckling, moments):
     site.must("sync", "production")
     site.must("backup", "production")
     total = site.must("restore", "production", "--local").steps
-    for at in pick(total, 3):
+    for at in moments(total):
         site.run("UPDATE orders SET total = total + 1 WHERE id < 100", "INSERT INTO log VALUES ('more')")
         site.must("sync", "production")
         duckling("restore", "production", "--local", action="kill", at=at)

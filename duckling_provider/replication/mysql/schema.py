@@ -20,6 +20,8 @@ _KEYS = """
     SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS
     WHERE TABLE_SCHEMA = %s AND INDEX_NAME = 'PRIMARY' ORDER BY TABLE_NAME, SEQ_IN_INDEX"""
 
+_SHOWS_KEYS = "show_gipk_in_create_table_and_information_schema"
+
 #: MariaDB's JSON is a LONGTEXT with this check; every column may have such a check of its own.
 _JSON_CHECKS = """
     SELECT TABLE_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS
@@ -32,6 +34,7 @@ def read_tables(connection: Any, database: str) -> dict[str, Table]:
 
     A table without any column that the user may read is not seen at all.
     """
+    _show_generated_keys(connection)
     json = _json_columns(connection, database)
     columns: dict[str, list[Column]] = {}
     for row in query(connection, _COLUMNS, database):
@@ -41,6 +44,12 @@ def read_tables(connection: Any, database: str) -> dict[str, Table]:
     for table, name in query(connection, _KEYS, database):
         keys.setdefault(str(table), []).append(str(name))
     return {name: Table(name, tuple(found), tuple(keys.get(name, ()))) for name, found in columns.items()}
+
+
+def _show_generated_keys(connection: Any) -> None:
+    """Have MySQL show the keys that it makes by ``sql_generate_invisible_primary_key``, since its binlog has them."""
+    if query(connection, "SHOW SESSION VARIABLES WHERE Variable_name = %s AND Value = 'OFF'", _SHOWS_KEYS):
+        query(connection, f"SET SESSION {_SHOWS_KEYS} = ON")
 
 
 def _column(row: tuple[Any, ...], *, checked_as_json: bool) -> Column:

@@ -11,15 +11,24 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from duckling_provider.backup.backup_object import is_complete
-from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.names import LATEST, ListedBackup
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, UPLOAD, VERIFY
+from duckling_provider.oversight.check import Look, looks
+from duckling_provider.stores.store import KEPT_VERSIONS
 from duckling_provider.web.api.shapes import Db, Shape, problems
 from duckling_provider.web.services import runs
-from duckling_provider.web.services.actions import delete_backup_now, existing_key, listed_in, restore_conf
+from duckling_provider.web.services.actions import (
+    LOOKED_AT,
+    delete_backup_now,
+    existing_key,
+    listed_in,
+    looked_at,
+    restore_conf,
+)
 from duckling_provider.web.services.dependencies import CallerDep, database_for, now, remote_store
 from duckling_provider.web.services.errors import ApiError, of_core
 
@@ -60,20 +69,37 @@ class Accepted(Shape):
 _Misdated = Field("", description="Why its date can't be true, where it can't: such a backup is never latest.")
 
 
+class Source(Shape):
+    """Which replica a backup is of."""
+
+    host: str
+    replica: str = Field(description="Its identity, 16 hex digits.")
+
+
+_Origin = Field(None, description="Which replica it is of, where the backup says so.")
+
+
 class LocalBackup(Shape):
     filename: str
     size: int
     created_at: str
-    complete: bool
+    complete: bool = Field(description="false: it is not what was recorded of it, and can't be restored.")
     misdated: str = _Misdated
+    origin: Source | None = _Origin
 
 
 class S3Backup(Shape):
     key: str
     size: int
     last_modified: str
-    complete: bool = Field(description="false: an encrypted one without its .mac, which can't be restored.")
+    complete: bool = Field(
+        description="false: it can't be restored: an encrypted one without its .mac, or of another size than recorded."
+    )
     misdated: str = _Misdated
+    key_fingerprint: str | None = Field(
+        None, description="Of the key that it is encrypted with here, where it says so; of the newest 200."
+    )
+    origin: Source | None = _Origin
 
 
 class Listing(Shape):
@@ -113,6 +139,9 @@ class Deleted(Shape):
     success: bool = True
     key: str
     size: int
+    warnings: list[str] = Field(
+        default_factory=list, description="Where the bucket keeps versions, as with object lock: what stays there."
+    )
 
 
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "description": "The run was begun"}}
@@ -133,21 +162,30 @@ async def back_up(caller: CallerDep, db: Db, wait: Wait = True) -> JSONResponse:
 
 @router.get("/api/backups", response_model=Listing, responses=problems(502))
 def backups(caller: CallerDep, db: Db) -> JSONResponse:
-    """All backups of a database: local ones on this host, and those in S3, every page of the listing read. Where the
-    store does not answer, the error has the local ones beside it.
+    """All backups of a database: local ones on this host, and those in S3, every page of the listing read. What the
+    listing does not tell, the newest 200 are asked for. Where the store does not answer, the error has the local ones
+    beside it.
     """
     database = database_for(caller, "read", db)
     moment = now()
+    here = listed_here(database)
+    seen_here, _ = looks(LocalBackups(database), here[:LOOKED_AT]) if here else ({}, None)
     # As plain JSON: the models of ten thousand rows would cost more than the listing.
     local = [
-        {"filename": b.name, "size": b.size, "createdAt": iso(b.created), "complete": True, **_misdated(b, moment)}
-        for b in listed_here(database)
+        {
+            "filename": b.name,
+            "size": b.size,
+            "createdAt": iso(b.created),
+            **_facts(b, seen_here.get(b.key), moment, complete=True),
+        }
+        for b in here
     ]
     if database.s3 is None:
         return JSONResponse({"local": local, "s3": []})
     try:
         store = remote_store(database)
         remote = listed_in(store)
+        seen = looked_at(store, remote[:LOOKED_AT])
     except DucklingError as error:
         problem = of_core(error)
         problem.more |= {"local": local, "s3": []}
@@ -160,8 +198,8 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
                     "key": b.key,
                     "size": b.size,
                     "lastModified": iso(b.modified or b.created),
-                    "complete": is_complete(b, store.mode),
-                    **_misdated(b, moment),
+                    **_facts(b, seen.get(b.key), moment, complete=is_complete(b, store.mode)),
+                    **({"keyFingerprint": seen[b.key].fingerprint} if b.key in seen else {}),
                 }
                 for b in remote
             ],
@@ -169,9 +207,17 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
     )
 
 
-def _misdated(backup: ListedBackup, moment: datetime) -> dict[str, str]:
-    reason = backup.misdated(moment)
-    return {"misdated": reason} if reason else {}
+def _facts(backup: ListedBackup, look: Look | None, moment: datetime, *, complete: bool) -> dict[str, Any]:
+    """What local backups and those in S3 have alike.
+
+    :param look: None where it was not looked at.
+    """
+    facts: dict[str, Any] = {"complete": complete and not (look and look.fault)}
+    if reason := backup.misdated(moment):
+        facts["misdated"] = reason
+    if look is not None and look.origin is not None:
+        facts["origin"] = look.origin.as_json()
+    return facts
 
 
 @router.post("/api/backups/s3/restore", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
@@ -198,11 +244,21 @@ async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) ->
     return await _answer(await run_in_threadpool(begin), VERIFY, wait=wait)
 
 
-@router.delete("/api/backups/s3", response_model=Deleted, responses=problems(409, 429, 502))
+@router.delete(
+    "/api/backups/s3",
+    response_model=Deleted,
+    response_model_exclude_unset=True,
+    responses=problems(409, 429, 502),
+)
 def delete(caller: CallerDep, db: Db, key: Key) -> Deleted:
-    """Delete one backup in S3, with its .mac, for good. The newest complete one may be deleted, too."""
-    found = delete_backup_now(caller, db, key)
-    return Deleted(key=found.key, size=found.size)
+    """Delete one backup in S3, with its .mac. The newest complete one may be deleted, too. A bucket with versioning or
+    object lock keeps it as a noncurrent version; `warnings` then says so.
+    """
+    found, kept = delete_backup_now(caller, db, key)
+    deleted = Deleted(success=True, key=found.key, size=found.size)
+    if kept:
+        deleted.warnings = [KEPT_VERSIONS]
+    return deleted
 
 
 async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:

@@ -22,10 +22,12 @@ from duckling_provider.web.services.dependencies import (
     CallerDep,
     database_for,
     installation,
+    mistakes,
     remote_store,
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.privacy import sees_places
 
 router = APIRouter(tags=["databases"])
 
@@ -119,18 +121,16 @@ def databases(caller: CallerDep) -> Listed:
     """
     found = installation()
     visible = caller.visible(found.databases)
-    # The same for every database: it is a right to connections.
-    left_out = () if visible and caller.may("configure", visible[0].id) else _PLACES
+    left_out = () if sees_places(caller) else _PLACES
     return Listed(
         databases=[
             {
                 **{name: value for name, value in database.masked().items() if name not in left_out},
                 "status": status_json(status).model_dump(by_alias=True),
             }
-            for database, status in zip(visible, statuses(visible), strict=True)
+            for database, status in zip(visible, statuses(visible, caller), strict=True)
         ],
-        # Who may not see every entry may not read about the broken ones either.
-        problems=[str(problem) for problem in found.problems] if len(visible) == len(found.databases) else [],
+        problems=[str(problem) for problem in mistakes(caller, found, visible)],
     )
 
 
@@ -176,7 +176,7 @@ def try_s3(
             except StoreError as error:
                 raise ApiError(502, " ".join(p for p in (f"{error.cause}.", error.hint) if p)) from error
         return Tested(success=True, message="S3 connection successful (HeadBucket)")
-    tried = connection_steps(database)
+    tried = connection_steps(caller, database)
     failed = next((step for step in tried if step["error"]), None)
     if failed is not None:
         raise ApiError(502, str(failed["error"]), more={"steps": tried})
@@ -187,7 +187,7 @@ def try_s3(
 def automation(caller: CallerDep, db: Db) -> JSONResponse:
     """The schedule of a database's backups and when the last were made."""
     database = database_for(caller, "read", db)
-    record = statuses([database])[0].record
+    record = statuses([database], caller)[0].record
     backup = record.verified
     local = next(iter(listed_here(database)), None)
     made = [found.created for found in (backup, local) if found is not None]

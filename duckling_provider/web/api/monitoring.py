@@ -24,6 +24,7 @@ from duckling_provider.web.services.dependencies import (
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.privacy import hidden_mistake, sees_places
 from duckling_provider.web.services.records import Sync
 from duckling_provider.web.services.status import Status
 
@@ -64,9 +65,8 @@ def health(
     try:
         found = installation()
     except ConfigError as error:
-        return _told(
-            Health(success=False, status="misconfigured", databases=0, overdue=0, error=str(error) if caller else None)
-        )
+        why = str(error if sees_places(caller) else hidden_mistake(error)) if caller else None
+        return _told(Health(success=False, status="misconfigured", databases=0, overdue=0, error=why))
     broken = len({problem.entry for problem in found.problems})
     if db is not None:
         if caller is None:
@@ -74,7 +74,7 @@ def health(
         chosen, broken = [database_for(caller, "read", db)], 0
     else:
         chosen = list(found.databases) if caller is None else caller.visible(found.databases)
-    current = statuses(chosen)
+    current = statuses(chosen, caller)
     # An entry with a mistake gets no backups.
     overdue = sum(not status.recoverable for status in current) + broken
     details = None
@@ -106,7 +106,7 @@ def metrics(caller: CallerDep) -> Response:
     """Ages, sizes, durations, lags and holds in the Prometheus text format."""
     found = installation()
     registry = CollectorRegistry()
-    registry.register(_Statuses(statuses(caller.visible(found.databases)), broken=len(found.problems)))
+    registry.register(_Statuses(statuses(caller.visible(found.databases), caller), broken=len(found.problems)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -145,7 +145,7 @@ class _Statuses(Collector):
             (
                 "read_copy_timestamp_seconds",
                 "When the copy for readers was last seen to be equal to the replica.",
-                _read_copy,
+                _of_sync(lambda sync: sync.read_copy.timestamp() if sync.read_copy else None),
             ),
             (
                 "replica_held",
@@ -182,11 +182,6 @@ def _duration(status: Status) -> float | None:
 
 def _lag(status: Status) -> float | None:
     return status.record.sync.lag_now(status.moment) if status.record.sync else None
-
-
-def _read_copy(status: Status) -> float | None:
-    sync = status.record.sync
-    return sync.read_copy.timestamp() if sync is not None and sync.read_copy is not None else None
 
 
 def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], float | None]:

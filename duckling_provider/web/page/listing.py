@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from duckling_provider.backup.names import ListedBackup
+from duckling_provider.oversight.check import Look
+from duckling_provider.replica.origin import Origin
 from duckling_provider.web.services.records import Backup
 
 
@@ -22,6 +24,10 @@ class Item:
     :param here: this host has it as a local backup.
     :param recorded: a run made it or looked at it.
     :param misdated: why the moment in its name can't be true; empty when it can be.
+    :param origin: the replica that it is of; None where that is not known.
+    :param is_foreign: that is another one than the one that is meant.
+    :param listed: as the store lists it, or where it is only here, this host.
+    :param fault: why it can't be whole, by its size; empty when nothing says so.
     """
 
     key: str
@@ -37,6 +43,10 @@ class Item:
     recorded: bool = False
     failure: str = ""
     misdated: str = ""
+    origin: Origin | None = None
+    is_foreign: bool = False
+    fault: str = ""
+    listed: ListedBackup | None = None
 
     @property
     def name(self) -> str:
@@ -86,10 +96,39 @@ def merge(
             stored=True,
             complete=backup.has_mac or not needs_mac,
             misdated=backup.misdated(now),
+            listed=backup,
         )
     for backup in local:
         item = found.get(backup.name) or known.get(backup.name) or Item(backup.key, backup.created, backup.size)
         found[backup.name] = replace(
-            item, size=item.size or backup.size, here=True, misdated=item.misdated or backup.misdated(now)
+            item,
+            size=item.size or backup.size,
+            here=True,
+            misdated=item.misdated or backup.misdated(now),
+            listed=item.listed or backup,
         )
     return sorted(found.values(), key=lambda item: (item.created, item.key), reverse=True)
+
+
+def with_looks(items: Iterable[Item], looks: Mapping[str, Look], *, mine: Origin | None) -> list[Item]:
+    """The items with what a look at each told.
+
+    :param looks: by the name of the backup.
+    :param mine: the replica that is here; where there is none, the one that the newest item is of.
+    """
+    found = []
+    for item in items:
+        look = looks.get(item.name, Look())
+        mine = mine or look.origin
+        foreign = look.origin is not None and mine is not None and not mine.owns(look.origin, item.created)
+        found.append(
+            replace(
+                item,
+                mode=item.mode or look.mode or "",
+                complete=item.complete and not look.fault,
+                origin=look.origin,
+                is_foreign=foreign,
+                fault=look.fault,
+            )
+        )
+    return found

@@ -15,6 +15,7 @@ from duckling_provider.base.errors import sentences
 from duckling_provider.base.units import human_bytes
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
 from duckling_provider.tasks.results import RunResults, Transferred
+from duckling_provider.web.services.privacy import Hide, hidden_run
 from duckling_provider.web.services.records import Run, read_run
 from duckling_provider.web.services.runs import run_url
 
@@ -111,13 +112,16 @@ class Progress:
         return f": {backup}{' is whole' if self.run.kind == 'verify' else ''}"
 
 
-def read_progress(dag_id: str, run_id: str, database_id: str, *, now: datetime) -> Progress | None:
-    """None when there is no such run."""
+def read_progress(dag_id: str, run_id: str, database_id: str, hide: Hide, *, now: datetime) -> Progress | None:
+    """None when there is no such run.
+
+    :param hide: leaves texts as the caller may read them.
+    """
     with create_session() as session:
         found = read_run(session, dag_id, run_id)
         if found is None:
             return None
-        run, results, rows = found
+        run, results, rows = hidden_run(found[0], hide), *found[1:]
         tasks = tuple(_task(row, now) for row in rows)
     tried_again = any(task.state in ("up_for_retry", "failed") or task.attempt > 1 for task in tasks)
     error = ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from airflow.utils.session import create_session
@@ -10,18 +13,20 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from duckling_provider.backup.backup_object import origin_of, resolve
-from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.backup.names import LATEST, MAC_SUFFIX, parse_name
+from duckling_provider.backup.local_backups import LocalBackups, listed_here
+from duckling_provider.backup.names import LATEST, MAC_SUFFIX, RULES, parse_name
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.stores.store import BackupSource
+from duckling_provider.oversight.check import looks
+from duckling_provider.replica.origin import read_origin
+from duckling_provider.stores.store import KEPT_VERSIONS, BackupSource
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
-from duckling_provider.web.page.listing import Item, merge, recorded_items
+from duckling_provider.web.page.listing import Item, merge, recorded_items, with_looks
 from duckling_provider.web.page.progress import in_order, read_progress
 from duckling_provider.web.page.render import STATIC, Urls, page
 from duckling_provider.web.services import runs
@@ -31,11 +36,21 @@ from duckling_provider.web.services.actions import (
     delete_backup_now,
     existing_key,
     listed_in,
+    looked_at,
     patiently,
 )
-from duckling_provider.web.services.dependencies import CallerDep, database_for, installation, now, statuses
+from duckling_provider.web.services.dependencies import (
+    CallerDep,
+    all_entries,
+    database_for,
+    installation,
+    mistakes,
+    now,
+    statuses,
+)
 from duckling_provider.web.services.errors import ApiError
-from duckling_provider.web.services.records import read_history
+from duckling_provider.web.services.privacy import Hide, hidden_backup, hidden_run, hiding, sees_places
+from duckling_provider.web.services.records import Backup, Run, read_history
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
@@ -62,9 +77,7 @@ def everything(request: Request, caller: CallerDep, q: Search = "", state: Searc
     """All databases by trouble."""
     found = installation()
     visible = caller.visible(found.databases)
-    # Who may not see every entry may not read about the broken ones either.
-    problems = found.problems if len(visible) == len(found.databases) else ()
-    rows = overview.rows_of(statuses(visible), problems)
+    rows = overview.rows_of(statuses(visible, caller), mistakes(caller, found, visible))
     matching = overview.search(rows, q)
     chosen = [row for row in matching if not state or row.state == state]
     return page(
@@ -76,8 +89,7 @@ def everything(request: Request, caller: CallerDep, q: Search = "", state: Searc
         matching=len(matching),
         counts=overview.counts(matching),
         paged=overview.cut(chosen, page_),
-        # The same for every database: it is a right to connections.
-        shows_place=bool(visible) and caller.may("configure", visible[0].id),
+        shows_place=sees_places(caller),
         q=q,
         state=state,
     )
@@ -90,6 +102,7 @@ def one(
     database_id: str,
     store: bool = False,  # noqa: FBT001, FBT002 - a query parameter
     deleted: Annotated[str, Query(max_length=1024)] = "",
+    kept: bool = False,  # noqa: FBT001, FBT002
     page_: Page = 1,
 ) -> Response:
     """A database's own view; with `store` the store is asked what is really there."""
@@ -97,7 +110,7 @@ def one(
     # Only what is a key of this database is shown again: a link could put any words before it.
     prefix = database.s3.path_prefix if database.s3 is not None else ""
     gone = deleted if deleted.startswith(prefix) and parse_name(deleted[len(prefix) :]) is not None else ""
-    return _database_page(request, caller, database, ask_store=store, number=page_, deleted=gone)
+    return _database_page(request, caller, database, ask_store=store, number=page_, deleted=gone, kept=kept)
 
 
 @router.post("/databases/{database_id}/backup")
@@ -116,16 +129,21 @@ def verify(request: Request, caller: CallerDep, database_id: str, key: FormKey) 
 def test(request: Request, caller: CallerDep, database_id: str) -> Response:
     """Try everything that backups need under the prefix, and show each step."""
     database = database_for(caller, "backup", database_id)
-    steps = connection_steps(database)
+    steps = connection_steps(caller, database)
     return page(
-        request, "test.html", database=database, steps=steps, failed=next((s for s in steps if s["error"]), None)
+        request,
+        "test.html",
+        database=database,
+        steps=steps,
+        failed=next((s for s in steps if s["error"]), None),
+        shows_place=sees_places(caller),
     )
 
 
 @router.get("/databases/{database_id}/restore")
 def restore_form(request: Request, caller: CallerDep, database_id: str, key: Key = LATEST) -> Response:
     """What a restore would do, and the question for the name."""
-    return _confirm(request, database_for(caller, "restore", database_id), "restore", key)
+    return _confirm(request, caller, database_for(caller, "restore", database_id), "restore", key)
 
 
 @router.post("/databases/{database_id}/restore")
@@ -141,16 +159,16 @@ def restore(
     """Begin a restore once the name is right, and go to its run."""
     database = database_for(caller, "restore", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, database, "restore", LATEST if newest else key, typed=typed)
+        return _confirm(request, caller, database, "restore", LATEST if newest else key, typed=typed)
     if newest and not any_origin and _origin_problem(database, _backups(database), LATEST):
-        return _confirm(request, database, "restore", LATEST, typed=typed)
+        return _confirm(request, caller, database, "restore", LATEST, typed=typed)
     return _begin(request, caller, database, "restore", key)
 
 
 @router.get("/databases/{database_id}/delete")
 def delete_form(request: Request, caller: CallerDep, database_id: str, key: Key) -> Response:
     """What would be deleted, and the question for the name."""
-    return _confirm(request, database_for(caller, "delete", database_id), "delete", key)
+    return _confirm(request, caller, database_for(caller, "delete", database_id), "delete", key)
 
 
 @router.post("/databases/{database_id}/delete")
@@ -158,9 +176,10 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
     """Delete a backup from S3 once the name is right."""
     database = database_for(caller, "delete", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, database, "delete", key, typed=typed)
-    gone = delete_backup_now(caller, database_id, key)
-    return RedirectResponse(Urls(request).database(database_id, store="1", deleted=gone.key), 303)
+        return _confirm(request, caller, database, "delete", key, typed=typed)
+    gone, kept = delete_backup_now(caller, database_id, key)
+    shown = Urls(request).database(database_id, store="1", deleted=gone.key, kept="1" if kept else "")
+    return RedirectResponse(shown, 303)
 
 
 @router.get("/databases/{database_id}/{action}")
@@ -180,7 +199,7 @@ def run(request: Request, caller: CallerDep, dag_id: str, run_id: str, part: boo
         raise ApiError(404, f"{dag_id} is none of Duckling's DAGs")
     kind, database_id = parsed
     caller.demand("read", database_id)
-    progress = read_progress(dag_id, run_id, database_id, now=now())
+    progress = read_progress(dag_id, run_id, database_id, _hiding(caller, database_id), now=now())
     if progress is None:
         raise ApiError(404, f"{dag_id} has no run {run_id}; it may have been cleaned up")
     return page(
@@ -190,6 +209,7 @@ def run(request: Request, caller: CallerDep, dag_id: str, run_id: str, part: boo
         database_name=_name_of(database_id),
         tasks=in_order(progress.tasks, kind),
         active=progress.run.active,
+        shows_log=sees_places(caller),
     )
 
 
@@ -204,14 +224,18 @@ def _database_page(
     ask_store: bool = False,
     number: int = 1,
     deleted: str = "",
+    kept: bool = False,
     problem: ApiError | None = None,
 ) -> Response:
-    with create_session() as session:
-        history, recorded = read_history(session, database)
-    (status,) = statuses([database])
+    hide = hiding(caller, [database])
+    history, recorded = _history(database, hide)
+    (status,) = statuses([database], caller)
     items, store_error = recorded_items(recorded), ""
     if ask_store:
         items, store_error = _ask_store(database, items)
+    paged = overview.cut(items, number)
+    if ask_store and not store_error:
+        paged = replace(paged, items=tuple(_looked_at(database, paged.items)))
     points = recorded[::-1]
     timed = [b for b in points if b.duration_ms is not None]
     newest = status.record.verified
@@ -223,9 +247,9 @@ def _database_page(
         standing=status,
         record=status.record,
         runs=history[:_RUNS_SHOWN],
-        paged=overview.cut(items, number),
+        paged=paged,
         asked=ask_store,
-        store_error=store_error,
+        store_error=hide(store_error),
         newest_key=newest.key if newest else "",
         size_chart=chart("Size of backups", [Point(b.created, b.size) for b in points], _BYTES, ident="size"),
         time_chart=chart(
@@ -236,8 +260,23 @@ def _database_page(
         ),
         may={action: caller.may(action, database.id) for action in _ACTIONS},
         deleted=deleted,
-        problem=problem.error if problem else "",
+        kept=KEPT_VERSIONS if kept else "",
+        problem=hide(problem.error) if problem else "",
     )
+
+
+def _history(database: Database, hide: Hide) -> tuple[list[Run], list[Backup]]:
+    with create_session() as session:
+        runs, backups = read_history(session, database)
+    return [hidden_run(found, hide) for found in runs], [hidden_backup(found, hide) for found in backups]
+
+
+def _hiding(caller: Caller, database_id: str) -> Hide:
+    """As `hiding`, also for an entry that is gone or has a mistake: then for all the others."""
+    try:
+        return hiding(caller, [installation().database(database_id)])
+    except DucklingError:
+        return hiding(caller, all_entries())
 
 
 def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], str]:
@@ -255,6 +294,19 @@ def _ask_store(database: Database, recorded: list[Item]) -> tuple[list[Item], st
         return sorted(here + elsewhere, key=lambda item: item.created, reverse=True), str(error)
 
 
+def _looked_at(database: Database, items: Sequence[Item]) -> list[Item]:
+    """The items with what only a request for each tells: its replica, and whether it is as large as it was made."""
+    stored = [item.listed for item in items if item.stored and item.listed is not None]
+    here = [item.listed for item in items if not item.stored and item.listed is not None]
+    found = looked_at(DucklingHook(database.id).store(), stored) if stored else {}
+    local, _ = looks(LocalBackups(database), here) if here else ({}, None)
+    mine = None
+    if database.is_here:
+        with contextlib.suppress(DucklingError, OSError):
+            mine = read_origin(database.replica, host=database.here)
+    return with_looks(items, local | {key.rpartition("/")[2]: look for key, look in found.items()}, mine=mine)
+
+
 def _backups(database: Database) -> BackupSource:
     """Where the backups are that a restore may take.
 
@@ -269,9 +321,9 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
     """Why the newest backup may be of another replica than the one that is meant, where just the newest is asked for;
     empty where nothing speaks against it.
     """
-    if key == LATEST:
+    if key in RULES:
         try:
-            resolve(database, store)
+            resolve(database, store, key)
         except RequestError as error:
             return error.what
     return ""
@@ -279,7 +331,7 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
 
 def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
-    conf = {"key": existing_key(database, _backups(database), key)} if key else None
+    conf = {"key": existing_key(database, _backups(database), key, proven=kind != "verify")} if key else None
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:
@@ -301,7 +353,9 @@ def _is_name(database: Database, typed: str) -> bool:
     return typed.strip() in (database.id, database.name.strip())
 
 
-def _confirm(request: Request, database: Database, action: str, key: str, *, typed: str | None = None) -> Response:
+def _confirm(
+    request: Request, caller: Caller, database: Database, action: str, key: str, *, typed: str | None = None
+) -> Response:
     """The question before a restore or a deletion.
 
     :param typed: the wrong name that was typed; None when nothing was asked yet.
@@ -316,10 +370,10 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
                 bound.head(full + MAC_SUFFIX)
             except NotFoundError:
                 complete = False
-    with create_session() as session:
-        _, recorded = read_history(session, database)
+    hide = hiding(caller, [database])
+    _, recorded = _history(database, hide)
     known = next((backup for backup in recorded if backup.key == full), None)
-    (status,) = statuses([database])
+    (status,) = statuses([database], caller)
     newest = status.record.verified
     moment = now()
     created = parse_name(full.rpartition("/")[2])
@@ -331,7 +385,8 @@ def _confirm(request: Request, database: Database, action: str, key: str, *, typ
         record=status.record,
         key=full,
         origin=origin_of(stored),
-        origin_problem=_origin_problem(database, store, key) if action == "restore" else "",
+        origin_problem=hide(_origin_problem(database, store, key)) if action == "restore" else "",
+        shows_place=sees_places(caller),
         newest_asked=key == LATEST,
         created=created,
         age=None if created is None else (moment - created).total_seconds(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypedDict
@@ -11,20 +13,23 @@ from typing import TypedDict
 from airflow.utils.session import create_session
 
 from duckling_provider.backup.backup_object import list_backups, resolve
-from duckling_provider.backup.check import check_database
-from duckling_provider.backup.names import LATEST, ListedBackup, checked_key, parse_name
+from duckling_provider.backup.names import RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
+from duckling_provider.oversight.check import Look, check_database, looks
 from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
+from duckling_provider.web.services.privacy import hiding
 from duckling_provider.web.services.records import forget_backup
 
 #: Seconds that a request of ours waits for a store: less than proxies wait for us.
 STORE_SECONDS = 45.0
+
+log = logging.getLogger(__name__)
 
 
 class ShownStep(TypedDict):
@@ -64,34 +69,64 @@ def listed_in(source: BackupSource) -> list[ListedBackup]:
         return list_backups(bound)
 
 
-def delete_backup_now(caller: Caller, db: str, key: str) -> ListedBackup:
-    """Delete a backup from S3.
+#: Of so many of the newest backups a listing tells what only a request for each can: a first one takes seconds.
+LOOKED_AT = 200
+#: Objects don't change, so what was seen of one is kept: by store, key, size and time.
+_seen: OrderedDict[tuple[str, str, int, datetime | None], Look] = OrderedDict()
+_MOST_SEEN = 20_000
+
+
+def looked_at(source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str, Look]:
+    """A look at each of the backups, by key; without those that could not be looked at, or not in time."""
+    wanted = {(source.url, b.key, b.size, b.modified): b for b in backups}
+    missing = [backup for place, backup in wanted.items() if place not in _seen]
+    found: dict[str, Look] = {}
+    try:
+        with patiently(source) as bound:
+            found, unknown = looks(bound, missing)
+            if unknown is not None:
+                log.warning("not all backups could be looked at: %s", unknown)
+    except StoreError as error:
+        log.warning("the backups could not be looked at: %s", error)
+    for place, backup in wanted.items():
+        if backup.key in found:
+            _seen[place] = found[backup.key]
+    while len(_seen) > _MOST_SEEN:
+        _seen.popitem(last=False)
+    return {backup.key: look for place, backup in wanted.items() if (look := _seen.get(place)) is not None}
+
+
+def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, bool]:
+    """Delete a backup from S3; with it comes whether the store keeps it as a noncurrent version.
 
     :raises ApiError: 409 while a restore or a verification may be reading it.
     """
     database = database_for(caller, "delete", db)
     store = remote_store(database)
     full, created = _backup_key(store, key)
-    busy = next((run for run in statuses([database])[0].record.active if run.kind in ("restore", "verify")), None)
+    busy = next(
+        (run for run in statuses([database], caller)[0].record.active if run.kind in ("restore", "verify")), None
+    )
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
     size = store.head(full).size
     # First: to report a backup as missing although it is there does less harm than the reverse.
     with create_session() as session:
         forget_backup(session, db, full)
-    delete_backup(store, full)
-    return ListedBackup(full, created, size)
+    kept = delete_backup(store, full)
+    return ListedBackup(full, created, size), kept
 
 
-def existing_key(database: Database, store: BackupSource, key: str) -> str:
+def existing_key(database: Database, store: BackupSource, key: str, *, proven: bool = True) -> str:
     """`key` in full, once the store was asked whether it is there; ``latest`` becomes the key that it means.
 
+    :param proven: False: ``latest`` is the newest complete one, which is to be verified.
     :raises DucklingError: it lies outside the prefix.
     :raises NotFoundError: there is no such backup.
     """
     with patiently(store) as bound:
-        if key == LATEST:
-            return resolve(database, bound, key, any_origin=True)
+        if key in RULES:
+            return resolve(database, bound, key, any_origin=True, proven=proven)
         full, _ = _backup_key(bound, key)
         bound.head(full)
         return full
@@ -102,7 +137,7 @@ def restore_conf(database: Database, store: BackupSource, key: str, *, any_origi
     compares the origins.
     """
     full = existing_key(database, store, key)
-    conf: dict[str, str | bool] = {"key": key if key == LATEST else full}
+    conf: dict[str, str | bool] = {"key": key if key in RULES else full}
     return {**conf, "any_origin": True} if any_origin else conf
 
 
@@ -117,14 +152,19 @@ def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
     return full, created
 
 
-def connection_steps(database: Database) -> list[ShownStep]:
-    """The steps of a connection test that were reached."""
+def connection_steps(caller: Caller, database: Database) -> list[ShownStep]:
+    """The steps of a connection test that were reached, as `caller` may read them."""
+    hide = hiding(caller, [database])
     try:
         store = remote_store(database)
     except DucklingError as error:
-        return [{"name": "store", "detail": "", "error": str(error)}]
+        return [{"name": "store", "detail": "", "error": hide(str(error))}]
     return [
-        {"name": step.name.removeprefix("store: "), "detail": step.detail, "error": step.error}
+        {
+            "name": step.name.removeprefix("store: "),
+            "detail": hide(step.detail),
+            "error": step.error and hide(step.error),
+        }
         for step in check_database(database, store)
         # Replica and folders are the worker's business, whose host this need not be.
         if step.name.startswith("store")

@@ -12,6 +12,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from duckling_provider import config
+from duckling_provider.base.errors import ConfigError, DucklingError
+from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database, Installation
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.stores.s3 import open_store
@@ -19,6 +21,7 @@ from duckling_provider.stores.store import Store
 from duckling_provider.web.services.access import Action, Caller, identify_caller
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.limits import count_guess, count_write, refuse_guesser
+from duckling_provider.web.services.privacy import hidden_mistake, hidden_record, hiding, sees_places
 from duckling_provider.web.services.records import read_records
 from duckling_provider.web.services.status import Status, status_of
 
@@ -32,7 +35,9 @@ _bearer = HTTPBearer(auto_error=False, description="DUCKLING_API_KEY, or a token
 async def guest(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Caller | None:
     """The caller, None for who shows no credentials; wrong ones are counted and refused."""
     address = request.client.host if request.client else "?"
-    if request.headers.get("authorization", "").strip():  # Airflow's cookies are signed: nobody guesses one
+    # The address is that of the connection, whatever X-Forwarded-For says: only uvicorn knows which proxies to believe.
+    guesses = bool(request.headers.get("authorization", "").strip())  # a cookie is signed, and no one guesses it
+    if guesses:
         refuse_guesser(address)
     try:
         caller = await identify_caller(request)
@@ -40,7 +45,9 @@ async def guest(request: Request, _: Annotated[object, Depends(_bearer)] = None)
         if error.status == 401:
             count_guess(address)
         raise
-    request.state.duckling_caller = caller.name if caller else "-"
+    if guesses:
+        refuse_guesser(address)  # while this token was looked at, others may have been wrong
+    request.state.duckling_caller = caller
     if caller is not None and request.method not in ("GET", "HEAD"):
         count_write(caller.name)
     return caller
@@ -51,6 +58,17 @@ async def caller(found: Annotated[Caller | None, Depends(guest)]) -> Caller:
     if found is None:
         raise ApiError(401, NO_CREDENTIALS, headers={"WWW-Authenticate": "Bearer"})
     return found
+
+
+def each_parameter_once(request: Request) -> None:
+    """Of ``?db=a&db=b`` the last would count, and a restore would replace the replica that was not meant.
+
+    :raises ApiError: 400 for a parameter that is given twice.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ApiError(400, f"{printable(twice)}: given more than once")
 
 
 CallerDep = Annotated[Caller, Depends(caller)]
@@ -67,6 +85,14 @@ def installation() -> Installation:
     :raises ConfigError: when it can't be read as a whole.
     """
     return config.load()
+
+
+def all_entries() -> tuple[Database, ...]:
+    """The good entries; none where the file can't be read."""
+    try:
+        return installation().databases
+    except DucklingError:
+        return ()
 
 
 def database_for(caller: Caller, action: Action, database_id: str) -> Database:
@@ -98,9 +124,18 @@ def _store(database: Database) -> Store:
     return open_store(database)
 
 
-def statuses(databases: Sequence[Database]) -> list[Status]:
-    """Where each of them stands, by what runs recorded: no store is asked."""
+def statuses(databases: Sequence[Database], caller: Caller | None) -> list[Status]:
+    """Where each of them stands, by what runs recorded, as `caller` may read it: no store is asked."""
     moment = now()
     with create_session() as session:
         records = read_records(session, databases)
+    if not sees_places(caller):
+        records = {one.id: hidden_record(records[one.id], hiding(caller, [one])) for one in databases}
     return [status_of(database, records[database.id], now=moment) for database in databases]
+
+
+def mistakes(caller: Caller, found: Installation, visible: Sequence[Database]) -> tuple[ConfigError, ...]:
+    """The mistakes in databases.json that `caller` may read about: who does not see every entry, none."""
+    if len(visible) != len(found.databases):
+        return ()
+    return found.problems if sees_places(caller) else tuple(hidden_mistake(problem) for problem in found.problems)

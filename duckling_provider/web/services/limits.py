@@ -6,6 +6,7 @@ Counted in memory, per process: enough against scripts in a loop, which is what 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import FixedWindowRateLimiter
 from starlette.exceptions import HTTPException
 
 from duckling_provider.base.strict_json import printable
@@ -30,8 +31,10 @@ log = logging.getLogger(__name__)
 MAX_BODY = 64 * 1024
 #: Wrong credentials from one address.
 _GUESSES = "30/minute"
+_GUESSED = "too many wrong credentials from this address"
 
-_limiter = MovingWindowRateLimiter(MemoryStorage())
+# Not the moving window: its storage keeps an entry of each address for ever.
+_limiter = FixedWindowRateLimiter(MemoryStorage())
 _rate = lru_cache(maxsize=8)(parse)
 
 
@@ -46,13 +49,31 @@ def refuse_guesser(address: str) -> None:
 
     :raises ApiError: 429 after too many wrong credentials from one address.
     """
-    if not _limiter.test(_rate(_GUESSES), "guess", address):
-        raise _too_many(_rate(_GUESSES), "guess", address, "too many wrong credentials from this address")
+    if not _limiter.test(_rate(_GUESSES), "guess", _guesser(address)):
+        raise _too_many(_rate(_GUESSES), "guess", _guesser(address), _GUESSED)
 
 
 def count_guess(address: str) -> None:
-    """Wrong credentials came from there."""
-    _limiter.hit(_rate(_GUESSES), "guess", address)
+    """Wrong credentials came from there.
+
+    :raises ApiError: 429 when they are too many: of several at once, too, only so many learn that they are wrong.
+    """
+    _count(_rate(_GUESSES), "guess", _guesser(address), _GUESSED)
+
+
+def _guesser(address: str) -> str:
+    """Whose guesses are counted together: those of an IPv4 address, and of an IPv6 network of 64 bits, which is what
+    one machine has at its disposal.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address  # of a test, or of a socket without addresses
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found), 64), strict=False))
 
 
 def _count(rate: RateLimitItem, kind: str, who: str, error: str) -> None:
@@ -94,7 +115,7 @@ class Guard:
         try:
             await self._app(scope, bounded, told)
         finally:
-            caller = scope.get("state", {}).get("duckling_caller", "-")
+            caller = getattr(scope.get("state", {}).get("duckling_caller"), "name", "-")
             took = (time.monotonic() - started) * 1000
             path = printable(scope["path"], limit=200)
             log.info("%s %s %s by %s in %.0f ms", scope["method"], path, status or "gone", printable(caller), took)

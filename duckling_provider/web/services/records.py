@@ -18,7 +18,7 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
-from duckling_provider.backup.names import find_name, parse_name
+from duckling_provider.backup.names import SKEW, find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
 from duckling_provider.base.moments import parse_moment
 from duckling_provider.dags.ids import CLEANUP, KINDS, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
@@ -119,6 +119,11 @@ class Backup:
         error = self.failure.error if self.failure is not None else None
         return error is not None and error.get("kind") in _DISPROVING
 
+    @property
+    def is_misdated(self) -> bool:
+        """Whether its name is later than the moment at which it was proven: a clock was wrong when it was made."""
+        return self.verified is not None and self.created - self.verified > SKEW
+
     def judged(self, failures: Mapping[str, Run]) -> Backup:
         """With its newest failure, where no proof is newer.
 
@@ -168,12 +173,14 @@ class Record:
 
     :param verified: the newest backup that counts: proven, and not disproved since.
     :param disproved: of a newer backup than any that counts, the verification that disproved it.
+    :param misdated: the newest one whose date can't be true: it counts for nothing.
     :param uploaded: when an upload last ended well.
     """
 
     database_id: str
     verified: Backup | None = None
     disproved: Run | None = None
+    misdated: Backup | None = None
     uploaded: datetime | None = None
     backup: Run | None = None  #: the last finished run
     restore: Run | None = None
@@ -236,6 +243,7 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
             database.id,
             verified=verified,
             disproved=disproved,
+            misdated=max((b for b in made if b.is_misdated), key=lambda b: b.created, default=None),
             uploaded=results[upload].at.get(UPLOAD) if upload in results and upload is not None else None,
             backup=last("backup", "success", "failed"),
             restore=last("restore", "success", "failed"),
@@ -483,14 +491,15 @@ def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
 
 
 def _counting(backups: Sequence[Backup]) -> tuple[Backup | None, Run | None]:
-    """The newest backup that counts, and what disproved a newer one.
+    """The newest backup that counts, which none does whose date can't be true, and what disproved a newer one.
 
     A backup counts beside a newer one that was disproved only when it was proven after that: what spoiled the one may
     have spoiled the other.
     """
     counting: Backup | None = None
     disproof: Run | None = None
-    for backup in sorted(backups, key=lambda b: b.created, reverse=True):
+    dated = [backup for backup in backups if not backup.is_misdated]
+    for backup in sorted(dated, key=lambda b: b.created, reverse=True):
         if backup.is_disproved:
             disproof = disproof or backup.failure
         elif disproof is None or _is_newer(backup.verified, disproof.failed_at):
@@ -549,4 +558,4 @@ def _sync_of(results: Results) -> Sync | None:
 
 
 def _moment(text: str | None) -> datetime | None:
-    return None if text is None else parse_moment(text)
+    return parse_moment(text) if text else None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from duckling_provider.backup.names import SKEW
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.locks import Hold, read_hold
@@ -58,11 +57,11 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
     age = None if backup is None else max(0.0, (now - backup.created).total_seconds())
     due = _due(database, record)
     state: State
-    if backup is not None and backup.created - now > SKEW:
-        state = "no backup"
-        reason = f"the newest backup, {backup.key}, is dated in the future: a clock was wrong when it was made"
-    elif backup is None and record.disproved is not None:
+    if backup is None and record.disproved is not None:
         state, reason = "no backup", record.disproved.reason
+    elif backup is None and record.misdated is not None:
+        state = "no backup"
+        reason = f"the newest backup, {record.misdated.key}, is dated in the future: a clock was wrong when it was made"
     elif age is None:
         state = "no backup"
         reason = failed.reason if failed else _why_none(record)

@@ -118,7 +118,7 @@
     // Airflow's own API lets only those read it who may.
     const readLog = async () => {
       const { task, try: attempt } = now();
-      if (!task) return;
+      if (!task || !log) return; // no log for those who may not know where data lies
       const url = `${log.dataset.logs}/${encodeURIComponent(task)}/logs/${attempt}`;
       const answer = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => null);
       if (!answer || !answer.ok) return;
@@ -143,7 +143,7 @@
 
     said.textContent = now().said;
     if (now().active === "yes") {
-      log.open = true;
+      if (log) log.open = true;
       window.setTimeout(refresh, EVERY);
     }
     readLog();

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from duckling_provider.backup.check import check_database
 from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.oversight.check import check_database
 from duckling_provider.replica.locks import place_hold, release_hold
 from duckling_provider.stores import clock, s3_client
 from duckling_provider.stores.s3 import open_store

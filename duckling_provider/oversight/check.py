@@ -26,6 +26,7 @@ from duckling_provider.base.errors import (
     FileSystemError,
     NotFoundError,
     ReplicaError,
+    StateFileError,
     WrongHostError,
 )
 from duckling_provider.base.units import human_bytes
@@ -159,23 +160,23 @@ class Look:
 def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[str, Look], DucklingError | None]:
     """A look at each of the listed backups, by key.
 
-    :returns: the looks; and why some could not be looked at, None when all could be.
+    :returns: the looks; and why some could not be looked at, and are not among them; None when all could be.
     """
 
-    def look(backup: ListedBackup) -> tuple[Look, DucklingError | None]:
+    def look(backup: ListedBackup) -> tuple[Look | None, DucklingError | None]:
         try:
             stored = store.head(backup.key)
         except NotFoundError:
             return Look(), None  # deleted since it was listed
-        except DamagedError as error:
+        except (DamagedError, StateFileError) as error:
             return Look(error.cause), None
         except DucklingError as error:
-            return Look(), error
+            return None, error
         mode = stored.metadata.get("duckling-mode")
         fault = size_fault(stored, lead=IV_BYTES if (mode or store.mode) == CLIENT else 0)
         return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint"), origin_of(stored)), None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(look, backups))
-    by_key = {backup.key: look for backup, (look, _) in zip(backups, found, strict=True)}
+    by_key = {backup.key: look for backup, (look, _) in zip(backups, found, strict=True) if look is not None}
     return by_key, next((error for _, error in found if error is not None), None)
