@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -557,6 +560,30 @@ def test_a_comparison_goes_on_where_it_was_whenever_a_run_is_killed(proof, monke
     assert proof.known()["t"].rows == 200
 
 
+_KILLED = """
+import os, signal
+from duckling_provider import config
+from duckling_provider.replication.model.validated import Validations
+from duckling_provider.replication.sync import sync
+save = Validations.save
+def killed(self, found):
+    save(self, found)
+    os.kill(os.getpid(), signal.SIGKILL)
+Validations.save = killed
+sync(config.load().database("production"))
+"""
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_repair_has_repaired_and_counted_nothing(proof):
+    proof.copy("CREATE TABLE t (id INT PRIMARY KEY, v INT)", "INSERT INTO t VALUES (1, 1), (2, 2)")
+    proof.spoil("UPDATE t SET v = 0 WHERE id = 2")
+    assert subprocess.run([sys.executable, "-c", _KILLED], check=False).returncode == -signal.SIGKILL
+    assert proof.ours("FROM t ORDER BY id") == [(1, 1), (2, 0)]
+    assert (proof.known(), proof.history("difference")) == ({}, [])
+    assert proof.all() == {"t": 1}
+    assert proof.ours("FROM t ORDER BY id") == [(1, 1), (2, 2)]
+
+
 def test_the_status_says_when_each_table_was_last_found_equal_and_backups_carry_it(proof):
     proof.copy(
         "CREATE TABLE a (id INT PRIMARY KEY, v INT)",
@@ -568,7 +595,7 @@ def test_the_status_says_when_each_table_was_last_found_equal_and_backups_carry_
     fresh = run_here("validate", "production", "--status", "--json").json
     assert (fresh["success"], fresh["validated"], fresh["differences"]) == (True, None, 0)
     assert {table["name"]: table["state"] for table in fresh["tables"]} == dict.fromkeys("abc", "not yet")
-    assert "of 3 tables, 3 not compared yet" in run_here("validate", "production", "--status").out
+    assert "of 3 tables: 3 not compared yet" in run_here("validate", "production", "--status").out
 
     proof.spoil("DELETE FROM a WHERE id = 1")
     begun = datetime.now(timezone.utc)
@@ -599,4 +626,4 @@ def test_the_status_says_when_each_table_was_last_found_equal_and_backups_carry_
     waits = run_here("validate", "production", "--status", "--json").json
     assert waits["validated"] is None
     assert [table["note"] for table in waits["tables"] if table["state"] == "recopy"] == ["why"]
-    assert "of 3 tables, 1 waiting for a new copy" in run_here("validate", "production", "--status").out
+    assert "of 3 tables: 1 waiting for a new copy" in run_here("validate", "production", "--status").out
