@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 # The fixtures of the other files; test folders are no packages.
 _PAGE = runpy.run_path(str(Path(__file__).with_name("test_page.py")))
-airflow_app, client, add_dags, page = (_PAGE[name] for name in ("airflow_app", "client", "add_dags", "page"))
+client, add_dags, page = (_PAGE[name] for name in ("client", "add_dags", "page"))
 token, back_up = _PAGE["token"], _PAGE["back_up"]
 KEY = "0123456789abcdef" * 4
 MYSQL = "mysql://replicator:s3cr3t@orders-db.corp.example:3307/orders_live"
