@@ -22,6 +22,7 @@ from duckling_provider.backup.names import (
     LATEST_TESTED,
     MAC_SUFFIX,
     RULES,
+    SKEW,
     ListedBackup,
     assemble,
     checked_key,
@@ -41,7 +42,7 @@ from duckling_provider.base.errors import (
     RequestError,
     StoreError,
 )
-from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT
@@ -166,6 +167,7 @@ def resolve(
     skipped = len(backups) - len(complete)
     where = store.url + store.prefix
     now = datetime.now(timezone.utc)
+    _require_clock(database, store, complete, now=now)
     found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before)
     candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
     if proven or key == LATEST_TESTED:
@@ -175,6 +177,20 @@ def resolve(
     if not any_origin:
         _require_own(database, store, candidates[:_COMPARED])
     return found.key
+
+
+def _require_clock(database: Database, store: BackupSource, backups: Sequence[ListedBackup], *, now: datetime) -> None:
+    """:raises RequestError: this host's clock is behind the store's by so much that a backup seems to be of the future.
+    Passed over for that, it would lose its place to an older one.
+    """
+    fault: str = getattr(store, "clock_fault", "")
+    for backup in backups if fault else ():
+        if backup.modified is not None and backup.modified - now > SKEW:
+            raise RequestError(
+                f"{store.url}{backup.key} was stored at {iso(backup.modified)}, which is in the future here",
+                subject=database.id,
+                hint=f"{fault[0].upper()}{fault[1:]}, or name the key of the backup that is meant.",
+            )
 
 
 def _require_keys(database: Database, store: BackupSource, passed_over: Sequence[ListedBackup]) -> None:

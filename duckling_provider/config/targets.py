@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from duckling_provider.base.errors import RequestError
+from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Installation
 from duckling_provider.config.entry import belongs_to, folded
 
@@ -19,6 +20,10 @@ def run_target(text: str, installation: Installation) -> Path:
 
     :raises RequestError: it is not absolute, not below ``DUCKLING_RESTORE_PATH``, no ``.db``, or belongs to an entry.
     """
+    if not text.isprintable():
+        raise RequestError(
+            "target_path holds a control character", subject=printable(text), hint="Write a plain path ending in .db."
+        )
     allowed = installation.settings.restore_path
     path = Path(os.path.normpath(text))
     if not path.is_absolute():

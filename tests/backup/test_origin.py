@@ -18,12 +18,13 @@ from fixtures.memory_store import MemoryStore
 from duckling_provider import config
 from duckling_provider.backup.backup_object import identify_backup, resolve
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import MAC_SUFFIX
+from duckling_provider.backup.names import MAC_SUFFIX, backup_name
 from duckling_provider.backup.restore import RestoreResult, restore_backup
 from duckling_provider.backup.snapshot import Snapshot, sidecar_of, take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import ConfigError, IntegrityError, ModeError, RequestError, StateFileError
+from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.replica import origin as origin_module
 from duckling_provider.replica.origin import ORIGIN_SUFFIX, Origin
@@ -187,6 +188,22 @@ def test_a_folder_that_moved_to_another_disk_needs_no_word(machine):
     shutil.rmtree(one.folder)
     assert moved.restore().key == key
     assert moved.back_up() == resolve(moved.database, moved.store)
+
+
+def test_a_clock_that_is_behind_makes_no_older_backup_the_latest(machine):
+    """Here the newest seems to be of the future; the store, which has the right time, says that it is not."""
+    one = machine("one")
+    one.back_up()
+    day = timedelta(days=1)
+    key, moment = f"{PREFIX}{backup_name(stamp_of(datetime.now(timezone.utc) + day))}", datetime.now(timezone.utc) + day
+    for end in ("", MAC_SUFFIX):
+        stored, data = one.store.objects[min(one.store.objects) + end]
+        one.store.objects[key + end] = dataclasses.replace(stored, key=key + end, modified=moment), data
+    assert resolve(one.database, one.store) != key  # as long as the store's answers have no time
+    one.store.clock_fault = "this host's clock is 24 h 0 min behind the store's. Set it by NTP"
+    with pytest.raises(RequestError, match="which is in the future here") as caught:
+        resolve(one.database, one.store)
+    assert (key in str(caught.value), "This host's clock is 24 h" in str(caught.value)) == (True, True)
 
 
 def test_backups_without_an_origin_restore_as_before(machine):

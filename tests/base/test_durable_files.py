@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.base.durable_files import partial_file, remove_unless_locked, write_durably
+from duckling_provider.base.durable_files import make_folder, partial_file, remove_unless_locked, write_durably
 
 
 def test_a_partial_file_is_gone_after_the_block(tmp_path: Path):
@@ -51,3 +51,13 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path
     write_durably(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["note"]
+
+
+def test_folders_are_made_for_their_owner_alone(tmp_path: Path):
+    tmp_path.chmod(0o755)
+    before = os.umask(0)
+    try:
+        make_folder(tmp_path / "restored" / "deep")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("restored", "restored/deep")] == [0o700, 0o700]

@@ -35,6 +35,11 @@ def test_a_new_db_file_below_the_folder_is_fine(two):
         ("{data}/restored/x.zip", "end in .db"),
         ("{data}/restored/x.py", "end in .db"),
         ("{data}/restored/.db", "end in .db"),
+        ("{data}/restored/x.DB", "end in .db"),
+        ("{data}/restored/x\0.db", "control character"),
+        ("{data}/restored/x\n.db", "control character"),
+        ("{data}/restored/../restored-too/x.db", "below"),
+        ("~/restored/x.db", "absolute"),
     ],
 )
 def test_everything_else_is_refused(two, path, cause):
