@@ -17,6 +17,7 @@ from typing import TypeAlias
 from duckling_provider.backup.crypto import BytesLike
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import SnapshotError
+from duckling_provider.base.host_load import Passing, forget
 from duckling_provider.stores.parts import MIB
 
 #: Gets each chunk in order; may keep it only until it returns.
@@ -108,6 +109,7 @@ class DurableWriter:
     Used as a context manager: when it is left without an error, everything is on the disk.
 
     :param fd: a descriptor open for writing, at the place to begin.
+    :param keep_cached: whether what is on the disk stays in the page cache too.
     """
 
     #: Bytes between two requests to the disk.
@@ -116,8 +118,8 @@ class DurableWriter:
     #: that the host most often has to bring first.
     PIECE = 1 << 18
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, *, keep_cached: bool = True) -> None:
+        self._fd, self._keep_cached = fd, keep_cached
         self._unsynced = 0
         self._error: OSError | None = None
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -143,6 +145,8 @@ class DurableWriter:
                 # The kernel tells of a failed write once; the last fsync would know nothing of it.
                 self._error = error
                 return
+            if not self._keep_cached:
+                forget(self._fd)
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -160,6 +164,8 @@ class DurableWriter:
         if error is None:
             self._raise()
             os.fsync(self._fd)
+            if not self._keep_cached:
+                forget(self._fd)
 
 
 #: Bytes read at once. A pass keeps `Fanout.DEPTH` + 2 of these in memory, and one of ciphertext. Small enough for what
@@ -167,7 +173,13 @@ class DurableWriter:
 CHUNK = MIB
 
 
-def one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
+def one_pass(fd: int, size: int, stages: list[Stage], control: Control, *, keep_cached: bool = False) -> None:
+    """Show all bytes of the file to each of `stages`.
+
+    :param keep_cached: whether they stay in the page cache; else only what was there before.
+    :raises SnapshotError: it is shorter than `size`.
+    """
+    passing = None if keep_cached else Passing(fd, size)
     with Fanout(*stages) as fanout:
         position = 0
         while position < size:
@@ -178,5 +190,7 @@ def one_pass(fd: int, size: int, stages: list[Stage], control: Control) -> None:
                     f"the file ended at byte {position} of {size}", hint="It was truncated while it was read."
                 )
             fanout.put(chunk)
+            if passing is not None:
+                passing.done(position, position + len(chunk))
             position += len(chunk)
             control.advance(len(chunk))

@@ -43,6 +43,7 @@ from duckling_provider.base.durable_files import (
     write_durably,
 )
 from duckling_provider.base.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
+from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
@@ -74,7 +75,8 @@ class Snapshot:
     see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
     `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
     ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made; `validated` is
-    since when all tables of the replica were known to equal MySQL's (ISO 8601), None if that is not known.
+    since when all tables of the replica were known to equal MySQL's (ISO 8601), None if that is not known;
+    `held_ms` is for how long no process could write the replica, None where it is not known.
     """
 
     path: Path
@@ -94,6 +96,7 @@ class Snapshot:
     format: int = 2
     origin: str | None = None
     validated: str | None = None
+    held_ms: int | None = None
 
     @property
     def filename(self) -> str:
@@ -140,7 +143,7 @@ class Snapshot:
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             # What it has since a later version is missing in older ones.
-            data = {"origin": None, "validated": None, **data}
+            data = {"origin": None, "validated": None, "held_ms": None, **data}
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
             snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
             snapshot._require_sane()
@@ -176,6 +179,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "format": _NUMBER,
     "origin": _TEXT_OR_NONE,
     "validated": _TEXT_OR_NONE,
+    "held_ms": (int, type(None)),
 }
 
 
@@ -231,10 +235,10 @@ def take_snapshot(
         raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
     partial = partial_of(target)
     with disk_errors(folder, subject=database.id, needed=_size_of(database.replica)), partial_backup(target) as out:
-        seal, report, storage, origin, validated = _copied(database, out, owner=owner, wait=wait, control=control)
+        seal, report, storage, origin, validated, held = _copied(database, out, owner=owner, wait=wait, control=control)
         _judge(report, partial, database)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
-        snapshot = replace(snapshot, origin=origin.encode(), validated=validated)
+        snapshot = replace(snapshot, origin=origin.encode(), validated=validated, held_ms=int(held * 1000))
         with published(snapshot):
             os.rename(partial, target)
     return snapshot
@@ -242,9 +246,9 @@ def take_snapshot(
 
 def _copied(
     database: Database, out: int, *, owner: str, wait: float, control: Control
-) -> tuple[Seal, BlockReport, str | None, Origin, str | None]:
-    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version, its identity, and
-    since when it is known to equal MySQL.
+) -> tuple[Seal, BlockReport, str | None, Origin, str | None, float]:
+    """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version, its identity,
+    since when it is known to equal MySQL, and the seconds for which it was held.
 
     The replica is let go as soon as its bytes are copied: at once where the file system can share them, else before
     they are on the disk.
@@ -253,7 +257,8 @@ def _copied(
     with contextlib.ExitStack() as held:
         deadline = time.monotonic() + wait
         held.enter_context(replica_access(replica, operation="snapshot", owner=owner, wait=wait, control=control))
-        left = max(0.0, deadline - time.monotonic())
+        began = time.monotonic()
+        left = max(0.0, deadline - began)
         source = held.enter_context(quiet(replica, wait=left, control=control))
         origin = ensure_origin(replica, host=database.here)
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
@@ -263,19 +268,21 @@ def _copied(
         if clone(source, out):
             require_unchanged(replica, before)
             held.close()
+            ended = time.monotonic()
             control.begin("snapshot", size)
-            one_pass(out, size, stages, control)
+            one_pass(out, size, stages, control, keep_cached=not is_large(size))
             os.fsync(out)
         else:
             require_space(database.backup_dir, size, subject=database.id, purpose="a local backup")
             control.begin("snapshot", size)
-            with DurableWriter(out) as writer:
+            with DurableWriter(out, keep_cached=not is_large(size)) as writer:
                 one_pass(source, size, [*stages, writer.write], control)
                 require_unchanged(replica, before)
                 held.close()
+                ended = time.monotonic()
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
         since = iso(validated) if validated else None
-        return seal, verifier.finish(size, file=copy), header.storage_name, origin, since
+        return seal, verifier.finish(size, file=copy), header.storage_name, origin, since, ended - began
 
 
 def sealed_for(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError
+from duckling_provider.base.host_load import forget
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.stores.parts import PartPlan
 
@@ -199,6 +200,8 @@ class PartReader(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
+            # It has been read for the last time, but for a retry.
+            forget(self._fd, self._first, self._last - self._first)
             os.close(self._fd)
         super().close()
 
@@ -236,14 +239,16 @@ class PartReader(io.RawIOBase):
         self._skip = 0
 
     def blocks(self) -> Iterator[memoryview]:
-        """The rest of the part without copying; each block is good until the next one is taken."""
+        """The rest of the part, to be sent, without copying; each block is good until the next one is taken."""
         while True:
             if not self._buffer:
                 self._fill()
-            block, self._buffer = self._buffer, memoryview(b"")
+            step = self._control.piece(len(self._buffer))
+            block, self._buffer = self._buffer[:step], self._buffer[step:]
             if not block:
                 return
             self._position += len(block)
+            self._control.transfer(len(block), sent=True)
             yield block
 
     def read(self, size: int | None = -1) -> bytes:

@@ -1,4 +1,4 @@
-"""What a caller can do to a long operation: watch it and stop it.
+"""What a caller can do to a long operation: watch it, slow it and stop it.
 
 One `Control` is made at the edge (a task, a command) and handed inward. It knows no terminal and no log.
 """
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from duckling_provider.base.bandwidth import Bandwidth
 from duckling_provider.base.errors import CancelledError
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class Control:
 
     :param progress: receives ``(step, done_bytes, total_bytes)``, at most about ten times a second and once at each
         step's end.
+    :param bandwidth: the limit that `transfer` keeps to.
     """
 
     #: Seconds between two progress calls of one step.
@@ -30,8 +32,9 @@ class Control:
     #: Seconds between two log lines of one wait.
     TOLD_EVERY = 10.0
 
-    def __init__(self, progress: ProgressCallback | None = None) -> None:
-        self._progress = progress
+    def __init__(self, progress: ProgressCallback | None = None, *, bandwidth: Bandwidth | None = None) -> None:
+        self._progress, self.bandwidth = progress, bandwidth
+        self.sent = self.received = 0  #: bytes of backups that crossed the network
         # A plain flag: to set an Event takes a lock, which the main thread may hold when a signal handler cancels.
         self._cancelled = False
         self._lock = threading.Lock()
@@ -81,6 +84,18 @@ class Control:
         with self._lock:
             self._done += count
         self._report(force=self._done >= self._total)
+
+    def piece(self, most: int) -> int:
+        """How many bytes to `transfer` at once, `most` or less."""
+        limit = self.bandwidth.piece if self.bandwidth is not None else None
+        return most if limit is None else min(most, limit)
+
+    def transfer(self, count: int, *, sent: bool = False) -> None:
+        """`count` bytes cross the network: waits until it is their turn; raises when cancelled."""
+        with self._lock:
+            self.sent, self.received = self.sent + count * sent, self.received + count * (not sent)
+        if self.bandwidth is not None and (wait := self.bandwidth.turn(count)) > 0:
+            self.sleep(wait)
 
     def _report(self, *, force: bool) -> None:
         if self._progress is None:

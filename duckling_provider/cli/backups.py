@@ -39,6 +39,7 @@ def backup(
 ) -> None:
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
     from duckling_provider.backup.upload import back_up, interrupted_upload
+    from duckling_provider.base.host_load import cpu_seconds
 
     session = session_of(context, as_json)
     database = session.database(id)
@@ -46,6 +47,7 @@ def backup(
     go_on = f"duckling backup {id} --resume goes on where it stopped."
     if store is not None and not resume and (left := interrupted_upload(database)) is not None:
         session.terminal.note(f"the upload of {left.filename} was interrupted: {go_on}")
+    before = cpu_seconds()
     try:
         with session.control() as control:
             done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
@@ -59,12 +61,16 @@ def backup(
     if session.terminal.json:
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
+        facts |= {"bytesSent": control.sent, "bytesReceived": control.received}
+        facts |= {"cpuSeconds": round(cpu_seconds() - before, 2), "held": snapshot.held_ms}
         facts |= {"resumed": done.resumed} if resume else {}
         failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
         notes = {"warnings": list(done.notes)} if done.notes else {}
         session.terminal.document({"success": True, **key, **facts, **failed, **notes})
         return
     took = f"{human_bytes(snapshot.size)} in {human_seconds(done.duration_ms / 1000)}"
+    if snapshot.held_ms is not None and not done.resumed:
+        took += f", the replica held for {human_seconds(snapshot.held_ms / 1000)}"
     if store is None or upload is None or done.verified is None:
         session.terminal.say(f"{snapshot.path}: {took}; local only, S3 is not configured")
     else:

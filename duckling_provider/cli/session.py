@@ -81,9 +81,12 @@ class Session:
     def control(self) -> Iterator[Control]:
         """For a long operation: shows its progress and stops it at a safe point."""
         from duckling_provider.base.cancellation import Control
+        from duckling_provider.base.host_load import lowered_priority
+        from duckling_provider.config.environment import bandwidth_of
 
-        with self.terminal.progress() as callback:
-            self._control = Control(callback)
+        settings = self.installation().settings
+        with self.terminal.progress() as callback, lowered_priority(settings.nice, for_good=True):
+            self._control = Control(callback, bandwidth=bandwidth_of(settings))
             try:
                 yield self._control
             finally:

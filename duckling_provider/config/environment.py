@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from duckling_provider.base.bandwidth import MOST_MBIT, Bandwidth
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
@@ -42,6 +43,8 @@ class Settings:
     host: str = ""  #: this machine's name, for those entries that name theirs
     pool: str | None = DEFAULT_POOL  #: the Airflow pool of the tasks that transfer; None = Airflow's own default
     min_encryption: Encryption = "none"  #: what each entry's mode must be at least
+    max_mbit_per_second: float = 0.0  #: what this host's transfers send and receive together; 0 = no limit
+    nice: int = 0  #: by how much tasks and commands lower their priority
     pool_slots: int = 16  #: of that pool, when we have to make it
 
     @property
@@ -82,8 +85,15 @@ class Settings:
             # Empty is a choice here, of no pool.
             pool=environ.get("DUCKLING_POOL", DEFAULT_POOL).strip() or None,
             pool_slots=_env_slots(environ),
+            max_mbit_per_second=_env_number(environ, "DUCKLING_MAX_MBIT_PER_SECOND", 0.0, least=0.0, most=MOST_MBIT),
+            nice=_env_nice(environ),
             min_encryption=_env_mode(environ, "DUCKLING_MIN_ENCRYPTION"),
         )
+
+
+def bandwidth_of(settings: Settings) -> Bandwidth:
+    """The limit that the transfers of this host share."""
+    return Bandwidth(settings.data_path, settings.max_mbit_per_second)
 
 
 def _env_path(environ: Mapping[str, str], name: str, default: str) -> Path:
@@ -110,6 +120,13 @@ def _env_slots(environ: Mapping[str, str]) -> int:
     if slots < 1 or slots != int(slots):
         raise ConfigError("expected a whole number from 1", entry="environment", field="DUCKLING_POOL_SLOTS")
     return int(slots)
+
+
+def _env_nice(environ: Mapping[str, str]) -> int:
+    steps = _env_number(environ, "DUCKLING_NICE", 0.0, least=0.0, most=19.0)
+    if steps != int(steps):
+        raise ConfigError("expected a whole number from 0 to 19", entry="environment", field="DUCKLING_NICE")
+    return int(steps)
 
 
 def _env_bool(environ: Mapping[str, str], name: str, *, default: str) -> bool:

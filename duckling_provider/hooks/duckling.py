@@ -13,6 +13,7 @@ from duckling_provider.base.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database, Installation
+    from duckling_provider.config.environment import Settings
     from duckling_provider.stores.s3_client import Credentials
     from duckling_provider.stores.store import BackupSource, Store
 
@@ -44,6 +45,14 @@ class DucklingHook(BaseHook):
         for secret in database.secrets():
             mask_secret(secret)
         return database
+
+    @property
+    def settings(self) -> Settings:
+        """What the environment says.
+
+        :raises ConfigError: when it, or databases.json as a whole, is wrong.
+        """
+        return self._installation.settings
 
     def target(self, path: str) -> Path:
         """Where a run's ``target_path`` leads.

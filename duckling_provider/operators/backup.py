@@ -21,8 +21,9 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     :param database_id: the entry of databases.json. (templated)
     :param wait_seconds: how long to wait for a process that has the replica open.
-    :return: ``key`` (the snapshot's file name), ``size`` in bytes, ``duration`` in ms, ``sha256``,
-        ``validated`` (all tables were found equal to MySQL's at this time or later, or None).
+    :return: ``key`` (the snapshot's file name), ``size`` in bytes, ``duration`` in ms, ``sha256``, ``validated`` (all
+        tables were found equal to MySQL's at this time or later, or None), ``held`` (ms for which no process could
+        write the replica), and what the task used (`tasks.results.Used`).
     """
 
     template_fields: Sequence[str] = ("database_id",)
@@ -46,6 +47,8 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
                 "sha256": taken.sha256,
                 "validated": taken.validated,
             }
+            if taken.held_ms is not None:
+                result["held"] = taken.held_ms
             return self.publish(context, result)
 
 

@@ -243,7 +243,7 @@ class _Blocks:
 
 def send_whole_blocks(client: S3Client) -> None:
     """Let `client` send a body by its method ``blocks``, where it has one: 64,000 small writes per GiB take a third of
-    the transfer's CPU time.
+    the transfer's CPU time, and the blocks are what a limited bandwidth counts.
     """
 
     def choose(request: AWSPreparedRequest, **_: object) -> None:
@@ -251,4 +251,5 @@ def send_whole_blocks(client: S3Client) -> None:
             # The stubs know no body that is only iterated over, which urllib3 takes.
             request.body = cast("IO[bytes]", _Blocks(cast("_BlockReader", request.body)))
 
-    client.meta.events.register("before-send.s3.UploadPart", choose)
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"before-send.s3.{operation}", choose)

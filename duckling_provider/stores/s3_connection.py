@@ -149,12 +149,26 @@ class TranslatedStream:
         self._stream, self._subject, self._control = stream, subject, control
 
     def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, all for a negative one; fewer at a time where the host's bandwidth is limited."""
+        if self._control is not None and size > 0:
+            size = self._control.piece(size)
         with self._errors():
-            return interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
+            read = interruptible(lambda: self._stream.read(None if size < 0 else size), self._control)
+        self._count(len(read))
+        return read
 
     def readinto(self, target: memoryview, /) -> int:
+        """As `read`, into the beginning of `target`; returns how many bytes came."""
+        if self._control is not None:
+            target = target[: self._control.piece(len(target))]
         with self._errors():
-            return interruptible(lambda: self._stream.readinto(target), self._control)
+            count = interruptible(lambda: self._stream.readinto(target), self._control)
+        self._count(count)
+        return count
+
+    def _count(self, received: int) -> None:
+        if self._control is not None:
+            self._control.transfer(received)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

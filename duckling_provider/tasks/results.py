@@ -10,7 +10,15 @@ from typing import Literal, TypedDict
 from duckling_provider.base.errors import ErrorRecord
 
 
-class Transferred(TypedDict):
+class Used(TypedDict, total=False):
+    """What the task used: seconds of CPU time, and bytes of backups sent to the store and received from it."""
+
+    cpu_seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+
+class Transferred(Used):
     """A backup that a task made, read or restored: `key`, `size` of the ``.db`` file in bytes, `duration` in ms."""
 
     key: str
@@ -24,7 +32,13 @@ class Proven(TypedDict, total=False):
     validated: str | None
 
 
-class SnapshotTaken(Transferred, Proven):
+class SnapshotHeld(TypedDict, total=False):
+    """`held` is for how many ms no process could write the replica."""
+
+    held: int
+
+
+class SnapshotTaken(Transferred, Proven, SnapshotHeld):
     """`key` is the snapshot's file name."""
 
     sha256: str

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import DucklingError, ErrorRecord
+from duckling_provider.base.host_load import cpu_seconds, lowered_priority
 from duckling_provider.base.ownership import as_owner_of
+from duckling_provider.config.environment import bandwidth_of
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
+from duckling_provider.tasks.results import Used
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,6 +52,17 @@ def run_owner(context: Context) -> str:
     return f"{run.dag_id} {run.run_id}"
 
 
+def _ends_with_the_task() -> bool:
+    """Whether this process was made for one task. One in which Airflow runs tasks itself, as `dag.test()` does, is not,
+    and neither is what we don't know.
+    """
+    try:
+        from airflow.sdk.execution_time import task_runner
+    except ImportError:
+        return False
+    return type(getattr(task_runner, "SUPERVISOR_COMMS", None)).__name__ == "CommsDecoder"
+
+
 class CoreTask:
     """Mixin of our operators and sensor: one call into the core at a time, stopped by `on_kill`."""
 
@@ -58,6 +72,7 @@ class CoreTask:
     #: Set by tasks that end with an object; `links.s3.S3ObjectLink` shows it.
     object_url: str = ""
     _control: Control | None = None
+    _cpu_before: float = 0.0
 
     @contextmanager
     def core_call(self) -> Iterator[Control]:
@@ -67,12 +82,19 @@ class CoreTask:
         queue, and the paths of a restore to elsewhere, say, mean that host too.
         """
         self._control = control = Control(ProgressLog(self.log))
+        self._cpu_before = cpu_seconds()
         with airflow_errors():
             try:
-                database = DucklingHook(self.database_id).database
+                hook = DucklingHook(self.database_id)
+                database = hook.database
                 database.require_host()
+                control.bandwidth = bandwidth_of(hook.settings)
                 # What the core lets through, so that the run's page can tell it too.
-                with as_owner_of(*database.places), disk_errors(database.backup_path, subject=database.id):
+                with (
+                    lowered_priority(hook.settings.nice, for_good=_ends_with_the_task()),
+                    as_owner_of(*database.places),
+                    disk_errors(database.backup_path, subject=database.id),
+                ):
                     yield control
             except DucklingError as error:
                 # Lines of their own, because the log view cuts off a long exception.
@@ -95,9 +117,16 @@ class CoreTask:
             self._control.cancel()
 
     def publish(self, context: Context, result: Result) -> Result:
-        """Attach `result` to the task's asset events and return it as the XCom."""
+        """Attach `result`, and what the task used, to its asset events and return it as the XCom."""
         from airflow.sdk import Asset
 
+        if self._control is not None:
+            used: Used = {
+                "cpu_seconds": round(cpu_seconds() - self._cpu_before, 2),
+                "bytes_sent": self._control.sent,
+                "bytes_received": self._control.received,
+            }
+            result = cast("Result", {**used, **result})
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(result)

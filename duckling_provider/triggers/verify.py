@@ -12,6 +12,9 @@ from asgiref.sync import sync_to_async
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.host_load import lowered_priority
+from duckling_provider.config.environment import bandwidth_of
+from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
 from duckling_provider.tasks.results import BackupVerified, VerifyEvent
 from duckling_provider.tasks.verification import verify_stored
@@ -75,5 +78,7 @@ class HmacVerifyTrigger(BaseTrigger):
             await asyncio.sleep(self.poke_interval)
 
     def _verify(self) -> BackupVerified | None:
-        self._control = Control(ProgressLog(self.log))
-        return verify_stored(self.database_id, self.key, control=self._control)
+        settings = DucklingHook(self.database_id).settings
+        self._control = control = Control(ProgressLog(self.log), bandwidth=bandwidth_of(settings))
+        with lowered_priority(settings.nice, for_good=False):
+            return verify_stored(self.database_id, self.key, control=control)

@@ -144,7 +144,10 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     before = query_replica(site.replica, "SELECT count(*), bit_xor(hash(note)) FROM orders")
 
     backup = duckling.apart("backup", "production", "--json").json
-    assert set(backup) == {"success", "key", "filename", "size", "duration"}
+    assert set(backup) == {
+        *("success", "key", "filename", "size", "duration"),
+        *("bytesSent", "bytesReceived", "cpuSeconds", "held"),
+    }
     assert backup["success"] is True
     assert backup["key"] == f"production/{backup['filename']}"
     assert NAME.fullmatch(backup["filename"])

@@ -128,6 +128,8 @@ class _Statuses(Collector):
             ("backup_due_seconds", "From this age on the backup is overdue.", lambda s: s.due),
             ("backup_size_bytes", "Size of the last verified backup.", _size),
             ("backup_duration_seconds", "Duration of the run that made it.", _duration),
+            ("backup_cpu_seconds", "CPU time of the tasks that made it.", _cpu),
+            ("backup_sent_bytes", "What they sent to the store.", _sent),
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
             ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
@@ -186,3 +188,11 @@ def _lag(status: Status) -> float | None:
 
 def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], float | None]:
     return lambda status: value_of(status.record.sync) if status.record.sync else None
+
+
+def _cpu(status: Status) -> float | None:
+    return status.record.verified.cpu_seconds if status.record.verified else None
+
+
+def _sent(status: Status) -> int | None:
+    return status.record.verified.bytes_sent if status.record.verified else None

@@ -102,6 +102,7 @@ class Backup:
 
     :param verified: when it was last proven; None when it never was.
     :param failure: its newest verification, where that one failed: it outranks every earlier proof.
+    :param cpu_seconds, bytes_sent: of all tasks of the run that made it; None where they did not tell.
     """
 
     key: str
@@ -112,6 +113,8 @@ class Backup:
     duration_ms: int | None = None
     run_id: str = ""
     failure: Run | None = None
+    cpu_seconds: float | None = None
+    bytes_sent: int | None = None
 
     @property
     def name(self) -> str:
@@ -538,6 +541,8 @@ def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
     created = parse_name(key.rpartition("/")[2])
     if made is None or created is None:
         return None
+    tasks = (values.get(SNAPSHOT), values.get(UPLOAD), values.get(VERIFY)) if run.kind == "backup" else ()
+    used = [task for task in tasks if task is not None and "cpu_seconds" in task]
     return Backup(
         key,
         created,
@@ -546,6 +551,8 @@ def _backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
         results.at[proof] if verified is not None and verified.get("key") == key else None,
         run.duration_ms if run.kind == "backup" else None,
         run.run_id,
+        cpu_seconds=sum(task["cpu_seconds"] for task in used) if used else None,
+        bytes_sent=sum(task.get("bytes_sent", 0) for task in used) if used else None,
     )
 
 
