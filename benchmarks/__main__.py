@@ -18,8 +18,9 @@ from benchmarks.listing import listing
 from benchmarks.page import page
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
+from benchmarks.validating import validating
 
-_GROUPS = ("transfers", "memory", "plan", "dags", "listing", "page", "copying", "applying", "recovery")
+_GROUPS = ("transfers", "memory", "plan", "dags", "listing", "page", "copying", "applying", "validating", "recovery")
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -70,6 +71,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
     if "applying" in groups:
         yield from applying(2_000 if quick else 100_000, runs=runs, seconds=2 if quick else 15)
+    if "validating" in groups:
+        yield from validating(2_000 if quick else 300_000, rows=5_000 if quick else 1_000_000, runs=min(runs, 3))
     if "recovery" in groups:
         yield from recovery(50_000 if quick else 36_000_000, seconds=2 if quick else 15)
 

@@ -30,7 +30,7 @@ from benchmarks.measure import Run, measured
 #: Row events per second that are wanted of the mixed load.
 WANTED = 15_000
 
-_TABLE = (
+TABLE = (
     "CREATE TABLE orders (id BIGINT UNSIGNED AUTO_INCREMENT PRIMARY KEY, customer INT NOT NULL, state "
     "ENUM('new','paid'), name VARCHAR(60), note TEXT, price DECIMAL(12,2), weight DOUBLE, day DATE, made DATETIME(6), "
     "changed TIMESTAMP NULL)"
@@ -49,13 +49,13 @@ class Mix:
     write: Callable[[Callable[..., None], int], None]
 
 
-def _fill(run: Callable[..., None], rows: int) -> None:
+def fill(run: Callable[..., None], rows: int) -> None:
     for first in range(1, rows, 1000):
         run(f"INSERT INTO orders SELECT {_ROW.format(id='NULL')} FROM seq_{first}_to_{first + 999}")
 
 
 def _inserts(run: Callable[..., None], events: int) -> None:
-    _fill(run, events)
+    fill(run, events)
 
 
 def _mixed(run: Callable[..., None], events: int) -> None:
@@ -73,7 +73,7 @@ def _mixed(run: Callable[..., None], events: int) -> None:
 
 def _single(run: Callable[..., None], events: int) -> None:
     """Transactions of one row event each, as applications in autocommit write them."""
-    _fill(run, 1000)
+    fill(run, 1000)
     for number in range(events):
         run(f"UPDATE orders SET weight = weight + 1 WHERE id = {number % 1000 + 1}")
 
@@ -85,7 +85,7 @@ MIXES = (
 )
 
 
-def _server() -> Any:
+def prepare_server() -> Any:
     """The tests' private server; tests are no package, so by path."""
     path = ROOT / "tests" / "fixtures" / "mysql_servers.py"
     spec = importlib.util.spec_from_file_location("mysql_servers", path)
@@ -132,13 +132,13 @@ def _prepared(mariadb: Any, mix: Mix, events: int) -> tuple[str, Any]:
             for statement in statements:
                 cursor.execute(statement)
 
-        run(_TABLE)
+        run(TABLE)
         mix.write(run, events)
     return url, start
 
 
 def measure(events: int, *, runs: int) -> Iterator[dict[str, Any]]:
-    with _server() as mariadb, tempfile.TemporaryDirectory() as folder:
+    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
         for mix in MIXES:
             url, start = _prepared(mariadb, mix, events)
             seen: list[tuple[int, Run]] = []
@@ -182,7 +182,7 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
                 written += 10
                 time.sleep(max(0.0, begun + written / rate - time.time()))
 
-    with _server() as mariadb, tempfile.TemporaryDirectory() as folder:
+    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
         database = mariadb.create_database()
         source = Source.parse(mariadb.url(database), subject="benchmark")
         start = current_position(connect(source))
@@ -233,7 +233,7 @@ def applying(events: int, *, runs: int, seconds: float) -> Iterator[Case]:
 
 
 def profile(events: int, mix: Mix) -> None:
-    with _server() as mariadb, tempfile.TemporaryDirectory() as folder:
+    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
         url, start = _prepared(mariadb, mix, events)
         profiler = cProfile.Profile()
         profiler.runcall(apply_all, url, start, str(Path(folder) / "profiled.db"))

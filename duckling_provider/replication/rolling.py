@@ -90,6 +90,8 @@ class Rolling:
         started = time.monotonic()
         left, waiting = allowance.rows, names
         while waiting and (not self._run.done.pieces or (left > 0 and time.monotonic() - started < allowance.seconds)):
+            if not self._settling.is_shown(asker):
+                return
             before = self._run.done.compared
             pieces = self._run.done.pieces
             waiting = self._batch(asker, waiting, left)
@@ -165,6 +167,9 @@ class Rolling:
         return found
 
     def _place(self, name: str) -> Place:
+        known = self._known.get(name)
+        if known is None or known.place is None:
+            return Place()
         return self._begun(self._states[name]).place or Place()
 
     def _ask(self, asker: Asker, look: Look, ours: dict[str, list[KeyTexts]]) -> None:

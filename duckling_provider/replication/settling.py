@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: How often rows that changed are looked at before they are left for the next comparison.
 _LOOKS = 5
+#: Seconds between two looks whether the server shows what the replica has, and how many.
+_WAIT, _WAITS = 0.1, 10
 #: Rows that changed during the first look, of which so many are looked at again.
 _MOST_CHANGED = 1000
 #: Rows of one piece that differ: if there are more, the whole table is copied again.
@@ -78,6 +80,15 @@ class Settling:
         """Compare what the server said of some pieces, by checksums and then by values."""
         self._look_again(asker, self._compare(asker, looks))
 
+    def is_shown(self, asker: Asker) -> bool:
+        """Wait a moment until the server shows all that the replica has; whether it does."""
+        for _ in range(_WAITS):
+            if self._run.position is not None and asker.shows(self._run.position):
+                return True
+            self._run.control.sleep(_WAIT)
+        log.info("%s: the server does not show yet what is in its binlog: compared later", self._run.database.id)
+        return False
+
     def _compare(self, asker: Asker, looks: list[Look]) -> list[Look]:
         """Compare the checksums; returns the pieces in which rows have to be looked at again."""
         touched = self._follow(asker, {look.table.name: look.key.columns for look in looks})
@@ -103,8 +114,8 @@ class Settling:
     def _look_again(self, asker: Asker, looks: list[Look]) -> None:
         """Look at rows by their values until each is known to be the same or not, or has changed too often."""
         for number in range(_LOOKS):
-            if not looks:
-                return
+            if not looks or not self.is_shown(asker):
+                return  # in doubt, the next run looks at these pieces again
             try:
                 values = [asker.values(look.table, look.key, list(look.doubts)) for look in looks]
             except SourceError as error:
@@ -192,6 +203,8 @@ class Settling:
             self._note(look, "its checksum differs from MySQL's, and its rows can't be looked at one by one")
             return
         for _ in range(_LOOKS):
+            if not self.is_shown(asker):
+                return
             pieces = asker.where(look.table, whole.checksum.mysql_where(differing))
             touched = self._follow(asker, {name: whole.columns})
             if touched.is_clouded(name) or touched.count(name):

@@ -68,7 +68,7 @@ class Standing:
         words = {"not yet": "not compared yet", "incomparable": "not comparable", "recopy": "waiting for a new copy"}
         counted = {word: sum(table.state == state for table in self.tables) for state, word in words.items()}
         told = ", ".join(f"{number} {word}" for word, number in counted.items() if number)
-        return f"of {count} table{'s' * (count != 1)}, {told}{off}"
+        return f"of {count} table{'s' * (count != 1)}: {told}{off}"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -133,7 +133,7 @@ def _standing(state: TableState, known: TableValidation, limit: datetime) -> Tab
     else:
         word = "equal" if known.validated_at >= limit else "overdue"
     if known.unsettled and not note:
-        note = f"{known.unsettled} rows changed at each look"
+        note = f"{known.unsettled} row{'s' * (known.unsettled != 1)} changed at each look"
     return TableStanding(
         state.name,
         word,

@@ -81,7 +81,9 @@ def sync(
         if deadline is None:
             rolling.work()
         else:
-            _follow_and_compare(following, rolling, deadline)
+            # Where nothing is compared, the binlog is followed in one go.
+            every = _COMPARE_EVERY if database.validate_interval_days else seconds or 0.0
+            _follow_and_compare(following, rolling, deadline, every)
         if database.read_copy is not None:
             with run.access("sync"):
                 run.renew_read_copy()
@@ -94,10 +96,10 @@ def sync(
     return run.done
 
 
-def _follow_and_compare(following: Following, rolling: Rolling, deadline: float) -> None:
-    """Follow the binlog until `deadline`, and compare a little now and then."""
+def _follow_and_compare(following: Following, rolling: Rolling, deadline: float, every: float) -> None:
+    """Follow the binlog until `deadline`, and compare a little every so many seconds."""
     while True:
-        following.follow(min(deadline, time.monotonic() + _COMPARE_EVERY))
+        following.follow(min(deadline, time.monotonic() + every))
         rolling.work()
         if time.monotonic() >= deadline:
             return

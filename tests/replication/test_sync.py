@@ -497,6 +497,12 @@ def test_names_are_folded_as_a_server_without_case_does(site, new_server):
         assert rows(entry, "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' ORDER BY 1") == [
             ("articles",), ("orders",)]  # fmt: skip
         is_equal(entry)
+        with duckdb.connect(str(entry.replica)) as connection:
+            connection.execute("INSERT INTO orders VALUES (99)")
+        always = entry.model_copy(update={"validate_interval_days": 1e-9})
+        found = [sync(always).differing for _ in range(3)]
+        assert {name: count for some in found for name, count in some.items()} == {"orders": 1}
+        assert rows(entry, "SELECT name FROM _duckling.validation ORDER BY 1") == [("articles",), ("orders",)]
         server.execute("DROP DATABASE SHOP")
         server.execute("CREATE DATABASE SHOP")
         sync(entry)

@@ -119,10 +119,11 @@ class Validations:
 
 
 def oldest(tables: Iterable[str], known: Mapping[str, TableValidation]) -> datetime | None:
-    """Since when all of `tables` are known to be equal; None if one never was, or there are none."""
-    times = [known[name].validated_at if name in known else None for name in tables]
-    found = [time for time in times if time is not None]
-    return min(found) if found and len(found) == len(times) else None
+    """Since when all of `tables` are known to be equal; None if one is not, or there are none."""
+    found = (known.get(name, TableValidation(name)) for name in tables)
+    times = [None if table.note else table.validated_at for table in found]
+    proven = [time for time in times if time is not None]
+    return min(proven) if proven and len(proven) == len(times) else None
 
 
 def _from_row(row: tuple[Any, ...]) -> TableValidation:

@@ -66,7 +66,7 @@ def consistent_snapshot(
     with contextlib.closing(connect(source, cursor=cursor, read_timeout=read_timeout)) as connection:
         with translated(source, "snapshot"):
             query(connection, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            position = _open_with_position(connection)
+            position = open_with_position(connection)
         if position is None:
             with contextlib.closing(connect(source)) as lock:
                 position = _open_under_lock(connection, lock, source, tables)
@@ -78,7 +78,7 @@ def without_snapshot(connection: Any) -> dict[str, str]:
     return {str(name): str(engine) for name, engine in query(connection, _WITHOUT_SNAPSHOT)}
 
 
-def _open_with_position(connection: Any) -> Position | None:
+def open_with_position(connection: Any) -> Position | None:
     """Open the snapshot where the server itself knows its position; None where it does not."""
     query(connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT")
     rows = query(connection, "SHOW STATUS LIKE 'binlog_snapshot%'")

@@ -18,6 +18,7 @@ from duckling_provider.replication.copy.ranges import Pace, Statistics
 from duckling_provider.replication.copy.transport import Transport
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Position, Table
+from duckling_provider.replication.mysql.mysql_snapshot import open_with_position
 from duckling_provider.replication.mysql.source import Source, connect, current_position, query, server_of, translated
 from duckling_provider.replication.validate.checksum import Bucket, TableChecksum, mysql_row_hash
 from duckling_provider.replication.validate.keys import Key, KeyTexts
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 #: Seconds without a byte from the server: for a table that is looked at as a whole.
 _PATIENCE = 6 * 3600.0
+#: Seconds in which a server that does not say so makes visible what is in its binlog.
+_UNSEEN = 1.0
 #: Bytes of values that are read at once.
 _VALUE_BYTES = 8 << 20
 
@@ -46,6 +49,7 @@ class Asker:
             # Of a statement alone, a view of one moment; never of what is not committed.
             query(self._connection, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             lift_time_limit(self._connection)
+            self._server = server_of(self._connection)
 
     def __enter__(self) -> Asker:
         return self
@@ -55,6 +59,30 @@ class Asker:
 
     def position(self) -> Position:
         return self._ask(lambda: current_position(self._connection))
+
+    def shows(self, position: Position) -> bool:
+        """Whether all transactions up to `position`, which the replica has, are visible to what is asked from here on.
+
+        A transaction is in the binlog, and may have been applied here, before others on the server see its rows: with
+        semi-synchronous replication it waits there for an acknowledgement.
+        """
+        return self._ask(lambda: self._shows(position))
+
+    def _shows(self, position: Position) -> bool:
+        waiting = query(self._connection, "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync%wait_sessions'")
+        if any(str(count) != "0" for _, count in waiting):
+            return False
+        if self._server.kind == "mysql" and position.gtid and self._server.has_gtid:
+            # The server adds a transaction to this set once it is visible.
+            rows = query(self._connection, "SELECT GTID_SUBSET(%s, @@GLOBAL.gtid_executed)", position.gtid)
+            return bool(rows[0][0])
+        snapshot = open_with_position(self._connection)
+        if snapshot is not None:
+            query(self._connection, "ROLLBACK")
+            return snapshot.server == position.server and snapshot.order >= position.order
+        # Only time is left: between the two lie the milliseconds of writing to the disk.
+        self._control.sleep(_UNSEEN)
+        return True
 
     def statistics(self, table: Table) -> Statistics:
         return self._ask(lambda: Statistics.read(self._connection, table.name))

@@ -1,0 +1,110 @@
+"""What the rolling validation costs a sync that has much to apply: ``python -m benchmarks --only validating``.
+
+The same changes are applied to copies of the same replica by whole syncs, in turn without and with validation. The
+validation has more to do than it is allowed: it is bounded by the time that has passed since it was last at work, which
+is set to what the sync without it took.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.applying import MIXES, TABLE, fill, prepare_server
+from benchmarks.cases import Case, Target
+from benchmarks.site import entry
+
+#: Of the throughput without validation.
+WANTED = 0.95
+_ID = "bench"
+
+
+def validating(events: int, *, rows: int, runs: int) -> Iterator[Case]:
+    """:param events: row changes that each sync applies, of the mixed load.
+    :param rows: of the table before that, which is compared.
+    """
+    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["DATA_PATH"] = str(folder)
+        replica = folder / "replica.db"
+        given = entry(_ID, replica, None) | {"mysqlConnectionString": mariadb.url(mariadb.create_database())}
+        _fill(mariadb, given, rows)
+        _sync(given, 0)
+        before = folder / "before.db"
+        shutil.copyfile(replica, before)
+        _write(mariadb, given, events)
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        compared, wall = [], 0.0
+        for _ in range(runs):
+            for validates in (False, True):
+                shutil.copyfile(before, replica)
+                if validates:
+                    _was_at_work(replica, wall)
+                # Each table is always due: only the bounds hold it back.
+                done, seconds = _sync(given, 1e-6 if validates else 0)
+                rates[validates].append(done.changes / seconds)
+                if validates:
+                    compared.append(done.compared)
+                else:
+                    wall = seconds
+    plain, proven = (statistics.median(rates[validates]) for validates in (False, True))
+    yield Case(
+        f"Rolling validation beside {events:,} row events, of a table of {rows:,} rows",
+        targets=[Target("throughput with validation / without", proven / plain, WANTED, at_least=True)],
+        notes=(
+            f"{plain:,.0f} row events/s without, {proven:,.0f} with {statistics.median(compared):,.0f} rows compared",
+        ),
+    )
+
+
+def _sync(given: dict[str, Any], days: float) -> tuple[Any, float]:
+    import json
+
+    from duckling_provider import config
+    from duckling_provider.replication.sync import sync
+
+    folder = Path(os.environ["DATA_PATH"])
+    (folder / "databases.json").write_text(json.dumps([given | {"validateIntervalDays": days}]))
+    (folder / "databases.json").chmod(0o600)
+    started = time.monotonic()
+    return sync(config.load().database(_ID)), time.monotonic() - started
+
+
+def _was_at_work(replica: Path, seconds: float) -> None:
+    """The validation was last at work so long ago."""
+    import duckdb
+
+    from duckling_provider.replication.model.ledger import Ledger
+    from duckling_provider.replication.model.validated import TableValidation
+
+    with duckdb.connect(str(replica)) as connection:
+        looked = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+        Ledger.open(connection).validations.save(TableValidation("orders", looked_at=looked))
+
+
+def _connected(mariadb: Any, given: dict[str, Any]) -> Any:
+    return mariadb.connect(given["mysqlConnectionString"].rpartition("/")[2])
+
+
+def _fill(mariadb: Any, given: dict[str, Any], rows: int) -> None:
+    with _connected(mariadb, given) as connection, connection.cursor() as cursor:
+        cursor.execute(TABLE)
+        fill(cursor.execute, rows)
+
+
+def _write(mariadb: Any, given: dict[str, Any], events: int) -> None:
+    (mixed,) = [mix for mix in MIXES if mix.name.startswith("mixed")]
+    with _connected(mariadb, given) as connection, connection.cursor() as cursor:
+
+        def run(*statements: str) -> None:
+            for statement in statements:
+                cursor.execute(statement)
+
+        mixed.write(run, events)
