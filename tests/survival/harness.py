@@ -136,7 +136,7 @@ def prepare():
     import pymysql  # noqa: F401
 
     from duckling_provider import config  # noqa: F401
-    from duckling_provider.backup import check, restore, retention, upload, verify  # noqa: F401
+    from duckling_provider.backup import restore, retention, upload, verify  # noqa: F401
     from duckling_provider.config.s3 import S3Settings
     from duckling_provider.replication import run, sync  # noqa: F401
     from duckling_provider.stores import s3, s3_client  # noqa: F401
