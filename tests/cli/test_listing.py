@@ -88,11 +88,11 @@ def test_a_list_tells_time_state_mode_and_key_of_each_backup(duckling, two):
     ]  # fmt: skip
     taken = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     assert re.search(rf"^local .*{taken} .* verified +none +-", local)
-    assert re.search(rf"^s3 .*{taken} .* uploaded +client-aes256 +{fingerprint()}", remote)
+    assert re.search(rf"^s3 .*{taken} .* verified +client-aes256 +{fingerprint()}", remote)
     found = duckling("list", "shop", "--json").json
     (row,) = found["s3"]
     assert datetime.fromisoformat(row["createdAt"]).tzinfo is not None
-    facts = {"complete": True, "state": "uploaded", "mode": "client-aes256", "keyFingerprint": fingerprint()}
+    facts = {"complete": True, "state": "verified", "mode": "client-aes256", "keyFingerprint": fingerprint()}
     assert facts.items() <= row.items()
     (here,) = found["local"]
     assert (here["complete"], here["state"], here["mode"]) == (True, "verified", "none")
@@ -175,8 +175,8 @@ def test_help_shows_every_command_in_its_group_and_no_types_of_flags(duckling):
         ("duckling li", ["list"]),
         ("duckling list s", ["shop"]),
         ("duckling check ", ["crm", "shop"]),
-        ("duckling verify shop ", [OLD, "latest"]),
-        ("duckling restore shop lat", ["latest"]),
+        ("duckling verify shop ", [OLD, "latest", "latest-tested"]),
+        ("duckling restore shop lat", ["latest", "latest-tested"]),
         ("duckling --data-path /nowhere list ", []),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_completion_never_ends_in_a_traceback(duckling, installation, monkeypa
         monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
         shown = duckling()
         assert shown.err == "", words
-        assert set(shown.out.split()) <= {"latest"}, words
+        assert set(shown.out.split()) <= {"latest", "latest-tested"}, words
 
 
 @pytest.mark.parametrize(
