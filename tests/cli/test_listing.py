@@ -175,8 +175,8 @@ def test_help_shows_every_command_in_its_group_and_no_types_of_flags(duckling):
         ("duckling li", ["list"]),
         ("duckling list s", ["shop"]),
         ("duckling check ", ["crm", "shop"]),
-        ("duckling verify shop ", [OLD, "latest"]),
-        ("duckling restore shop lat", ["latest"]),
+        ("duckling verify shop ", [OLD, "latest", "latest-tested"]),
+        ("duckling restore shop lat", ["latest", "latest-tested"]),
         ("duckling --data-path /nowhere list ", []),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_completion_never_ends_in_a_traceback(duckling, installation, monkeypa
         monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
         shown = duckling()
         assert shown.err == "", words
-        assert set(shown.out.split()) <= {"latest"}, words
+        assert set(shown.out.split()) <= {"latest", "latest-tested"}, words
 
 
 @pytest.mark.parametrize(
