@@ -13,7 +13,7 @@ export VENV
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql survival full cluster bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql stores survival full cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,10 @@ unit: ## only the tests; make unit ARGS="-k restore"
 mysql: ## all tests of replication on MySQL 9.7 and MariaDB 11.8, with twenty kills in each phase: an hour
 	@.ci/setup mysql
 	@DUCKLING_SERVERS=all DUCKLING_TESTS=full $(PYTEST) $(SHARED) tests/replication tests/survival/test_replication.py $(ARGS)
+
+stores: ## all answers to all requests, nginx, and what each S3 server here can do: writes docs/reference/stores.md
+	@.ci/setup stores
+	@DUCKLING_TESTS=full $(PYTEST) tests/stores tests/cli/test_any_answer.py $(ARGS)
 
 survival: ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@.ci/setup test

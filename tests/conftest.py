@@ -5,20 +5,14 @@ Helpers are fixtures that return functions or small objects, because test folder
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +38,11 @@ pytest_plugins = [
     "fixtures.cpu_seconds",
     "fixtures.file_systems",
     "fixtures.mysql_servers",
+    "fixtures.s3_servers",
     "fixtures.store_double",
     "fixtures.stores",
 ]
 
-START_SECONDS = 60.0
 _OTHER_SETTINGS = frozenset(
     {
         "AUTO_BACKUP",
@@ -94,11 +88,13 @@ _SLOW_FIXTURES = frozenset(
         "moto_auth_server",
         "moto_server",
         "new_server",
+        "nginx",
         "node",
         "query_replica",
         "reflinks",
         "run_dag",
         "s3_server",
+        "seaweed_server",
         "xfs",
     }
 )
@@ -153,183 +149,6 @@ def _quick_tests_start_nothing(request: pytest.FixtureRequest, monkeypatch: pyte
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(os, "fork", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-# ---- S3 servers --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class S3Server:
-    """A running S3-compatible server; `folder` is where rclone keeps the buckets, None for moto."""
-
-    endpoint: str
-    access_key_id: str
-    secret_access_key: str
-    region: str = "us-east-1"
-    folder: Path | None = None
-
-    def client(self) -> Any:
-        """A boto3 client of the test's own, to look at and to spoil what the product stored."""
-        return _client(self.endpoint, self.region, self.access_key_id, self.secret_access_key)
-
-    def new_bucket(self) -> str:
-        """The name of a fresh, empty bucket."""
-        name = f"bucket-{secrets.token_hex(6)}"
-        self.client().create_bucket(Bucket=name)
-        return name
-
-    def s3(self, bucket: str, **fields: Any) -> dict[str, Any]:
-        """The `s3` object of a databases.json entry that uses `bucket` here."""
-        return {
-            "enabled": True,
-            "bucket": bucket,
-            "region": self.region,
-            "accessKeyId": self.access_key_id,
-            "secretAccessKey": self.secret_access_key,
-            "endpoint": self.endpoint,
-            "forcePathStyle": True,
-            **fields,
-        }
-
-
-@functools.cache
-def _client(endpoint: str, region: str, access_key_id: str, secret_access_key: str) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        config=Config(
-            s3={"addressing_style": "path"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def _serving(command: list[str], endpoint: str, log: Path, environ: Mapping[str, str]) -> Iterator[None]:
-    """Run a server until the block ends; it counts as started as soon as it answers HTTP, whatever it answers."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(environ))
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not _answers(endpoint):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"{Path(command[0]).name} did not start:\n{log.read_text(errors='replace')}")
-                time.sleep(0.05)
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _executable(name: str) -> str:
-    """The executable that a package installed beside this Python, or the one on PATH."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.fail(f"{name} is not installed: the `test` extra brings it")
-    return found
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """`rclone serve s3`: checks signatures, keeps its data in plain folders; one for the session, a bucket per test."""
-    home = tmp_path_factory.mktemp("rclone")
-    folder = home / "buckets"
-    folder.mkdir()
-    server = S3Server(
-        f"http://127.0.0.1:{_free_port()}", "test-access-key", f"secret-{secrets.token_hex(16)}", folder=folder
-    )
-    command = [_executable("rclone"), "serve", "s3", "--addr", server.endpoint.removeprefix("http://")]
-    command += ["--auth-key", f"{server.access_key_id},{server.secret_access_key}", str(folder)]
-    environ = {"PATH": os.environ.get("PATH", ""), "HOME": str(home), "RCLONE_CONFIG": str(home / "rclone.conf")}
-    with _serving(command, server.endpoint, home / "log", environ):
-        yield server
-
-
-@contextlib.contextmanager
-def _moto(home: Path) -> Iterator[S3Server]:
-    server = S3Server(f"http://127.0.0.1:{_free_port()}", "moto-access-key", f"secret-{secrets.token_hex(16)}")
-    port = server.endpoint.rpartition(":")[2]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
-    environ = {"PATH": os.environ.get("PATH", ""), "HOME": str(home), "MOTO_S3_CUSTOM_ENDPOINTS": server.endpoint}
-    with _serving(command, f"{server.endpoint}/moto-api/", home / "log", environ):
-        yield server
-
-
-@pytest.fixture(scope="session")
-def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """moto: knows server-side encryption, storage classes and tags; accepts any credentials."""
-    with _moto(tmp_path_factory.mktemp("moto")) as server:
-        yield server
-
-
-@dataclass(frozen=True)
-class GuardedS3Server(S3Server):
-    """moto with authentication on: the server's own credentials may do anything."""
-
-    def user(self, *actions: str) -> S3Server:
-        """The server as a new user sees it who may only do `actions`, e.g. ``"s3:GetObject"``."""
-        iam, name = _iam(self), f"user-{secrets.token_hex(4)}"
-        iam.create_user(UserName=name)
-        policy = {
-            "Version": "2012-10-17",
-            "Statement": [{"Effect": "Allow", "Action": list(actions) or ["sts:GetCallerIdentity"], "Resource": "*"}],
-        }
-        iam.put_user_policy(UserName=name, PolicyName="test", PolicyDocument=json.dumps(policy))
-        key = iam.create_access_key(UserName=name)["AccessKey"]
-        return S3Server(self.endpoint, key["AccessKeyId"], key["SecretAccessKey"], self.region)
-
-
-def _iam(server: S3Server) -> Any:
-    import boto3
-
-    return boto3.client(
-        "iam",
-        endpoint_url=server.endpoint,
-        region_name=server.region,
-        aws_access_key_id=server.access_key_id,
-        aws_secret_access_key=server.secret_access_key,
-    )
-
-
-@pytest.fixture(scope="session")
-def moto_auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedS3Server]:
-    """moto that checks signatures and IAM policies; `moto_auth_server.user(...)` makes users with few rights."""
-    with _moto(tmp_path_factory.mktemp("moto-auth")) as server:
-        open_server = GuardedS3Server(server.endpoint, server.access_key_id, server.secret_access_key)
-        admin = open_server.user("*")
-        request = urllib.request.Request(  # noqa: S310 - our own loopback address
-            f"{server.endpoint}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}, method="POST"
-        )
-        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
-        yield GuardedS3Server(server.endpoint, admin.access_key_id, admin.secret_access_key)
 
 
 # ---- replicas ----------------------------------------------------------------------------------------------

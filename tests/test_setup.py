@@ -145,7 +145,7 @@ def test_remove_deletes_the_environment_of_this_checkout(checkout):
 def test_a_set_that_does_not_exist_is_refused_with_those_that_do(checkout):
     code, output = checkout.setup("everything")
     assert code == 1
-    assert 'no set "everything"; there are uv, lint, demo, dev, test, mysql and cluster' in output
+    assert 'no set "everything"; there are uv, lint, demo, dev, test, mysql, stores and cluster' in output
 
 
 # ---- what is installed

@@ -87,6 +87,18 @@ def _row(codes: str, cause: str, hint: str, **more: Any) -> _Meaning:
     return _Meaning(frozenset(codes.split()), cause, hint, **more)
 
 
+_KMS = (
+    "the store can't use the KMS key",
+    "Check s3.kmsKeyId, and that the key is enabled, in the bucket's region, and may be used by these credentials.",
+)
+_LOCKED = (
+    "the object is locked: the bucket keeps it until its retention ends",
+    "Nothing is wrong with the backup. Leave s3BackupRetentionDays at 0 and let a rule of the bucket delete.",
+)
+_DIGEST = (
+    "the bucket takes uploads only with a digest of their bytes",
+    "A proxy before the store may take the header Content-MD5 away.",
+)
 #: The first row that fits counts. Rows that read the message come before those that know the code alone.
 _MEANINGS = (
     _row(
@@ -111,28 +123,18 @@ _MEANINGS = (
     # Ceph RGW answers so for a key that its key service does not know.
     _row(
         "InvalidAccessKeyId InvalidArgument InvalidRequest AccessDenied KMSKeyNotFound",
-        "the store can't use the KMS key",
-        "Check s3.kmsKeyId, and that the key is enabled, in the bucket's region, and may be used by these credentials.",
+        *_KMS,
         says=r"(?i)actual key|kms(?!:)|key service|key-id|keyid .*(not exist|invalid|disabled)",
     ),
     _row(
-        "AccessDenied InvalidRequest ObjectLocked 423 InvalidRetentionPeriod",
-        "the object is locked: the bucket keeps it until its retention ends",
-        "Nothing is wrong with the backup. Leave s3BackupRetentionDays at 0 and let a lifecycle rule of the bucket "
-        "delete, or shorten the bucket's retention.",
+        "AccessDenied InvalidRequest",
+        *_LOCKED,
         says=r"(?i)object.?lock(?!.*(md5|checksum))|worm|legal hold|retention",
     ),
-    _row(
-        f"{DIGEST_WANTED} InvalidRequest InvalidDigest InvalidArgument",
-        "the bucket takes uploads only with a digest of their bytes",
-        "A proxy before the store may take the header Content-MD5 away.",
-        says=r"(?i)md5|checksum|object lock",
-    ),
-    _row(
-        DIGEST_WANTED,
-        "the bucket takes uploads only with a digest of their bytes",
-        "A proxy before the store may take the header Content-MD5 away.",
-    ),
+    # Of R2 and Google beside those of S3 and WebDAV.
+    _row("ObjectLocked ObjectLockedByBucketPolicy RetentionPolicyNotMet ObjectUnderActiveHold 423", *_LOCKED),
+    _row("InvalidRequest InvalidDigest InvalidArgument", *_DIGEST, says=r"(?i)md5|checksum|object lock"),
+    _row(DIGEST_WANTED, *_DIGEST),
     _row(
         "QuotaExceeded StorageLimitExceeded StorageQuotaExceeded BucketQuotaExceeded XMinioAdminBucketQuotaExceeded "
         "XMinioStorageFull InsufficientStorage InsufficientCapacity 507",
@@ -155,8 +157,7 @@ _MEANINGS = (
         "KMS.NotFoundException KMS.DisabledException KMS.KMSInvalidStateException KMS.InvalidKeyUsageException "
         "KMS.InvalidStateException KMSKeyNotFound KMSNotConfigured XMinioKMSKeyNotFound XMinioKMSNotConfigured "
         "XMinioKMSDefaultKeyAlreadyConfigured XKMSInternalError",
-        "the store can't use the KMS key",
-        "Check s3.kmsKeyId, and that the key is enabled, in the bucket's region, and may be used by these credentials.",
+        *_KMS,
     ),
     _row(
         "SlowDown Throttling ThrottlingException ThrottledException RequestLimitExceeded TooManyRequests "
@@ -183,11 +184,7 @@ _MEANINGS = (
         "the request is too large for the store, or for a proxy before it",
         "Raise the proxy's limit for request bodies (nginx: client_max_body_size), or lower s3.partSizeMiB.",
     ),
-    _row(
-        "EntityTooSmall",
-        "the store takes no parts as small as these",
-        "Raise s3.partSizeMiB.",
-    ),
+    _row("EntityTooSmall", "the store takes no parts as small as these", "Raise s3.partSizeMiB."),
     # A retry asks which parts are there, and sends the others.
     _row(
         "InvalidPart InvalidPartOrder",
@@ -200,11 +197,7 @@ _MEANINGS = (
         "the store does not learn how long the body is",
         "A proxy before it may take the header Content-Length away.",
     ),
-    _row(
-        "InvalidTag",
-        "the store does not take these tags",
-        "Correct s3.tags.",
-    ),
+    _row("InvalidTag", "the store does not take these tags", "Correct s3.tags."),
     _row(
         "407",
         "the HTTP proxy wants a user name and a password",
@@ -221,12 +214,7 @@ _MEANINGS = (
         "the store does not have this storage class",
         "Correct s3.storageClass, or leave it out.",
     ),
-    _row(
-        "NoSuchBucket",
-        "",
-        _CHECK_BUCKET,
-        error=NoSuchBucketError,
-    ),
+    _row("NoSuchBucket", "", _CHECK_BUCKET, error=NoSuchBucketError),
     _row(
         "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException "
         "InvalidRegion InvalidLocationConstraint 301",
@@ -377,7 +365,7 @@ class Translator:
 def demands_digest(error: ClientError) -> bool:
     """Whether the store refused an upload because no digest of its bytes came with it."""
     meaning = _meaning(*_told(error))
-    return meaning is not None and DIGEST_WANTED in meaning.codes
+    return meaning is not None and meaning.cause == _DIGEST[0]
 
 
 def refuses_part_number(error: ClientError) -> bool:

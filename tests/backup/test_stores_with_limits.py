@@ -61,3 +61,25 @@ def test_a_deletion_says_that_a_version_stays_where_the_bucket_keeps_them(instal
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     client.put_object(Bucket=bucket, Key=key, Body=b"x")
     assert delete_backup(store, key) is True
+
+
+@pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
+def test_a_backup_in_a_bucket_with_a_lock_outlives_its_deletion_and_that_is_said(
+    installation, small_replica, moto_server, mode
+):
+    client, bucket = moto_server.client(), f"locked-{mode.lower()}"
+    client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    rule = {"DefaultRetention": {"Mode": mode, "Days": 1}}
+    client.put_object_lock_configuration(
+        Bucket=bucket, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+    )
+    s3 = moto_server.s3(bucket, encryption="client-aes256", encryptionKey="ab" * 32)
+    installation.write(installation.entry(s3=s3))
+    small_replica(installation.replica())
+    database = installation.database()
+    store = open_store(database)
+    key = upload_snapshot(database, store, take_snapshot(database)).key
+    assert verify_backup(database, store, key).evidence == "HMAC-SHA256"
+    assert delete_backup(store, key) is True
+    kept = {row["Key"] for row in client.list_object_versions(Bucket=bucket)["Versions"]}
+    assert kept == {key, key + ".mac"}

@@ -5,7 +5,6 @@ do not.
 from __future__ import annotations
 
 import io
-import os
 
 import pytest
 from fixtures.store_double import HTML, Answer, error, page
@@ -25,8 +24,6 @@ from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
 
-#: `make full` runs every answer against every operation; otherwise each meets a quarter.
-FULL = os.environ.get("DUCKLING_TESTS") == "full"
 PART = 5 << 20
 KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
 
@@ -100,6 +97,8 @@ MEANINGS = [
     ("InvalidPart", 400, "", True, "sends them again"),
     ("MissingContentLength", 411, "", False, "Content-Length"),
     ("InvalidTag", 400, "", False, "s3.tags"),
+    ("ObjectLockedByBucketPolicy", 403, "", False, "the object is locked"),
+    ("RetentionPolicyNotMet", 403, "", False, "the object is locked"),
     ("ExpiredToken", 400, "", False, "s3.sessionToken"),
     ("RequestTimeout", 400, "", True, "where it was"),
     ("InternalError", 500, "", True, "try again later"),
@@ -216,6 +215,18 @@ def test_parts_that_are_gone_at_the_end_are_sent_again_by_the_next_try(store_at,
     double.answers("", Answer())
     store.put(KEY, Parts(), upload_log=log)
     assert (double.seen["CreateMultipartUpload"], double.seen["UploadPart"]) == (0, 2)
+
+
+def test_what_fails_in_tidying_up_does_not_hide_what_failed_first(store_at, double):
+    usual = double.sound
+    double.sound = lambda operation, key: (
+        error(500, "InternalError") if operation == "AbortMultipartUpload" else usual(operation, key)
+    )
+    double.answers("UploadPart", error(403, "AccountProblem"))
+    told = failure("multipart", store_at(server_at(double.endpoint), "bucket", maxConcurrency=1))
+    assert double.seen["AbortMultipartUpload"] == 1
+    assert "AccountProblem" in str(told)
+    assert "InternalError" not in str(told)
 
 
 def test_an_upload_that_is_gone_starts_again_with_the_next_try(store_at, moto_server, make_proxy):
@@ -399,7 +410,7 @@ def _resume(store, folder):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_any_answer_to_any_operation_is_an_error_with_advice(store_at, double, tmp_path, operation):
+def test_any_answer_to_any_operation_is_an_error_with_advice(store_at, double, tmp_path, operation, full):
     calls = {
         **CALLS,
         "get": lambda store: store.open_range(KEY, 0, 1).read(),
@@ -416,7 +427,7 @@ def test_any_answer_to_any_operation_is_an_error_with_advice(store_at, double, t
         for name, answer in kind.items()
     ]
     start = list(OPERATIONS).index(operation) % 4
-    for name, answer, retryable in answers if FULL else answers[start::4]:
+    for name, answer, retryable in answers if full else answers[start::4]:
         double.answers(operation, answer)
         about = f"{operation} answered by {name}"
         try:
