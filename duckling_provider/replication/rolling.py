@@ -42,6 +42,8 @@ class Rolling:
         self._settling = Settling(run, following, self._known)
         self._states: dict[str, TableState] = {}
         self._sizes: dict[str, int] = {}
+        #: What the last go took is to be its share of the time until the next, by `time.monotonic`.
+        self._rests_until = 0.0
         #: Whether a table waits for a new copy.
         self._is_waiting = False
 
@@ -57,9 +59,12 @@ class Rolling:
             moment = now()
             names = schedule.due(self._states, self._known, interval, moment)
             allowance = schedule.allowance(self._sizes, self._known, interval, moment)
-            if names:
+            started = time.monotonic()
+            if names and allowance.seconds and started >= self._rests_until:
                 with Asker(self._run.source, self._run.control) as asker:
                     self._compare_all(asker, names, allowance)
+                ended = time.monotonic()
+                self._rests_until = ended + (ended - started) / schedule.BURDEN
         self._tell()
 
     def _read(self, connection: DuckDBPyConnection) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Synced", "adopt_replica", "sync", "validate_replica"]
 
 #: Seconds between two goes of the rolling validation in one run.
-_COMPARE_EVERY = 30.0
+_COMPARE_EVERY = 60.0
 
 log = logging.getLogger(__name__)
 

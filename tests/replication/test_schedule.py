@@ -22,7 +22,8 @@ def test_all_shares_of_half_an_interval_are_the_whole():
 
 
 def test_a_go_takes_a_twentieth_of_the_time_at_most_and_five_minutes_after_a_long_pause():
-    for passed in (10.0, 900.0, 3600.0):
+    assert allowance({"t": 1}, looked(10), 7 * DAY, NOW).seconds == 0
+    for passed in (60.0, 900.0, 3600.0):
         assert 0 < allowance({"t": 1}, looked(passed), 7 * DAY, NOW).seconds <= passed / 20
     assert allowance({"t": 1}, looked(30 * DAY), 7 * DAY, NOW).seconds == 300
     assert allowance({"t": 1000}, looked(30 * DAY), 7 * DAY, NOW).rows == 1500

@@ -499,9 +499,9 @@ def test_names_are_folded_as_a_server_without_case_does(site, new_server):
         is_equal(entry)
         with duckdb.connect(str(entry.replica)) as connection:
             connection.execute("INSERT INTO orders VALUES (99)")
+            connection.execute("UPDATE _duckling.validation SET looked_at = looked_at - INTERVAL 1 HOUR")
         always = entry.model_copy(update={"validate_interval_days": 1e-9})
-        found = [sync(always).differing for _ in range(3)]
-        assert {name: count for some in found for name, count in some.items()} == {"orders": 1}
+        assert sync(always).differing == {"orders": 1}
         assert rows(entry, "SELECT name FROM _duckling.validation ORDER BY 1") == [("articles",), ("orders",)]
         server.execute("DROP DATABASE SHOP")
         server.execute("CREATE DATABASE SHOP")

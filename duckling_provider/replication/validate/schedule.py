@@ -18,7 +18,9 @@ _TABLE_COST = 500
 #: finish it.
 _SHARE = 0.5
 #: Of the time that has passed, comparing takes this much at most, and that many seconds in one go.
-_BURDEN, _LEAST_SECONDS, _MOST_SECONDS = 0.04, 0.05, 300.0
+BURDEN, _MOST_SECONDS = 0.04, 300.0
+#: Seconds between two goes at least: one piece takes that share of them, and less can't be looked at.
+PAUSE = 60.0
 #: Seconds that count as passed where nothing was ever compared.
 _FIRST = 3600.0
 
@@ -38,12 +40,15 @@ def allowance(
 
     :param rows: about how many each table has.
     :param interval: seconds in which each table is to be compared once.
+    :returns: no seconds when it is too early.
     """
     looked = [table.looked_at for table in known.values() if table.looked_at is not None]
-    passed = max(0.0, (now - max(looked)).total_seconds()) if looked else min(_FIRST, interval)
+    passed = max(0.0, (now - max(looked)).total_seconds()) if looked else _FIRST
+    if passed < PAUSE:
+        return Allowance(0, 0.0)
     total = sum(rows.values()) + _TABLE_COST * len(rows)
     share = min(1.0, passed / (interval * _SHARE))
-    return Allowance(int(total * share), min(max(passed * _BURDEN, _LEAST_SECONDS), _MOST_SECONDS))
+    return Allowance(int(total * share), min(passed * BURDEN, _MOST_SECONDS))
 
 
 def due(names: Iterable[str], known: Mapping[str, TableValidation], interval: float, now: datetime) -> list[str]:
