@@ -233,9 +233,9 @@ def test_blocks_are_the_rest_of_the_part(make: Callable[..., Made], length: int,
                 assert reader.tell() == len(reader)
 
 
-@pytest.mark.parametrize("encrypted", [True, False])
-def test_parts_without_digests_are_the_same_and_compared_as_well(make: Callable[..., Made], encrypted: bool):
-    made = make(2 * PART + 500, PART, encrypted=encrypted)
+@pytest.mark.parametrize("mode", ["client-aes256", "none"])
+def test_parts_without_digests_are_the_same_and_compared_as_well(make: Callable[..., Made], mode: str):
+    made = make(2 * PART + 500, PART, encrypted=mode != "none")
     with made.body() as known, made.body(digests=False) as body:
         for index in range(body.count):
             with body.open(index) as part, known.open(index) as other:
@@ -245,5 +245,4 @@ def test_parts_without_digests_are_the_same_and_compared_as_well(make: Callable[
         data[PART + 5] ^= 1
         made.path.write_bytes(data)
         with pytest.raises(DamagedError):
-            for index in range(body.count):
-                body.open(index).close()
+            body.open((PART + 5 + lead_bytes(encrypted=made.encrypted)) // PART)
