@@ -106,6 +106,7 @@ def _body(database: Database, store: Store, snapshot: Snapshot, control: Control
         checksum_key=bytes.fromhex(snapshot.checksum_key),
         key=database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None,
         iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
+        digests=store.signs_payloads,
         control=control,
     )
 

@@ -85,6 +85,7 @@ class SnapshotBody:
 
     :param checksums: one per part, from `PartChecksums`, made with `checksum_key`.
     :param key, iv: both given for client-aes256, both None for the other modes.
+    :param digests: whether parts are to know their SHA-256, which takes as long as sending them.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class SnapshotBody:
         checksum_key: bytes,
         key: EncryptionKey | None = None,
         iv: bytes | None = None,
+        digests: bool = True,
         control: Control | None = None,
     ) -> None:
-        self.path, self.plan = path, plan
+        self.path, self.plan, self._digests = path, plan, digests
         self._checksums, self._checksum_key = checksums, checksum_key
         self._prefix = iv or b""
         self._cipher = CtrCipher(key, iv) if key is not None and iv is not None else None
@@ -142,26 +144,28 @@ class SnapshotBody:
             os.dup(self._fd), first, last, prefix, self._cipher, sha256=sha256, block=block, control=self._control
         )
 
-    def _checked(self, index: int, first: int, last: int, prefix: bytes, block: memoryview) -> str:
-        """Compare the snapshot's bytes with the record; returns the SHA-256 of the part that they make."""
-        checksum, sha256 = PartMac(self._checksum_key, index), hashlib.sha256(prefix)
+    def _checked(self, index: int, first: int, last: int, prefix: bytes, block: memoryview) -> str | None:
+        """Compare the snapshot's bytes with the record; returns the SHA-256 of the part that they make, if wanted."""
+        checksum = PartMac(self._checksum_key, index)
+        sha256 = hashlib.sha256(prefix) if self._digests else None
         stream = self._cipher.stream(first) if self._cipher is not None else None
         for position in range(first, last, len(block)):
             self._control.check()
             piece = block[: last - position]
             piece = piece[: os.preadv(self._fd, [piece], position)]
             checksum.update(piece)
-            # While it is in the processor's cache: the signature would have to make and hash it once more.
-            if stream is not None:
-                stream.update_into(piece, piece)
-            sha256.update(piece)
+            if sha256 is not None:
+                # While it is in the processor's cache: the signature would have to make and hash it once more.
+                if stream is not None:
+                    stream.update_into(piece, piece)
+                sha256.update(piece)
         if checksum.hexdigest() != self._checksums[index]:
             raise DamagedError(
                 f"the snapshot's bytes {first}-{last} changed since it was made",
                 subject=str(self.path),
                 hint="The disk or another program altered it. It is not uploaded; make a new backup.",
             )
-        return sha256.hexdigest()
+        return sha256.hexdigest() if sha256 is not None else None
 
 
 class PartReader(io.RawIOBase):
@@ -170,7 +174,7 @@ class PartReader(io.RawIOBase):
     It has a descriptor of its own (`fd`, closed with it): a thread that was abandoned with it must never read another
     file that got the number.
 
-    :param sha256: of the part's bytes in hex; a signature needs it.
+    :param sha256: of the part's bytes in hex, for a signature; None where none covers them.
     :param block: writable memory that the bytes are made in.
     """
 
@@ -182,7 +186,7 @@ class PartReader(io.RawIOBase):
         prefix: bytes,
         cipher: CtrCipher | None,
         *,
-        sha256: str,
+        sha256: str | None,
         block: memoryview,
         control: Control,
     ) -> None:

@@ -106,8 +106,9 @@ class S3Settings(Shape):
     verify: Annotated[Verify, ANY_STRING] = "full"
     part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
-    max_concurrency: int = Field(default=4, ge=1, le=32)
+    max_concurrency: int = Field(default=16, ge=1, le=32)
     retention: Retention | None = None  #: with it, 0 days of retention means: nothing stays for its age
+    sign_payload: bool = False  #: over TLS too
     receive: Annotated[Receive, ANY_STRING] = "direct"  #: how downloads leave the connection, see `stores.s3_receive`
     require_identity: bool = False  #: refuse objects without ``duckling-identity``
 
@@ -115,6 +116,11 @@ class S3Settings(Shape):
     def part_size(self) -> int:
         """In bytes."""
         return self.part_size_mib * MIB
+
+    @property
+    def signs_payloads(self) -> bool:
+        """Whether the signature of an upload covers its bytes: without TLS nothing else does on the way."""
+        return self.sign_payload or (self.endpoint or "https:").lower().startswith("http:")
 
     @property
     def reading_keys(self) -> tuple[EncryptionKey, ...]:

@@ -122,6 +122,10 @@ class S3Store:
     presumed: Final = "uploaded"
 
     @property
+    def signs_payloads(self) -> bool:
+        return self._settings.signs_payloads
+
+    @property
     def clock_fault(self) -> str:
         return self._clock.fault
 

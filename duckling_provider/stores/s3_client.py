@@ -125,7 +125,7 @@ def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
         ),
     )
     client = cast("S3Client", made)  # its stubs are boto3's, which gives it no more than uploads of whole files
-    sign_known_payloads(client)
+    sign_known_payloads(client, unsigned=not settings.signs_payloads)
     send_whole_blocks(client)
     refuse_strange_answers(client, endpoint=settings.endpoint)
     return client
@@ -181,13 +181,22 @@ class _KnownPayload(S3SigV4Auth):
     snapshot's record, and each further pass takes as long as the transfer. The signature is the usual one.
     """
 
+    #: Whether a part that knows no SHA-256 is sent without one.
+    unsigned = False
+
     def payload(self, request: AWSRequest) -> str:
         known = getattr(request.body, "sha256", None)
-        return known if isinstance(known, str) else str(super().payload(request))
+        if isinstance(known, str):
+            return known
+        if self.unsigned and hasattr(request.body, "blocks") and str(request.url).startswith("https://"):
+            return "UNSIGNED-PAYLOAD"
+        return str(super().payload(request))
 
 
-def sign_known_payloads(client: S3Client) -> None:
+def sign_known_payloads(client: S3Client, *, unsigned: bool = False) -> None:
     """Let `client` take a body's SHA-256 from its attribute ``sha256``, 64 hex characters, where it has one.
+
+    :param unsigned: a part that has none goes without over TLS, which protects its bytes on the way.
 
     botocore offers no way to add a kind of signature, but two events: the first tells it not to sign, the second lets
     us sign instead, with what it would have signed with.
@@ -210,7 +219,9 @@ def sign_known_payloads(client: S3Client) -> None:
         scope = request.context.get("signing", {})
         name, region = scope.get("signing_name") or signing_name, scope.get("region") or region_name
         usual = request_signer.get_auth_instance(name, region, _SIGNATURE)
-        _KnownPayload(usual.credentials, name, region).add_auth(request)
+        signer = _KnownPayload(usual.credentials, name, region)
+        signer.unsigned = unsigned
+        signer.add_auth(request)
 
     events = client.meta.events
     for operation in ("PutObject", "UploadPart"):

@@ -20,6 +20,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError, NoSuchBucketError, NotFoundError, StoreError
 from duckling_provider.base.interruptible import Workers, interruptible
 from duckling_provider.stores import parts
+from duckling_provider.stores.concurrency import Concurrency
 from duckling_provider.stores.s3_errors import (
     UNKNOWN_TO_THE_STORE,
     Translator,
@@ -92,7 +93,7 @@ def abort_upload(client: S3Client, translator: Translator, *, bucket: str, key: 
 class MultipartUpload:
     """The upload of one body to one key.
 
-    :param concurrency: parts under way at once.
+    :param concurrency: parts under way at once, at most; as many are as make it faster (`stores.concurrency`).
     :param digests: what is known of the store; learns of a refusal.
     :param upload_log: where the upload is remembered; None forgets it.
     """
@@ -116,6 +117,7 @@ class MultipartUpload:
         self._translator = translator
         self._bucket, self._key, self._body, self._options = bucket, key, body, options
         self._concurrency, self._log, self._control = concurrency, upload_log, control
+        self._load = Concurrency(concurrency)
         self._etags: dict[int, str] = {}
         self._upload_id = ""
 
@@ -207,7 +209,7 @@ class MultipartUpload:
             # Only as many parts as threads are ever under way, so a failure stops the rest at once.
             for part in missing:
                 running.add(pool.submit(self._send, part))
-                if len(running) >= self._concurrency:
+                while len(running) >= self._load.count:
                     running = pool.settle(running, everyone=False)
             pool.settle(running, everyone=True)
 
@@ -242,6 +244,9 @@ class MultipartUpload:
                     reader.seek(0)
                     answer = self._upload_part(part, reader)
         self._control.check()  # the caller is gone, and the log may be another upload's
+        if answer["ResponseMetadata"].get("RetryAttempts"):
+            self._load.refused()
+        self._load.finished(self._length(part))
         self._etags[part] = answer["ETag"]
         if self._log is not None:
             self._log.record(part, answer["ETag"])

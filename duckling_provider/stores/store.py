@@ -155,6 +155,10 @@ class Store(BackupSource, Protocol):
     """An object store: what can be read there can be written, too."""
 
     @property
+    def signs_payloads(self) -> bool:
+        """Whether the signature of a part covers its bytes, by their SHA-256; else TLS alone guards them on the way."""
+
+    @property
     def clock_fault(self) -> str:
         """How far this host's clock is from the store's, as a sentence; empty where it is right or not known yet."""
 

@@ -46,10 +46,17 @@ class Made:
     expected: bytes
     encrypted: bool
 
-    def body(self, control: Control | None = None) -> SnapshotBody:
+    def body(self, control: Control | None = None, *, digests: bool = True) -> SnapshotBody:
         key, iv = (KEY, IV) if self.encrypted else (None, None)
         return SnapshotBody(
-            self.path, self.plan, checksums=self.checksums, checksum_key=CHECKSUM_KEY, key=key, iv=iv, control=control
+            self.path,
+            self.plan,
+            checksums=self.checksums,
+            checksum_key=CHECKSUM_KEY,
+            key=key,
+            iv=iv,
+            digests=digests,
+            control=control,
         )
 
 
@@ -224,3 +231,18 @@ def test_blocks_are_the_rest_of_the_part(make: Callable[..., Made], length: int,
                 rest = b"".join([bytes(block) for block in reader.blocks()])
                 assert rest == made.expected[start + before : stop]
                 assert reader.tell() == len(reader)
+
+
+@pytest.mark.parametrize("mode", ["client-aes256", "none"])
+def test_parts_without_digests_are_the_same_and_compared_as_well(make: Callable[..., Made], mode: str):
+    made = make(2 * PART + 500, PART, encrypted=mode != "none")
+    with made.body() as known, made.body(digests=False) as body:
+        for index in range(body.count):
+            with body.open(index) as part, known.open(index) as other:
+                assert part.sha256 is None
+                assert part.read() == other.read()
+        data = bytearray(made.path.read_bytes())
+        data[PART + 5] ^= 1
+        made.path.write_bytes(data)
+        with pytest.raises(DamagedError):
+            body.open((PART + 5 + lead_bytes(encrypted=made.encrypted)) // PART)

@@ -101,7 +101,7 @@ def test_a_minimal_entry_gets_every_default_of_the_contract(site: Site) -> None:
     assert (s3.endpoint, s3.force_path_style, s3.path_prefix) == (None, False, "production/")
     assert (s3.encryption, s3.kms_key_id, s3.encryption_key) == ("none", None, None)
     assert (s3.backup_interval_hours, s3.backup_retention_days, s3.verify) == (0.0, 0.0, "full")
-    assert (s3.part_size, s3.max_parts, s3.max_concurrency) == (8 * 1024 * 1024, 10_000, 4)
+    assert (s3.part_size, s3.max_parts, s3.max_concurrency) == (8 * 1024 * 1024, 10_000, 16)
     assert (s3.aws_conn_id, s3.storage_class, dict(s3.tags)) == (None, None, {})
     assert s3.secret_access_key is not None
     assert s3.secret_access_key.get_secret_value() == SECRET

@@ -568,6 +568,48 @@ def test_a_body_that_knows_its_digest_is_not_read_for_the_signature_which_is_the
         )
 
 
+class InBlocks(io.BytesIO):
+    """A part of a snapshot, which was not hashed."""
+
+    sha256 = None
+
+    def blocks(self):
+        yield memoryview(self.getvalue())
+
+
+@pytest.mark.parametrize(
+    "endpoint,fields,covered",
+    [
+        ("https://store.internal", {}, False),
+        (None, {}, False),
+        ("https://store.internal", {"signPayload": True}, True),
+        ("http://store.internal", {}, True),
+    ],
+)
+def test_the_signature_of_a_part_covers_its_bytes_where_tls_does_not_guard_them(
+    installation, endpoint, fields, covered
+):
+    entry = {"enabled": True, "bucket": "backups", "accessKeyId": "id", "secretAccessKey": "secret"}
+    installation.write(installation.entry(s3={**entry, "region": "eu-central-1", "endpoint": endpoint, **fields}))
+    store = open_store(installation.database())
+    assert store.signs_payloads is covered
+    sent = []
+
+    def answer(request, **_):
+        sent.append(request.headers["X-Amz-Content-SHA256"].decode())
+        return AWSResponse(request.url, 200, {"ETag": "1"}, HTTPResponse(io.BytesIO(), preload_content=False))
+
+    store._client.meta.events.register("before-send.s3", answer)
+    store._client.upload_part(
+        Bucket="backups", Key=KEY, UploadId="u", PartNumber=1, Body=InBlocks(b"part"), ContentLength=4
+    )
+    store._client.put_object(Bucket="backups", Key=f"{KEY}.mac", Body=b"mac")
+    assert sent == [
+        hashlib.sha256(b"part").hexdigest() if covered else "UNSIGNED-PAYLOAD",
+        hashlib.sha256(b"mac").hexdigest(),
+    ]
+
+
 def test_what_botocore_signs_with_is_left_as_it_is():
     """Other libraries in the process, the amazon provider for one, use it too."""
     code = (
