@@ -47,12 +47,12 @@ def read(settings):
 
 def test_masked_secrets_stand_for_those_that_are_there(settings):
     database, _ = change_s3(
-        settings, "shop", {**S3, "secretAccessKey": "***", "encryptionKey": "***", "region": "us-east-1"}
+        settings, "shop", {**S3, "secretAccessKey": "***", "encryptionKey": "***", "storageClass": "STANDARD_IA"}
     )
     entry = read(settings)[0]
-    assert entry["s3"] == {**S3, "region": "us-east-1"}
+    assert entry["s3"] == {**S3, "storageClass": "STANDARD_IA"}
     assert database.s3 is not None
-    assert database.s3.region == "us-east-1"
+    assert database.s3.storage_class == "STANDARD_IA"
 
 
 def test_a_mask_that_stands_for_nothing_is_refused(settings):

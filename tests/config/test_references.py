@@ -181,8 +181,8 @@ def test_an_edit_keeps_a_reference_that_comes_back_masked_or_as_it_is(installati
     path = installation.write(installation.entry(s3=s3))
     masked = installation.database().masked()["s3"]
     for sent in (masked, s3):
-        database, _ = change_s3(Settings.from_env(os.environ), "production", {**sent, "region": "us-east-1"})
-        assert json.loads(path.read_text())[0]["s3"] == {**s3, "region": "us-east-1"}
+        database, _ = change_s3(Settings.from_env(os.environ), "production", {**sent, "storageClass": "STANDARD_IA"})
+        assert json.loads(path.read_text())[0]["s3"] == {**s3, "storageClass": "STANDARD_IA"}
         assert database.s3.encryption_key.hex() == KEY
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
