@@ -33,6 +33,7 @@ from duckling_provider.base.errors import (
     DucklingError,
     IntegrityError,
     NotFoundError,
+    StateFileError,
     WrongKeyError,
 )
 from duckling_provider.base.moments import iso
@@ -137,7 +138,12 @@ def read_state(database: Database, source: BackupSource, backup: ListedBackup) -
     if not backup.has_state:
         return nothing
     key = backup.key + STATE_SUFFIX
-    data = source.read_small(key, _LIMIT)
+    try:
+        data = source.read_small(key, _LIMIT)
+    except StateFileError as error:
+        # What stands in a local file's place must not hide the backup.
+        log.warning("%s is not believed: %s", error.subject, error.cause)
+        return nothing
     if data is None:
         return nothing  # deleted since it was listed
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -248,6 +249,29 @@ def test_local_backups_have_states_and_pins_too(installation: Any, make_replica:
     assert {path.suffix for path in database.backup_dir.iterdir()} >= {".state", ".pin"}
     delete_backup(local, snapshot.filename)
     assert not any(path.exists() for path in (snapshot.path, *companions(snapshot.path)))
+
+
+@pytest.mark.parametrize("trap", ["link", "pipe", "folder"])
+def test_what_stands_in_a_state_file_s_place_hides_no_backup_and_is_not_followed(
+    installation: Any, make_replica: Any, caplog: Any, trap: str
+):
+    installation.write(installation.entry())
+    database = installation.database()
+    make_replica(installation.replica())
+    snapshot = take_snapshot(database)
+    precious, place = database.backup_dir / "precious", snapshot.path.with_name(snapshot.filename + ".state")
+    precious.write_text("{}")
+    if trap == "link":
+        place.symlink_to(precious)
+    elif trap == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    local = LocalBackups(database)
+    assert latest(database, local) == snapshot.filename
+    assert "is not believed" in caplog.text
+    verify_backup(database, local)
+    assert precious.read_text() == "{}"
 
 
 def test_no_other_file_is_reached_through_a_companion_s_name(installation: Any):
