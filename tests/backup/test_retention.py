@@ -321,7 +321,7 @@ def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):
         copy = database.backup_dir / key_of(age, prefix="")
         expected |= {copy.name, *(companion.name for companion in unpinned(copy))}
     assert set(os.listdir(database.backup_dir)) == expected
-    assert len(list(other.iterdir())) == len(list((database.backup_dir / "archive").iterdir())) == 4
+    assert len(list(other.iterdir())) == len(list((database.backup_dir / "archive").iterdir())) == 5
     assert clean_up(database, None, now=NOW).local_deleted == ()
 
 

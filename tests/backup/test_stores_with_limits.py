@@ -82,4 +82,4 @@ def test_a_backup_in_a_bucket_with_a_lock_outlives_its_deletion_and_that_is_said
     assert verify_backup(database, store, key).evidence == "HMAC-SHA256"
     assert delete_backup(store, key) is True
     kept = {row["Key"] for row in client.list_object_versions(Bucket=bucket)["Versions"]}
-    assert kept == {key, key + ".mac"}
+    assert kept == {key, key + ".mac", key + ".state"}
