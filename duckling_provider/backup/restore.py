@@ -23,7 +23,6 @@ from typing import TypeVar
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.pipeline import DurableWriter
-from duckling_provider.backup.states import noted_damage
 from duckling_provider.backup.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
@@ -271,8 +270,8 @@ class _Wanted:
         chosen = self.key not in RULES
         while True:
             try:
-                with noted_damage(self.database, self.store, key):
-                    return use(identify_backup(self.database, self.store, key, chosen=chosen))
+                # Nothing is noted beside it: it may be the line that is bad, and this the only backup there is.
+                return use(identify_backup(self.database, self.store, key, chosen=chosen))
             except _DAMAGE as error:
                 # A key that is proven to be another one is no damage: with the right one, the backup is good.
                 goes_on = self.fallback and not (isinstance(error, WrongKeyError) and error.proven)

@@ -82,9 +82,10 @@ class Session:
         """For a long operation: shows its progress and stops it at a safe point."""
         from duckling_provider.base.cancellation import Control
         from duckling_provider.base.host_load import lowered_priority
-        from duckling_provider.config.environment import bandwidth_of
+        from duckling_provider.config.environment import Settings, bandwidth_of
 
-        settings = self.installation().settings
+        # Not the installation's: a take-over begins where there is no databases.json yet.
+        settings = Settings.from_env(os.environ)
         with self.terminal.progress() as callback, lowered_priority(settings.nice, for_good=True):
             self._control = Control(callback, bandwidth=bandwidth_of(settings))
             try:

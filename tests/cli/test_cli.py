@@ -400,12 +400,12 @@ def test_list_marks_what_has_another_size_than_it_was_made_with(duckling, site):
         client.delete_object(Bucket=site.bucket, Key=key + ".state")
     refused = duckling("restore", "production")
     assert (refused.code, Path(older["key"]).name in refused.err, "--fallback" in refused.err) == (1, True, True)
-    # Now its damage is noted beside it, so the next command knows.
-    taken = duckling("restore", "production")
-    assert (taken.code, older["key"] in taken.out, "disproved" in taken.err) == (0, True, True)
-    client.delete_object(Bucket=site.bucket, Key=newest["key"] + ".state")
     taken = duckling("restore", "production", "--fallback")
     assert (taken.code, older["key"] in taken.out, "passed over" in taken.err) == (0, True, True)
+    # What a verification finds is noted beside it, so the next command knows.
+    assert duckling("verify", "production", newest["key"]).code == 1
+    taken = duckling("restore", "production")
+    assert (taken.code, older["key"] in taken.out, "disproved" in taken.err) == (0, True, True)
 
 
 # ---- deleting ----------------------------------------------------------------------------------------------
