@@ -523,7 +523,7 @@ def test_the_fallback_of_a_restore_to_elsewhere_leaves_nothing_else_there(
 
 
 @pytest.mark.parametrize("fallback", [False, True])
-def test_where_none_is_good_the_first_one_s_damage_is_told(make_site: Callable[..., Site], fallback: bool):
+def test_where_none_is_good_the_first_one_s_damage_is_told(make_site: Callable[..., Site], *, fallback: bool):
     site = make_site()
     bucket = site.bucket()
     bucket.spoil(bucket.bytes_of()[:-1000])
