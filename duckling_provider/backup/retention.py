@@ -276,7 +276,7 @@ def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBack
 
     def state(backup: ListedBackup) -> State:
         if backup.key not in known:
-            known[backup.key] = read_state(database, source, backup).name
+            known[backup.key] = read_state(database, source, backup, strict=True).name
         return known[backup.key]
 
     return state

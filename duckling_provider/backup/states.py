@@ -129,10 +129,12 @@ class BackupState:
         return replace(self, evidence=(*others, new))
 
 
-def read_state(database: Database, source: BackupSource, backup: ListedBackup) -> BackupState:
+def read_state(database: Database, source: BackupSource, backup: ListedBackup, *, strict: bool = False) -> BackupState:
     """What is known of a listed backup. One request where its state file was listed, none elsewhere.
 
-    :raises StoreError: the store refuses or fails: nothing is known then, which is not the same as no evidence.
+    :param strict: nothing is known where the store refuses or fails, which is not the same as no evidence: then raise,
+        for a deletion. Otherwise a warning must do, since a note must not stand between a backup and its restore.
+    :raises StoreError: the store refuses or fails, and `strict`.
     """
     nothing = BackupState(presumed=source.presumed)
     if not backup.has_state:
@@ -143,6 +145,13 @@ def read_state(database: Database, source: BackupSource, backup: ListedBackup) -
     except StateFileError as error:
         # What stands in a local file's place must not hide the backup.
         log.warning("%s is not believed: %s", error.subject, error.cause)
+        return nothing
+    except CancelledError:
+        raise
+    except DucklingError as error:
+        if strict:
+            raise
+        log.warning("%s%s can't be read, so nothing is known of that backup: %s", source.url, key, error.cause)
         return nothing
     if data is None:
         return nothing  # deleted since it was listed

@@ -44,7 +44,7 @@ def backup(
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.store(database)
-    go_on = f"duckling backup {id} --resume goes on where it stopped."
+    go_on = f"to go on where it stopped: duckling backup {id} --resume"
     if store is not None and not resume and (left := interrupted_upload(database)) is not None:
         session.terminal.note(f"the upload of {left.filename} was interrupted: {go_on}")
     before = cpu_seconds()
@@ -53,7 +53,8 @@ def backup(
             done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
     except DucklingError as error:
         if store is not None and error.retryable and interrupted_upload(database) is not None:
-            error.hint = f"{error.hint} {go_on[0].upper()}{go_on[1:]}" if error.hint else go_on
+            # The command as it is typed, so that it can be copied.
+            error.hint = f"{error.hint or ''} To{go_on[2:]}".strip()
         raise
     if resume and not done.resumed:
         session.terminal.note("there was nothing to go on with, so this is a new backup")

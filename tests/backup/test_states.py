@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import LATEST, LATEST_TESTED, backup_name
-from duckling_provider.backup.retention import delete_backup
+from duckling_provider.backup.retention import clean_up, delete_backup
 from duckling_provider.backup.snapshot import companions, take_snapshot
 from duckling_provider.backup.states import (
     BackupState,
@@ -205,6 +205,22 @@ def test_a_store_that_keeps_no_note_is_no_failure(entry: Any, caplog: Any):
     store.write_small = refuse  # type: ignore[method-assign]
     assert record_state(database, store, store.head(key_of(1)), "verified", means="full") is None
     assert "could not be noted" in caplog.text
+
+
+def test_a_note_that_can_t_be_read_hides_no_backup_but_stops_a_deletion(entry: Any, caplog: Any):
+    database, store = entry(s3BackupRetentionDays=1), filled(1, 50)
+    note(database, store, 1, "verified")
+
+    def refuse(key: str, limit: int) -> bytes:
+        raise AccessDeniedError("access denied", subject=key, action="s3:GetObject", code="AccessDenied")
+
+    store.read_small = refuse  # type: ignore[method-assign]
+    assert state_of(database, store, 1) == "uploaded"
+    assert latest(database, store) == key_of(1)
+    assert "can't be read" in caplog.text
+    with pytest.raises(AccessDeniedError):
+        clean_up(database, store)
+    assert key_of(50) in store.objects
 
 
 def test_a_listing_without_evidence_costs_no_request(entry: Any):

@@ -334,7 +334,7 @@ def test_an_interrupted_backup_is_offered_to_be_gone_on_with(duckling, site):
     assert (resumed["resumed"], resumed["key"]) == (True, first["key"])
     log.touch(mode=0o600)
     offered = duckling("backup", "production")
-    assert (offered.code, "duckling backup production --resume goes on" in offered.err) == (0, True)
+    assert (offered.code, "go on where it stopped: duckling backup production --resume" in offered.err) == (0, True)
 
 
 # ---- restoring by hand -------------------------------------------------------------------------------------
