@@ -274,14 +274,15 @@ class _Wanted:
                 return use(identify_backup(self.database, self.store, key, chosen=chosen))
             except _DAMAGE as error:
                 # A key that is proven to be another one is no damage: with the right one, the backup is good.
-                goes_on = self.fallback and not (isinstance(error, WrongKeyError) and error.proven)
+                other_key = isinstance(error, WrongKeyError) and error.proven
+                goes_on = self.fallback and not other_key
                 older = self._next_whole(key, strict=goes_on)
                 if older is None:
                     raise
                 if not goes_on:
                     name = older.rpartition("/")[2]
-                    advice = f"The next older backup that looks whole is {name}: name it, or add --fallback (conf: "
-                    advice += "fallback)."
+                    advice = f"The next older backup that looks whole is {name}: name it"
+                    advice += "." if other_key else ", or add --fallback (conf: fallback)."
                     error.hint = f"{error.hint} {advice}" if error.hint else advice
                     raise
                 log.warning("passed over, since it is damaged: %s", error.what)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,12 @@ def read_file(path: Path, *, hint: str | None = None) -> tuple[bytes, int]:
     :raises ConfigError: missing, unreadable; ``entry`` is the file's name.
     """
     try:
-        with path.open("rb") as file:
-            return file.read(), os.fstat(file.fileno()).st_mode & 0o777
+        # Whoever waits for a pipe's other end waits for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"cannot read {path}: it is no regular file", entry=path.name)
+            return file.read(), stat.S_IMODE(mode) & 0o777
     except FileNotFoundError:
         raise ConfigError(f"not found: looked for {path}", entry=path.name, hint=hint) from None
     except OSError as error:

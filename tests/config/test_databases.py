@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -286,6 +287,14 @@ def test_a_folder_in_place_of_the_file_is_reported(site: Site) -> None:
     site.file.mkdir()
     with pytest.raises(ConfigError, match=r"databases\.json: cannot read .*: Is a directory"):
         load({"DATA_PATH": str(site.data)})
+
+
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(installation):
+    path = installation.data_path / "databases.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        config.load()
 
 
 @pytest.mark.parametrize(
