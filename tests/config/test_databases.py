@@ -289,12 +289,10 @@ def test_a_folder_in_place_of_the_file_is_reported(site: Site) -> None:
         load({"DATA_PATH": str(site.data)})
 
 
-def test_a_pipe_in_its_place_is_refused_and_not_waited_for(installation):
-    path = installation.data_path / "databases.json"
-    path.unlink()
-    os.mkfifo(path)
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(site: Site) -> None:
+    os.mkfifo(site.file)
     with pytest.raises(ConfigError, match="it is no regular file"):
-        config.load()
+        load({"DATA_PATH": str(site.data)})
 
 
 @pytest.mark.parametrize(
