@@ -40,9 +40,9 @@ from pathlib import Path
 from duckling_provider.replica.locks import replica_lock
 
 with replica_lock(Path(sys.argv[1]), operation="snapshot", owner="run 7", wait=0):
-    print("locked")
+    print("locked", flush=True)
     sys.stdin.readline()
-print("released")
+print("released", flush=True)
 """
 
 _HOLDER = """
@@ -51,7 +51,7 @@ from pathlib import Path
 from duckling_provider.replica.locks import place_hold
 
 place_hold(Path(sys.argv[1]), owner=sys.argv[2], reason="restore", seconds=600, wait=0, process_bound=True)
-print("held")
+print("held", flush=True)
 sys.stdin.readline()
 """
 
