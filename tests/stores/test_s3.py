@@ -59,17 +59,6 @@ class Parts:
         return io.BytesIO(self._data[index * PART : (index + 1) * PART])
 
 
-@pytest.fixture
-def store_at(installation):
-    """``store_at(server, bucket, **fields) -> S3Store``: the store of an entry with these fields in `s3`."""
-
-    def make(server, bucket, **fields):
-        installation.write(installation.entry(s3=server.s3(bucket, **fields)))
-        return open_store(installation.database())
-
-    return make
-
-
 @pytest.fixture(params=["s3_server", "moto_server"])
 def server(request):
     """Both kinds of server, one after the other."""

@@ -19,7 +19,6 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.stores import parts, s3, s3_client
 from duckling_provider.stores.parts import TooManyPartsError
-from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
@@ -38,15 +37,6 @@ class Parts:
 
     def open(self, index):
         return io.BytesIO(bytes(PART))
-
-
-@pytest.fixture
-def store_at(installation):
-    def make(server, bucket, **fields):
-        installation.write(installation.entry(s3=server.s3(bucket, **fields)))
-        return open_store(installation.database())
-
-    return make
 
 
 @pytest.fixture

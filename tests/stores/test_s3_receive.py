@@ -10,7 +10,6 @@ import pytest
 from duckling_provider.base.errors import AccessDeniedError, IntegrityError, NotFoundError, StoreError
 from duckling_provider.stores import s3_client
 from duckling_provider.stores.fetch import fetch
-from duckling_provider.stores.s3 import open_store
 from duckling_provider.stores.s3_receive import LEAST, DirectBody
 
 pytestmark = pytest.mark.server
@@ -18,15 +17,6 @@ pytestmark = pytest.mark.server
 KEY = "production/a key with blanks, a + and an ü.db"
 DATA = random.Random(3).randbytes(3 * LEAST + 500)
 SIZE = len(DATA)
-
-
-@pytest.fixture
-def store_at(installation):
-    def make(server, bucket, **fields):
-        installation.write(installation.entry(s3=server.s3(bucket, **fields)))
-        return open_store(installation.database())
-
-    return make
 
 
 @pytest.fixture
