@@ -38,6 +38,7 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database
+from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.stores.store import BackupSource, StoredObject
 
 #: ``uploaded`` is what is there without any evidence; ``tested``: a drill restored it.
@@ -234,7 +235,7 @@ def unpin(source: BackupSource, key: str) -> None:
     source.delete(key + PIN_SUFFIX)
 
 
-def _keys(database: Database) -> Sequence[Any]:
+def _keys(database: Database) -> Sequence[EncryptionKey]:
     return database.s3.reading_keys if database.s3 is not None else ()
 
 
@@ -341,14 +342,8 @@ def noted_damage(database: Database, source: BackupSource, key: str) -> Iterator
     try:
         yield
     except (IntegrityError, DamagedError) as error:
-        if not isinstance(error, WrongKeyError) and (stored := object_of(source, key)) is not None:
-            record_state(database, source, stored, "disproved", means="full", reason=error.cause)
+        if not isinstance(error, WrongKeyError):
+            # Where the store can't tell what is there, there is nothing to bind a note to.
+            with contextlib.suppress(DucklingError, OSError):
+                record_state(database, source, source.head(key), "disproved", means="full", reason=error.cause)
         raise
-
-
-def object_of(source: BackupSource, key: str) -> StoredObject | None:
-    """The object whose damage is to be noted; None where the store can't tell."""
-    try:
-        return source.head(key)
-    except (DucklingError, OSError):
-        return None

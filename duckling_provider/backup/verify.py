@@ -16,13 +16,13 @@ from duckling_provider.backup.backup_object import StoredBackup, identify_backup
 from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
 from duckling_provider.backup.names import LATEST, RULES
 from duckling_provider.backup.pipeline import Fanout, Stage
-from duckling_provider.backup.states import noted_damage, object_of, record_state
+from duckling_provider.backup.states import noted_damage, record_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError, DucklingError, IntegrityError, ModeError, ReplicaError
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier
 from duckling_provider.stores.fetch import PIECE, fetch
-from duckling_provider.stores.store import BackupSource
+from duckling_provider.stores.store import BackupSource, StoredObject
 
 
 @dataclass(frozen=True)
@@ -63,36 +63,19 @@ def verify_backup(
         store = store.under(control)
     found = resolve(database, store, key, any_origin=True, proven=False)
     with noted_damage(database, store, found) if note else contextlib.nullcontext():
-        result = _verify(database, store, found, chosen=key not in RULES, full=full, started=started, control=control)
-    if note and full and (stored := object_of(store, found)) is not None:
-        record_state(database, store, stored, "verified", means="full")
-    return result
-
-
-def _verify(
-    database: Database,
-    store: BackupSource,
-    key: str,
-    *,
-    chosen: bool,
-    full: bool,
-    started: float,
-    control: Control | None,
-) -> VerifyResult:
-    backup = identify_backup(database, store, key, chosen=chosen, archived=not full)
-    if backup.mac is not None:
-        evidence = "HMAC-SHA256"
-    else:
-        evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
-    if full:
-        report = read_verified(backup, store, control=control, step="verify")
-        if report.skipped and backup.mac is None and backup.sha256 is None:
+        backup = identify_backup(database, store, found, chosen=key not in RULES, archived=not full)
+        vouched = backup.mac is not None or backup.sha256 is not None
+        if full and read_verified(backup, store, control=control, step="verify").skipped and not vouched:
             raise IntegrityError(
                 "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
                 subject=store.url + backup.key,
                 hint="Use client-aes256, whose .mac needs no metadata, or a store that keeps metadata.",
             )
-    return VerifyResult(
+    if backup.mac is not None:
+        evidence = "HMAC-SHA256"
+    else:
+        evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
+    result = VerifyResult(
         key=backup.key,
         mode=backup.mode,
         size=backup.size,
@@ -101,6 +84,12 @@ def _verify(
         duration_ms=int((time.monotonic() - started) * 1000),
         key_fingerprint=backup.key_fingerprint,
     )
+    if note and full:
+        # Of the very object that was read: by now, another may have its key.
+        record_state(
+            database, store, StoredObject(backup.key, backup.object_size, backup.etag), "verified", means="full"
+        )
+    return result
 
 
 def read_verified(
