@@ -344,6 +344,9 @@ def noted_damage(database: Database, source: BackupSource, key: str) -> Iterator
     except (IntegrityError, DamagedError) as error:
         if not isinstance(error, WrongKeyError):
             # Where the store can't tell what is there, there is nothing to bind a note to.
+            stored = None
             with contextlib.suppress(DucklingError, OSError):
-                record_state(database, source, source.head(key), "disproved", means="full", reason=error.cause)
+                stored = source.head(key)
+            if stored is not None:
+                record_state(database, source, stored, "disproved", means="full", reason=error.cause)
         raise
