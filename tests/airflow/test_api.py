@@ -452,7 +452,7 @@ def test_a_run_that_fails_while_it_is_read_has_its_reason(client, shop, moment):
     from airflow.utils.session import create_session
     from sqlalchemy import event
 
-    from duckling_provider.web.services.records import read_run
+    from duckling_provider.web.services.queries import read_run
 
     run_id, error = shop.add("backup", state="running"), {"kind": "NotFoundError", "what": "it went"}
     reader, statements = threading.get_ident(), []

@@ -16,7 +16,8 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.dags.ids import RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
 from duckling_provider.tasks.results import RunResults, Transferred
 from duckling_provider.web.services.privacy import Hide, hidden_run
-from duckling_provider.web.services.records import RETRY, Run, read_run
+from duckling_provider.web.services.queries import RETRY, read_run
+from duckling_provider.web.services.records import Run
 from duckling_provider.web.services.runs import run_url
 
 #: How a state of Airflow's is shown; what is not named here shows as it is called.

@@ -50,7 +50,8 @@ from duckling_provider.web.services.dependencies import (
 )
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.privacy import Hide, hidden_backup, hidden_run, hiding, sees_places
-from duckling_provider.web.services.records import Backup, Run, read_history
+from duckling_provider.web.services.queries import read_history
+from duckling_provider.web.services.records import Backup, Run
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)

@@ -24,7 +24,7 @@ from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.privacy import hiding
-from duckling_provider.web.services.records import forget_backup
+from duckling_provider.web.services.queries import forget_backup
 
 #: Seconds that a request of ours waits for a store: less than proxies wait for us.
 STORE_SECONDS = 45.0

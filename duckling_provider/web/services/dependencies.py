@@ -22,7 +22,7 @@ from duckling_provider.web.services.access import Action, Caller, identify_calle
 from duckling_provider.web.services.errors import ApiError
 from duckling_provider.web.services.limits import count_guess, count_write, refuse_guesser
 from duckling_provider.web.services.privacy import hidden_mistake, hidden_record, hiding, sees_places
-from duckling_provider.web.services.records import read_records
+from duckling_provider.web.services.queries import read_records
 from duckling_provider.web.services.status import Status, status_of
 
 NO_CREDENTIALS = "no credentials: send Authorization: Bearer with DUCKLING_API_KEY or a token of Airflow's"

@@ -24,7 +24,8 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.dags.ids import Kind, dag_id
 from duckling_provider.tasks.results import RunResults
 from duckling_provider.web.services.errors import ApiError, of_record
-from duckling_provider.web.services.records import Run, active_runs, no_pool, read_run
+from duckling_provider.web.services.queries import active_runs, no_pool, read_run
+from duckling_provider.web.services.records import Run
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
