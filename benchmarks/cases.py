@@ -241,7 +241,7 @@ def memory(sizes: list[int], *, large_parts: tuple[int, int] | None) -> Case:
 
 def plan() -> Case:
     """How many parts a replica of 500 GiB takes."""
-    from duckling_provider.backup.upload_body import lead_bytes
+    from duckling_provider.formats.upload_body import lead_bytes
     from duckling_provider.stores.parts import plan_parts
 
     path = sparse(500)
@@ -287,7 +287,7 @@ def _place_object(path: Path, folder: Path) -> None:
     """Put the object of a snapshot where both servers find it."""
     from duckling_provider import config
     from duckling_provider.backup.snapshot import find_snapshot
-    from duckling_provider.backup.upload_body import SnapshotBody
+    from duckling_provider.formats.upload_body import SnapshotBody
 
     database = config.load().database(DATABASE)
     snapshot = find_snapshot(database, path.name)

@@ -51,8 +51,8 @@ def upload(filename: str) -> Work:
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
     from duckling_provider.backup.backup_object import identify_backup
-    from duckling_provider.backup.pipeline import DurableWriter
     from duckling_provider.backup.verify import read_verified
+    from duckling_provider.formats.pipeline import DurableWriter
 
     database, store = _database()
 
@@ -195,7 +195,7 @@ def _send_share(
     from concurrent.futures import ThreadPoolExecutor
 
     from duckling_provider.backup.snapshot import find_snapshot
-    from duckling_provider.backup.upload_body import SnapshotBody
+    from duckling_provider.formats.upload_body import SnapshotBody
     from duckling_provider.stores.s3_client import send_whole_blocks, sign_known_payloads
 
     database, _ = _database()

@@ -21,6 +21,7 @@ CORE = [
     "config",
     "replica",
     "stores",
+    "formats",
     "backup",
     "oversight",
     "replication.model",

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from duckling_provider.backup.crypto import IV_BYTES, parse_mac
 from duckling_provider.backup.key_choice import choose_key
 from duckling_provider.backup.names import (
     LATEST,
@@ -46,6 +45,7 @@ from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.formats.crypto import IV_BYTES, parse_mac
 from duckling_provider.replica.blocks import has_magic
 from duckling_provider.replica.origin import Origin, conflict, read_origin
 from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject

@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from duckling_provider.backup.crypto import IV_BYTES, CtrCipher
 from duckling_provider.backup.names import RULES
 from duckling_provider.base.errors import IntegrityError, RequestError, WrongKeyError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, MODES, Encryption, is_weaker
+from duckling_provider.formats.crypto import IV_BYTES, CtrCipher
 from duckling_provider.replica.blocks import has_magic
 from duckling_provider.stores.store import BackupSource
 

@@ -22,7 +22,6 @@ from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.names import LATEST, RULES, parse_name
-from duckling_provider.backup.pipeline import DurableWriter
 from duckling_provider.backup.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
@@ -39,6 +38,7 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
+from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files

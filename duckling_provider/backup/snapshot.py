@@ -27,10 +27,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
-from duckling_provider.backup.pipeline import CHUNK, DurableWriter, in_turn, one_pass
-from duckling_provider.backup.upload_body import PartChecksums, lead_bytes
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import (
@@ -48,6 +45,9 @@ from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats.crypto import BytesLike, CtrCipher, Mac, new_iv
+from duckling_provider.formats.pipeline import CHUNK, DurableWriter, in_turn, one_pass
+from duckling_provider.formats.upload_body import PartChecksums, lead_bytes
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
 from duckling_provider.replica.duckdb_file import full_scan, header_of

@@ -15,7 +15,6 @@ from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup
 from duckling_provider.backup.retention import CleanupResult, clean_up
 from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
-from duckling_provider.backup.upload_body import SnapshotBody
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
@@ -31,6 +30,7 @@ from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.stores.parts import TooManyPartsError
 from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 

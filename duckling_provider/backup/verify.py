@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
 from duckling_provider.backup.names import LATEST, RULES
-from duckling_provider.backup.pipeline import Fanout, Stage
 from duckling_provider.backup.states import noted_damage, record_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError, DucklingError, IntegrityError, ModeError, ReplicaError
 from duckling_provider.config.databases import Database
+from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
+from duckling_provider.formats.pipeline import Fanout, Stage
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource, StoredObject

@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 
 from duckling_provider.backup.names import backup_name
-from duckling_provider.backup.pipeline import DurableWriter, in_turn, one_pass
 from duckling_provider.backup.snapshot import (
     Seal,
     Snapshot,
@@ -30,6 +29,7 @@ from duckling_provider.base.durable_files import clone
 from duckling_provider.base.errors import DamagedError, SnapshotError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database
+from duckling_provider.formats.pipeline import DurableWriter, in_turn, one_pass
 from duckling_provider.replica.blocks import BlockVerifier
 from duckling_provider.replica.duckdb_file import ReadLock, checkpoint, header_of, open_check, pending_wal
 

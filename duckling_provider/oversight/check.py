@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups, origin_of, size_fault
-from duckling_provider.backup.crypto import IV_BYTES
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, date_faults
 from duckling_provider.base.disk_space import require_space
@@ -32,6 +31,7 @@ from duckling_provider.base.errors import (
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.formats.crypto import IV_BYTES
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path

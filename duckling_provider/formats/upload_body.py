@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from duckling_provider.backup.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError
 from duckling_provider.base.host_load import forget
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
 from duckling_provider.stores.parts import PartPlan
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.upload_body import PartChecksums, SnapshotBody, lead_bytes
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DamagedError
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats.upload_body import PartChecksums, SnapshotBody, lead_bytes
 from duckling_provider.stores.parts import PartPlan
 
 KEY = EncryptionKey(bytes(range(32)))

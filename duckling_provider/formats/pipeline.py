@@ -14,10 +14,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
-from duckling_provider.backup.crypto import BytesLike
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import SnapshotError
 from duckling_provider.base.host_load import Passing, forget
+from duckling_provider.formats.crypto import BytesLike
 from duckling_provider.stores.parts import MIB
 
 #: Gets each chunk in order; may keep it only until it returns.

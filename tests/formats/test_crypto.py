@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.crypto import IV_BYTES, MAC_HEX, CtrCipher, Mac, new_iv, parse_mac
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats.crypto import IV_BYTES, MAC_HEX, CtrCipher, Mac, new_iv, parse_mac
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "client-aes256"
 OBJECT_NAME = "backup-2025-03-01T14-32-11-482Z.db"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from duckling_provider.backup.pipeline import Fanout, Stage
+from duckling_provider.formats.pipeline import Fanout, Stage
 
 CHUNKS = [bytes([number]) * 10 for number in range(50)]
 

@@ -1,0 +1,1 @@
+"""The bytes of objects: how a file becomes one and comes back out of it, piece by piece, on any thread."""
