@@ -278,6 +278,7 @@ def test_a_task_of_root_acts_as_the_owner_of_the_replica_s_folder(installation, 
     os.chown(folder, 54321, 54321)
     installation.write(installation.entry(duckdbPath=str(folder / "production.db")))
     monkeypatch.setattr("sys.executable", "/bin/sh")  # one that every user can run
+    monkeypatch.setattr("duckling_provider.__file__", "/bin/sh")
     with Task().core_call():
         assert os.geteuid() == 54321
     assert os.geteuid() == 0

@@ -43,8 +43,11 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def shared_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this Python could be run by everybody; what is not imported yet still can't be where it is root's alone."""
+    """As if this Python and the package could be used by everybody; what is not imported yet still can't be where it is
+    root's alone.
+    """
     monkeypatch.setattr("sys.executable", "/bin/sh")
+    monkeypatch.setattr(duckling_provider, "__file__", "/bin/sh")
 
 
 @pytest.fixture
