@@ -55,12 +55,12 @@ def cpu_seconds() -> float:
 def is_large(size: int) -> bool:
     """Whether a file of `size` bytes in the page cache would crowd out others: more than an eighth of what is free."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return True
     with contextlib.suppress(OSError, ValueError):  # of the container, where it has a limit
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+        with open("/sys/fs/cgroup/memory.max", encoding="utf-8") as file:
             free = min(free, int(file.read()))
     return size > free // 8
 

@@ -6,6 +6,7 @@ trip through another JSON implementation (RFC 8259, sections 4, 6 and 8.2).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from duckling_provider.base.errors import ConfigError
 
@@ -35,19 +36,19 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return repeated
 
 
-def read_file(path: Path, *, hint: str | None = None) -> tuple[bytes, int]:
-    """The content of a file, and its permission bits.
+@contextlib.contextmanager
+def opened(path: Path, *, hint: str | None = None) -> Iterator[BinaryIO]:
+    """A regular file, open for reading.
 
     :param hint: what to do when the file is not there.
-    :raises ConfigError: missing, unreadable; ``entry`` is the file's name.
+    :raises ConfigError: missing, unreadable; ``entry`` is the file's name. So is what the block meets in reading.
     """
     try:
         # Whoever waits for a pipe's other end waits for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"cannot read {path}: it is no regular file", entry=path.name)
-            return file.read(), stat.S_IMODE(mode) & 0o777
+            yield file
     except FileNotFoundError:
         raise ConfigError(f"not found: looked for {path}", entry=path.name, hint=hint) from None
     except OSError as error:
@@ -77,12 +78,6 @@ def parse_json(content: bytes, path: Path) -> Any:
     except ValueError:
         cause = "holds a number of thousands of digits"
     raise ConfigError(cause, entry=path.name, hint=hint)
-
-
-def read_json(path: Path, *, hint: str | None = None) -> tuple[Any, int]:
-    """`read_file` and `parse_json` in one: the value, and the file's permission bits."""
-    content, mode = read_file(path, hint=hint)
-    return parse_json(content, path), mode
 
 
 def kind(value: object) -> str:

@@ -228,14 +228,15 @@ class Session:
         from duckling_provider.base.ownership import as_caller
         from duckling_provider.config.keys import EncryptionKey
         from duckling_provider.config.references import read_secret_file
+        from duckling_provider.config.trust import Trust
 
         with as_caller():
-            answer = read_secret_file(path)
+            answer = read_secret_file(path, Trust(data_owner=self.installation().settings.data_path.stat().st_uid))
         if answer.value is None:
             raise UsageError(answer.fault or "", hint=answer.hint)
         self.terminal.know([answer.value, answer.value.lower(), answer.value.upper()])
-        if answer.warning:
-            self.terminal.warn(answer.warning)
+        for warning in answer.warnings:
+            self.terminal.warn(warning)
         try:
             return EncryptionKey.parse(answer.value)
         except ValueError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +16,14 @@ from typing import Any
 
 from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.base.ownership import as_caller
-from duckling_provider.base.strict_json import faults, kind, parse_json, printable, read_file
+from duckling_provider.base.strict_json import faults, kind, parse_json, printable
 from duckling_provider.config import fields
 from duckling_provider.config.entry import Database, Entry, belongs_to, check_entry, id_fault
 from duckling_provider.config.environment import DATABASES_FILE, Settings
 from duckling_provider.config.fields import FieldProblems
 from duckling_provider.config.references import Answer, Reference, filled_in, look_up, references_in
 from duckling_provider.config.s3 import MIB, Encryption, S3Settings, read_s3, target
+from duckling_provider.config.trust import Trust, read_trusted
 
 __all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "load"]
 
@@ -68,35 +68,18 @@ def load(environ: Mapping[str, str] | None = None) -> Installation:
     file under unchanged settings is not looked through again: with 1,000 entries that takes 0.2 seconds.
 
     :param environ: ``os.environ`` when omitted.
-    :raises ConfigError: when the environment is wrong, or the file is missing, unreadable, no JSON or no list.
+    :raises ConfigError: when the environment is wrong, or the file is missing, unreadable, another user's, no JSON or
+        no list.
     """
     environ = os.environ if environ is None else environ
     settings = Settings.from_env(environ)
     path = settings.databases_file
     hint = f"DATA_PATH is {settings.data_path}; set it to the folder that holds {DATABASES_FILE}."
     with as_caller():
-        content, mode = read_file(path, hint=hint)
-        require_private(path, mode)
+        content, trust = read_trusted(path, hint=hint)
         # What a secret elsewhere holds may change while this file stays.
-        answers = tuple((wanted, look_up(wanted, environ)) for wanted in _references(content, path))
-    return _installation(settings, content, mode, _folder_mode(path), answers)
-
-
-def _folder_mode(path: Path) -> int:
-    try:
-        return stat.S_IMODE(Path(os.path.realpath(path)).parent.stat().st_mode)
-    except OSError:
-        return 0  # that the file can't be read is reported elsewhere
-
-
-def require_private(path: Path, mode: int) -> None:
-    """:raises ConfigError: others than its owner can write the file, so what it says may be anyone's."""
-    if mode & 0o022:
-        raise ConfigError(
-            f"others than its owner can write {path} (mode {mode:04o}): it is not used",
-            entry=DATABASES_FILE,
-            hint=f"See whether its content is what you wrote, then: chmod 600 {path}",
-        )
+        answers = tuple((wanted, look_up(wanted, environ, trust)) for wanted in _references(content, path))
+    return _installation(settings, content, trust, answers)
 
 
 @lru_cache(maxsize=1)
@@ -106,45 +89,36 @@ def _references(content: bytes, path: Path) -> tuple[Reference, ...]:
 
 @lru_cache(maxsize=1)
 def _installation(
-    settings: Settings, content: bytes, mode: int, folder_mode: int, answers: tuple[tuple[Reference, Answer], ...]
+    settings: Settings, content: bytes, trust: Trust, answers: tuple[tuple[Reference, Answer], ...]
 ) -> Installation:
     entries = parse_json(content, settings.databases_file)
-    return interpret(entries, settings, mode=mode, folder_mode=folder_mode, answers=dict(answers))
+    return interpret(entries, settings, trust=trust, answers=dict(answers))
 
 
 def interpret(
     entries: Any,
     settings: Settings,
     *,
-    mode: int = 0o600,
-    folder_mode: int = 0o700,
+    trust: Trust,
     answers: Mapping[Reference, Answer] | None = None,
 ) -> Installation:
     """What the content of a databases.json means.
 
     :param entries: the parsed JSON.
-    :param mode: the file's permission bits.
-    :param folder_mode: those of the folder in which it lies.
+    :param trust: what the file itself tells.
     :param answers: what its references lead to; what is not among them is looked up.
-    :raises ConfigError: when it is no list, or others can write it.
+    :raises ConfigError: when it is no list.
     """
-    require_private(settings.databases_file, mode)
     if not isinstance(entries, list):
         brackets = "Put [ and ] around the entry." if isinstance(entries, dict) else None
         raise ConfigError(f"expected a list of entries, got {kind(entries)}", entry=DATABASES_FILE, hint=brackets)
-    warnings = [*settings.warnings()]
-    if mode & 0o044:
-        others = f"others than its owner can read {settings.databases_file} (mode {mode:04o})"
-        warnings.append(f"{DATABASES_FILE}: {others}: it holds secrets, chmod 600")
-    if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
-        others = f"others than its owner can write its folder (mode {folder_mode:04o}), so they can replace the file"
-        warnings.append(f"{DATABASES_FILE}: {others}: chmod go-w {settings.data_path}")
+    warnings = [*settings.warnings(), *trust.warnings]
     databases: list[Database] = []
     problems: list[ConfigError] = []
     positions: dict[str, int] = {}
     for position, raw in enumerate(entries, start=1):
         report = FieldProblems(f"{DATABASES_FILE} entry {position}")
-        database = _database(raw, position, positions, settings, answers or {}, report)
+        database = _database(raw, position, positions, settings, trust, answers or {}, report)
         if database is not None:
             databases.append(database)
         problems += report.errors
@@ -210,6 +184,7 @@ def _database(
     position: int,
     positions: dict[str, int],
     settings: Settings,
+    trust: Trust,
     answers: Mapping[Reference, Answer],
     report: FieldProblems,
 ) -> Database | None:
@@ -226,10 +201,10 @@ def _database(
         report.error(path, cause)
     if report.errors:
         return None
-    filled, secrets = filled_in(raw, "", answers, report)
+    filled, secrets = filled_in(raw, "", trust, answers, report)
     s3_raw = raw.get("s3")
     if isinstance(s3_raw, dict) and s3_raw.get("enabled") is not False:
-        s3_raw, more = filled_in(s3_raw, "s3.", answers, report)
+        s3_raw, more = filled_in(s3_raw, "s3.", trust, answers, report)
         secrets += more
     if report.errors:
         return None

@@ -18,13 +18,14 @@ from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import BusyError, ConfigError, FileSystemError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.moments import iso, stamp_of
-from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable, read_file, read_json
-from duckling_provider.config.databases import Database, Encryption, Installation, interpret, require_private
+from duckling_provider.base.strict_json import MAX_DEPTH, parse_json, printable
+from duckling_provider.config.databases import Database, Encryption, Installation, interpret
 from duckling_provider.config.environment import Settings
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.masking import MASK
 from duckling_provider.config.references import REFERABLE, reference
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.config.trust import read_trusted
 
 _LOCK_SECONDS = 10.0
 #: Fields that decide to which host and bucket requests go.
@@ -107,8 +108,9 @@ def _changed(
     path = Path(os.path.realpath(settings.databases_file))
     with _lock(path):
         before = _identity(path)
-        entries, mode = read_json(path)
-        interpret(entries, settings, mode=mode)  # no list: an error before anything is looked for in it
+        content, trust = read_trusted(settings.databases_file)
+        entries = parse_json(content, path)
+        interpret(entries, settings, trust=trust)  # no list: an error before anything is looked for in it
         position = next((n for n, e in enumerate(entries) if isinstance(e, dict) and e.get("id") == database_id), None)
         if position is None:
             raise NotFoundError(f'no database "{printable(database_id)}" in {settings.databases_file}')
@@ -117,9 +119,9 @@ def _changed(
         edit(entry)
         if "updatedAt" in entry:
             entry["updatedAt"] = iso(now or datetime.now(timezone.utc))
-        installation = interpret(changed, settings)
+        installation = interpret(changed, settings, trust=trust)
         database = installation.database(database_id)
-        _harms_nobody(installation, interpret(entries, settings))
+        _harms_nobody(installation, interpret(entries, settings, trust=trust))
         _write(path, changed, before)
     about = f"{database_id}: "
     return database, tuple(w.removeprefix(about) for w in installation.warnings if w.startswith(about))
@@ -133,14 +135,13 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
     :raises ConfigError: the file that is there can't be used; it stays as it is.
     :raises BusyError: another process is changing it.
     """
-    path = Path(os.path.realpath(path))
+    named, path = path, Path(os.path.realpath(path))
     with _lock(path):
         before = _identity(path)
         if not path.exists():
             _write(path, list(added), before)
             return None
-        content, mode = read_file(path)
-        require_private(path, mode)
+        content, _ = read_trusted(named)
         entries = parse_json(content, path)
         if not isinstance(entries, list):
             raise ConfigError("expected a list of entries", entry=str(path))
@@ -245,7 +246,7 @@ def _identity(path: Path) -> tuple[int, int, int]:
     try:
         stat = path.stat()
     except OSError:
-        return (0, 0, 0)  # `read_json` says what is wrong
+        return (0, 0, 0)  # `read_trusted` says what is wrong
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 

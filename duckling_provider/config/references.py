@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from duckling_provider.base.strict_json import kind, printable
 from duckling_provider.config.fields import FieldProblems
+from duckling_provider.config.trust import Trust, look_at_secret
 
 #: The fields, of an entry and of its ``s3``, whose values may stand elsewhere.
 REFERABLE = frozenset(
@@ -54,7 +55,7 @@ class Answer:
     value: str | None = field(default=None, repr=False)
     fault: str | None = None
     hint: str | None = None
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def reference(value: Any) -> Reference | None:
@@ -80,12 +81,15 @@ def references_in(entries: Any) -> Iterator[Reference]:
                         yield found
 
 
-def look_up(wanted: Reference, environ: Mapping[str, str]) -> Answer:
-    """What the reference leads to now."""
+def look_up(wanted: Reference, environ: Mapping[str, str], trust: Trust) -> Answer:
+    """What the reference leads to now.
+
+    :param trust: whose files may be read.
+    """
     if wanted.source == "file":
         if not os.path.isabs(wanted.name):
             return Answer(fault='"file": expected an absolute path')
-        return read_secret_file(Path(wanted.name))
+        return read_secret_file(Path(wanted.name), trust)
     # The secret itself may have been pasted here: nothing that could be one is quoted.
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", wanted.name) or re.fullmatch(r"[0-9A-Fa-f]{32,}", wanted.name):
         return Answer(fault='"env": expected the name of an environment variable')
@@ -97,7 +101,7 @@ def look_up(wanted: Reference, environ: Mapping[str, str]) -> Answer:
     return Answer(value)
 
 
-def read_secret_file(path: Path) -> Answer:
+def read_secret_file(path: Path, trust: Trust) -> Answer:
     """The text of a file that holds one secret."""
     shown = printable(str(path), limit=200)
     hint = "It must be readable for the user that this process runs as."
@@ -108,12 +112,11 @@ def read_secret_file(path: Path) -> Answer:
     except (OSError, ValueError) as error:
         return Answer(fault=f"cannot read the file {shown}: {getattr(error, 'strerror', None) or 'no path'}", hint=hint)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             return Answer(fault=f"the file {shown} is no regular file")
-        if found.st_mode & 0o022:
-            fault = f"others than its owner can write the file {shown}, so its content may be anyone's"
-            return Answer(fault=fault, hint=f"See whether it is what you wrote, then: chmod 600 {shown}")
+        fault, advice, warnings = look_at_secret(fd, shown, trust)
+        if fault is not None:
+            return Answer(fault=fault, hint=advice)
         with os.fdopen(fd, "rb", closefd=False) as file:
             content = file.read(_MOST_BYTES + 1)
     finally:
@@ -126,12 +129,11 @@ def read_secret_file(path: Path) -> Answer:
         return Answer(fault=f"the file {shown} is not UTF-8")
     if not value:
         return Answer(fault=f"the file {shown} is empty")
-    wide = found.st_mode & 0o044
-    return Answer(value, warning=f"others than its owner can read the file {shown}: chmod 600" if wide else None)
+    return Answer(value, warnings=warnings)
 
 
 def filled_in(
-    raw: Mapping[str, Any], prefix: str, answers: Mapping[Reference, Answer], report: FieldProblems
+    raw: Mapping[str, Any], prefix: str, trust: Trust, answers: Mapping[Reference, Answer], report: FieldProblems
 ) -> tuple[dict[str, Any], list[str]]:
     """One level of an entry with the secrets in place of its references, and these secrets.
 
@@ -146,11 +148,11 @@ def filled_in(
         if wanted is None:
             report.error(place, f'expected a string, {{"file": "/path"}} or {{"env": "NAME"}}, got {kind(value)}')
             return None
-        answer = answers.get(wanted) or look_up(wanted, os.environ)
+        answer = answers.get(wanted) or look_up(wanted, os.environ, trust)
         if answer.fault is not None:
             report.error(place, answer.fault, hint=answer.hint)
-        if answer.warning is not None:
-            report.warn(place, answer.warning)
+        for warning in answer.warnings:
+            report.warn(place, warning)
         if answer.value is not None:
             secrets.append(answer.value)
         return answer.value

@@ -26,7 +26,7 @@ from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import make_folder
 from duckling_provider.base.errors import BusyError, ConfigError, DucklingError, NotFoundError, WrongHostError
-from duckling_provider.base.strict_json import parse_json, read_file
+from duckling_provider.base.strict_json import opened, parse_json
 from duckling_provider.config.databases import Database, Installation
 from duckling_provider.config.editing import add_entries
 from duckling_provider.config.environment import DATABASES_FILE
@@ -260,7 +260,8 @@ def _entries(path: Path) -> dict[str, object]:
     """Our entries as they stand in the file, by id; none when there is no file."""
     if not path.exists():
         return {}
-    entries = parse_json(read_file(path)[0], path)
+    with opened(path) as file:
+        entries = parse_json(file.read(), path)
     if not isinstance(entries, list):
         raise ConfigError("expected a list of entries", entry=str(path))
     return {entry["id"]: entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)}
