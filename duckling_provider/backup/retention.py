@@ -10,6 +10,9 @@ holds:
 
 A disproved backup is none of these, unless there is no other.
 
+Local backups also go for want of room, the oldest first, while uploads fail too: `trim_local`. The newest complete one
+and the pinned ones stay.
+
 What a killed upload left in the store goes too: an unfinished upload that was not continued by the time a newer backup
 is complete, and a ``.mac`` or ``.state`` whose object never came. So does what a killed restore to elsewhere left on
 the disk.
@@ -18,6 +21,8 @@ the disk.
 from __future__ import annotations
 
 import contextlib
+import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -29,10 +34,12 @@ from duckling_provider.backup.names import COMPANION_SUFFIXES, SKEW, ListedBacku
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
 from duckling_provider.backup.states import State, read_state
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.disk_space import disk_errors
+from duckling_provider.base.disk_space import MARGIN, disk_errors
 from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
 from duckling_provider.base.file_lock import FileLock
+from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
+from duckling_provider.config.fields import MAX_DAYS
 from duckling_provider.config.s3 import CLIENT, Retention
 from duckling_provider.replica.downloads import clear_downloads
 from duckling_provider.stores.store import BackupSource, Store, StoredObject, UploadLog
@@ -40,9 +47,12 @@ from duckling_provider.stores.store import BackupSource, Store, StoredObject, Up
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
 ABANDONED_AFTER = timedelta(days=3)
 
-
 #: Bytes that no backup has: less than one header page of a DuckDB file.
 _EMPTY = 4096
+#: Why a backup stays that no want of room takes.
+NEWEST = "the newest complete one"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def _always(complete: Sequence[ListedBackup], state: Callable[[ListedBackup], St
     newest = next(good, None) or next(iter(complete), None)
     if newest is None:
         return reasons
-    reasons[newest.key] = "the newest complete one"
+    reasons[newest.key] = NEWEST
     # An empty object is listed like a good one; then the newest that can be one stays beside it.
     if newest.size <= _EMPTY and (other := next((b for b in good if b.size > _EMPTY), None)) is not None:
         reasons[other.key] = "the newest complete one that is not empty"
@@ -153,6 +163,85 @@ def _kept_by(
             if found is not None:
                 yield found, f"{name}: {period}"
                 left -= 1
+
+
+@dataclass(frozen=True)
+class Room:
+    """What bounds the local backups together. In bytes: `most` that they may have (0: any), `free` on the disk, and
+    `needed` there for the next one.
+    """
+
+    most: int
+    free: int
+    needed: int
+
+    @classmethod
+    def of(cls, database: Database, *, coming: bool) -> Room:
+        """:param coming: whether the next backup is about to be made, which counts towards `most`."""
+        folder = database.backup_dir
+        while not folder.exists():
+            folder = folder.parent
+        with contextlib.suppress(FileNotFoundError):
+            needed = database.replica.stat().st_size
+            most = database.local_backups_max_bytes
+            if most and coming:
+                most = max(1, most - needed)  # 0 is no bound
+            return cls(most, shutil.disk_usage(folder).free, needed + MARGIN)
+        return cls(database.local_backups_max_bytes, 0, 0)
+
+
+def trimmed(plan: RetentionPlan, room: Room) -> RetentionPlan:
+    """`plan` for local backups, with more of them deleted, the oldest first, until they fit: down to the newest
+    complete one and those that are pinned.
+    """
+    total = sum(decision.backup.size for decision in plan.decisions if decision.keep)
+    free = room.free + sum(decision.backup.size for decision in plan.decisions if not decision.keep)
+    decisions = []
+    for decision in reversed(plan.decisions):
+        backup, reason = decision.backup, ""
+        if room.most and total > room.most:
+            reason = f"the local backups have more than localBackupsMaxBytes, {human_bytes(room.most)}"
+        elif free < room.needed:
+            reason = f"less than {human_bytes(room.needed)}, the room for one more, is free"
+        if decision.keep and reason and not backup.is_pinned and decision.reason != NEWEST:
+            decision = Decision(backup, keep=False, reason=reason)  # noqa: PLW2901 - what becomes of this one
+            total, free = total - backup.size, free + backup.size
+        decisions.append(decision)
+    return RetentionPlan(tuple(reversed(decisions)))
+
+
+def trim_local(database: Database, *, now: datetime | None = None, control: Control | None = None) -> tuple[str, ...]:
+    """Make room for the next local backup, which must not wait until uploads go well again; the names that went.
+
+    :raises FileSystemError: the operating system refuses.
+    """
+    with disk_errors(database.backup_path, subject=database.id):
+        local = LocalBackups(database)
+        everything = plan_retention(
+            list_backups(local),
+            now=now or datetime.now(timezone.utc),
+            keep_days=MAX_DAYS,
+            state=_looked_up(database, local),
+        )
+        deleted, _ = _delete_local(local, trimmed(everything, Room.of(database, coming=True)), control or Control())
+    for name in deleted:
+        log.info("%s%s was deleted to make room for the next one", local.url, name)
+    return tuple(deleted)
+
+
+def _delete_local(local: LocalBackups, plan: RetentionPlan, control: Control) -> tuple[list[str], list[str]]:
+    """The names that went, and those that are in use."""
+    deleted: list[str] = []
+    busy: list[str] = []
+    for backup in plan.delete:
+        control.check()
+        try:
+            delete_backup(local, backup.key)
+        except BusyError:
+            busy.append(backup.key)
+        else:
+            deleted.append(backup.key)
+    return deleted, busy
 
 
 @dataclass(frozen=True)
@@ -207,18 +296,11 @@ def _clean_up(
     local_plan = plan_retention(
         found_here, now=now, keep_days=database.local_retention_days, state=_looked_up(database, local)
     )
-    deleted, busy = [], []
+    local_plan = trimmed(local_plan, Room.of(database, coming=False))
     downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
-    for backup in local_plan.delete:
-        control.check()
-        try:
-            if not dry_run:
-                delete_backup(local, backup.key)
-        except BusyError:
-            busy.append(backup.key)
-        else:
-            deleted.append(backup.key)
+    deleted, busy = [backup.key for backup in local_plan.delete], list[str]()
     if not dry_run:
+        deleted, busy = _delete_local(local, local_plan, control)
         with contextlib.suppress(FileNotFoundError):
             clear_partials(database.backup_dir)
     s3_deleted: list[str] = []

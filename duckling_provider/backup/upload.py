@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup
-from duckling_provider.backup.retention import CleanupResult, clean_up
+from duckling_provider.backup.retention import CleanupResult, clean_up, trim_local
 from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
 from duckling_provider.backup.verify import VerifyResult, verify_backup
 from duckling_provider.base.cancellation import Control
@@ -285,6 +285,8 @@ def back_up(
     control = control or Control()
     started = time.monotonic()
     unfinished = unfinished_backup(database, store.under(control)) if resume and store is not None else None
+    if unfinished is None:
+        trim_local(database, control=control)
     snapshot = unfinished or take_snapshot(database, control=control, owner=owner, wait=wait)
     upload = verified = None
     if store is not None:

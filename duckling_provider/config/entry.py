@@ -20,6 +20,7 @@ from duckling_provider.base.strict_json import printable
 from duckling_provider.config.environment import DATABASES_FILE
 from duckling_provider.config.fields import (
     ANY_STRING,
+    MAX_HOURS,
     FieldProblems,
     Shape,
     Text,
@@ -61,6 +62,9 @@ class Entry(Shape):
     on_position_lost: Annotated[OnPositionLost, ANY_STRING] = "fail"
     max_sync_yields: int = Field(default=12, ge=0, le=10_000)  #: runs in a row that may make way; 0 = any number
     validate_interval_days: float = Field(default=7, ge=0, le=3650)  #: each table is compared once in it; 0 = never
+    local_backups_max_bytes: int = Field(default=0, ge=0)  #: of all local backups together; 0 = no bound of its own
+    rpo_hours: float = Field(default=0, ge=0, le=MAX_HOURS)  #: of changes that may be lost; 0 = nothing is promised
+    rto_minutes: float = Field(default=0, ge=0, le=MAX_HOURS * 60)  #: that a recovery may take; 0 = same
     storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
     # Any object here: what is in it is read by `read_s3`, so that the mistakes of both levels are reported at once.
     s3: Annotated[S3Settings | None, PlainValidator(any_object)] = None

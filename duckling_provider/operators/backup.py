@@ -36,9 +36,11 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> SnapshotTaken:
         with self.core_call() as control:
+            from duckling_provider.backup.retention import trim_local
             from duckling_provider.backup.snapshot import take_snapshot
 
             database = DucklingHook(self.database_id).database
+            trim_local(database, control=control)
             taken = take_snapshot(database, control=control, owner=run_owner(context), wait=self.wait_seconds)
             result: SnapshotTaken = {
                 "key": taken.filename,

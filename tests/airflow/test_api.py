@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.states import record_state
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.replica.origin import plain_host
+from duckling_provider.stores.s3 import open_store
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -196,6 +198,8 @@ def test_a_viewer_may_look_and_change_nothing(client, shop, installation):
         ("POST", "/api/backups/s3/restore?db=shop", {"key": "latest"}),
         ("POST", "/api/backups/s3/verify?db=shop", {"key": "latest"}),
         ("DELETE", "/api/backups/s3?db=shop&key=shop/x.db", None),
+        ("POST", "/api/backups/s3/pin?db=shop", {"key": "shop/x.db"}),
+        ("DELETE", "/api/backups/s3/pin?db=shop&key=shop/x.db", None),
         ("GET", "/api/databases/shop/s3", None),
         ("PUT", "/api/databases/shop/s3", {"enabled": False}),
         ("DELETE", "/api/databases/shop/s3", None),
@@ -334,8 +338,34 @@ def test_backups_are_listed_newest_first_without_macs(client, shop, installation
     assert [b["key"] for b in found["s3"]] == [second, first]
     assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
     assert set(found) == {"local", "s3"}
-    assert set(found["s3"][0]) == {"key", "size", "lastModified", "complete", "keyFingerprint", "origin"}
-    assert set(found["local"][0]) == {"filename", "size", "createdAt", "complete", "origin"}
+    assert set(found["s3"][0]) == {
+        "key", "size", "lastModified", "complete", "state", "stateAt", "pinned", "keyFingerprint", "origin"
+    }  # fmt: skip
+    assert set(found["local"][0]) == {
+        "filename", "size", "createdAt", "complete", "state", "stateAt", "pinned", "origin"
+    }  # fmt: skip
+
+
+def test_a_listing_tells_what_is_known_of_each_backup_and_pins_it(client, shop, installation):
+    database = installation.database("shop")
+    good, bad = back_up(database), back_up(database)
+    store = open_store(database)
+    record_state(database, store, store.head(bad), "disproved", means="full", reason="cut off")
+
+    def states():
+        found = client.get("/api/backups?db=shop").json()
+        assert all(datetime.fromisoformat(b["stateAt"]) for b in found["s3"])
+        assert [b["state"] for b in found["local"]] == ["verified", "verified"]
+        return [(b["key"], b["state"], b["pinned"]) for b in found["s3"]]
+
+    assert states() == [(bad, "disproved", False), (good, "verified", False)]
+    pinned = client.post("/api/backups/s3/pin?db=shop", json={"key": good.removeprefix("shop/")})
+    assert (pinned.status_code, pinned.json()) == (200, {"success": True, "key": good, "pinned": True})
+    assert states() == [(bad, "disproved", False), (good, "verified", True)]
+    assert client.delete(f"/api/backups/s3/pin?db=shop&key={good}").json()["pinned"] is False
+    assert states()[1] == (good, "verified", False)
+    gone = client.post("/api/backups/s3/pin?db=shop", json={"key": "backup-2025-03-01T14-32-11-482Z.db"})
+    assert (gone.status_code, gone.json()["success"]) == (404, False)
 
 
 def test_a_listing_tells_the_key_and_the_replica_of_each_backup(client, shop, installation):

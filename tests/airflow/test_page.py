@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.page import multiply
+from duckling_provider.backup.states import record_state
+from duckling_provider.stores.s3 import open_store
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -118,13 +120,31 @@ def _clean_up(request):
             session.execute(delete(model.__table__).where(model.__table__.c.dag_id.like("%db-%")))
 
 
+def test_a_backup_is_pinned_and_its_state_shown_by_the_page(page, shop, installation):
+    database = installation.database("shop")
+    key, store = back_up(database), open_store(database)
+    record_state(database, store, store.head(key), "tested", means="drill")
+
+    def shown():
+        text = page("databases/shop?store=1").text
+        return "tested <time" in text, 'title="pinned: it stays' in text, text.count(">Pin<"), text.count(">Unpin<")
+
+    assert shown() == (True, False, 1, 0)
+    answer = page.post("databases/shop/pin", key=key, pinned="true")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/duckling/databases/shop?store=1")
+    assert shown() == (True, True, 0, 1)
+    assert ">Unpin<" not in page("databases/shop?store=1", role="VIEWER").text
+    page.post("databases/shop/pin", key=key, pinned="false")
+    assert shown() == (True, False, 1, 0)
+
+
 # ---- who may ---------------------------------------------------------------------------------------------------
 
 
 def test_every_form_is_refused_to_viewers_to_other_sites_and_without_a_login(page, client, shop, installation):
     key = back_up(installation.database("shop"))
-    for action in ("backup", "verify", "test", "restore", "delete"):
-        path, form = f"databases/shop/{action}", {"key": key, "typed": "shop"}
+    for action in ("backup", "verify", "test", "restore", "delete", "pin"):
+        path, form = f"databases/shop/{action}", {"key": key, "typed": "shop", "pinned": "true"}
         assert page.post(path, role="VIEWER", **form).status_code == 403, action
         assert page.post(path, site="cross-site", **form).status_code == 403, action
         client.cookies.clear()

@@ -4,10 +4,12 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +21,13 @@ from duckling_provider import config
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, backup_name
-from duckling_provider.backup.retention import clean_up, delete_backup, plan_retention
+from duckling_provider.backup.retention import Room, clean_up, delete_backup, plan_retention, trim_local, trimmed
 from duckling_provider.backup.snapshot import companions, sidecar_of, take_snapshot
 from duckling_provider.backup.states import State
+from duckling_provider.backup.upload import back_up
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
-from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError
+from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError, StoreError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.s3 import Retention
 from duckling_provider.stores.store import BytesBody
@@ -504,3 +507,79 @@ def test_with_a_rule_and_no_days_only_the_rule_keeps():
 def test_a_rule_that_can_t_be_followed_is_an_error(tmp_path: Path, rule: Any, complaint: str):
     with pytest.raises(ConfigError, match=complaint):
         database_with(tmp_path, retention=rule)
+
+
+# ---- room ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 100), min_size=1, max_size=10),
+    most=st.integers(0, 300),
+    free=st.integers(0, 300),
+    needed=st.integers(0, 300),
+    pinned=st.sets(st.integers(0, 9)),
+    disproved=st.sets(st.integers(0, 9)),
+)
+def test_want_of_room_takes_the_oldest_local_backups_and_never_the_newest_good_one(
+    sizes: list[int], most: int, free: int, needed: int, pinned: set[int], disproved: set[int]
+):
+    backups = [
+        replace(listed(number * DAY, has_mac=False), size=size, is_pinned=number in pinned)
+        for number, size in enumerate(sizes)
+    ]
+    bad = {backups[number].key for number in disproved if number < len(backups)}
+
+    def state(backup: ListedBackup) -> State:
+        return "disproved" if backup.key in bad else "verified"
+
+    everything = plan_retention(backups, now=NOW, keep_days=365, state=state)
+    plan = trimmed(everything, Room(most, free, needed))
+    kept = set(plan.keep)
+    newest = next((b for b in backups if b.key not in bad), backups[0])
+    assert newest in kept
+    assert {b for b in backups if b.is_pinned} <= kept
+    may_go = [b for b in backups if b != newest and not b.is_pinned]
+    # The oldest first, and no more than needed.
+    going = [b for b in may_go if b not in kept]
+    assert going == may_go[len(may_go) - len(going) :]
+    left, freed = sum(b.size for b in kept), sum(b.size for b in going)
+    assert going == may_go or ((not most or left <= most) and free + freed >= needed)
+    if going:
+        last = going[0].size
+        assert (most and left + last > most) or free + freed - last < needed
+
+
+def test_local_backups_are_trimmed_before_the_next_one_while_uploads_fail(installation: Any, make_replica: Any):
+    replica = make_replica(installation.replica(), rows=50)
+    size = replica.stat().st_size
+    unreachable = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "s"}
+    unreachable |= {"endpoint": "http://127.0.0.1:9"}
+    installation.write(installation.entry(s3=unreachable, localBackupsMaxBytes=3 * size))
+    database = installation.database()
+
+    class Down(MemoryStore):
+        def put(self, *_: Any, **__: Any) -> Any:
+            raise StoreError("it is down", subject="memory:")
+
+    made = []
+    for _ in range(5):
+        with pytest.raises(StoreError):
+            back_up(database, Down(prefix="production/"))
+        here = [backup.key for backup in list_backups(LocalBackups(database))]
+        made.append(here[0])
+        assert here == made[::-1][:3]
+
+
+def test_room_for_one_more_replica_is_made_when_the_disk_is_full(
+    installation: Any, make_replica: Any, monkeypatch: Any
+):
+    make_replica(installation.replica(), rows=50)
+    installation.write(installation.entry())
+    database = installation.database()
+    names = [take_snapshot(database).filename for _ in range(3)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    done = clean_up(database, None, dry_run=True)
+    assert sorted(done.local_deleted) == sorted(names[:2])
+    assert "the room for one more, is free" in done.local_decisions[-1].reason
+    assert sorted(trim_local(database)) == sorted(names[:2])
+    assert [backup.key for backup in list_backups(LocalBackups(database))] == names[2:]

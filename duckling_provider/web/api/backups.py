@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.backup.backup_object import is_complete
 from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.names import LATEST, ListedBackup
+from duckling_provider.backup.states import BackupState
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database
@@ -28,6 +29,8 @@ from duckling_provider.web.services.actions import (
     listed_in,
     looked_at,
     restore_conf,
+    set_pin,
+    states_of,
 )
 from duckling_provider.web.services.dependencies import CallerDep, database_for, now, remote_store
 from duckling_provider.web.services.errors import ApiError, of_core
@@ -69,6 +72,14 @@ class Accepted(Shape):
 _Misdated = Field("", description="Why its date can't be true, where it can't: such a backup is never latest.")
 
 
+_State = Field(
+    description="uploaded, verified, tested (a drill restored it) or disproved; null where it was not looked at: "
+    "beyond the newest 200, or the store did not tell."
+)
+_StateAt = Field(description="The moment of the evidence for it.")
+_Pinned = Field(description="It stays whatever its age.")
+
+
 class Source(Shape):
     """Which replica a backup is of."""
 
@@ -84,6 +95,9 @@ class LocalBackup(Shape):
     size: int
     created_at: str
     complete: bool = Field(description="false: it is not what was recorded of it, and can't be restored.")
+    state: str | None = _State
+    state_at: str | None = _StateAt
+    pinned: bool = _Pinned
     misdated: str = _Misdated
     origin: Source | None = _Origin
 
@@ -95,6 +109,9 @@ class S3Backup(Shape):
     complete: bool = Field(
         description="false: it can't be restored: an encrypted one without its .mac, or of another size than recorded."
     )
+    state: str | None = _State
+    state_at: str | None = _StateAt
+    pinned: bool = _Pinned
     misdated: str = _Misdated
     key_fingerprint: str | None = Field(
         None, description="Of the key that it is encrypted with here, where it says so; of the newest 200."
@@ -117,10 +134,16 @@ class Local(Shape):
     path: str = Field(description="The backup's file, on the replica's host.")
 
 
-class KeyBody(BaseModel):
+class NamedBody(BaseModel):
     """Which backup. Unknown fields are refused: a mistyped one must not be taken for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"key": _KEY}})
+
+    key: str = Field(min_length=1, max_length=1024, description="A key, or a bare file name.")
+
+
+class KeyBody(NamedBody):
+    """Which backup, or by which rule."""
 
     key: str = Field(min_length=1, max_length=1024, description="A key, a bare file name, or latest.")
 
@@ -169,14 +192,16 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
     database = database_for(caller, "read", db)
     moment = now()
     here = listed_here(database)
-    seen_here, _ = looks(LocalBackups(database), here[:LOOKED_AT]) if here else ({}, None)
+    source = LocalBackups(database)
+    seen_here, _ = looks(source, here[:LOOKED_AT]) if here else ({}, None)
+    known = states_of(database, source, here[:LOOKED_AT]) if here else {}
     # As plain JSON: the models of ten thousand rows would cost more than the listing.
     local = [
         {
             "filename": b.name,
             "size": b.size,
             "createdAt": iso(b.created),
-            **_facts(b, seen_here.get(b.key), moment, complete=True),
+            **_facts(b, seen_here.get(b.key), known.get(b.key), moment, complete=True),
         }
         for b in here
     ]
@@ -186,6 +211,7 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
         store = remote_store(database)
         remote = listed_in(store)
         seen = looked_at(store, remote[:LOOKED_AT])
+        known = states_of(database, store, remote[:LOOKED_AT])
     except DucklingError as error:
         problem = of_core(error)
         problem.more |= {"local": local, "s3": []}
@@ -198,7 +224,7 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
                     "key": b.key,
                     "size": b.size,
                     "lastModified": iso(b.modified or b.created),
-                    **_facts(b, seen.get(b.key), moment, complete=is_complete(b, store.mode)),
+                    **_facts(b, seen.get(b.key), known.get(b.key), moment, complete=is_complete(b, store.mode)),
                     **({"keyFingerprint": seen[b.key].fingerprint} if b.key in seen else {}),
                 }
                 for b in remote
@@ -207,12 +233,19 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
     )
 
 
-def _facts(backup: ListedBackup, look: Look | None, moment: datetime, *, complete: bool) -> dict[str, Any]:
+def _facts(
+    backup: ListedBackup, look: Look | None, state: BackupState | None, moment: datetime, *, complete: bool
+) -> dict[str, Any]:
     """What local backups and those in S3 have alike.
 
-    :param look: None where it was not looked at.
+    :param look, state: None where it was not looked at.
     """
-    facts: dict[str, Any] = {"complete": complete and not (look and look.fault)}
+    facts: dict[str, Any] = {
+        "complete": complete and not (look and look.fault),
+        "state": state and state.name,
+        "stateAt": iso(state.since) if state and state.since else None,
+        "pinned": backup.is_pinned,
+    }
     if reason := backup.misdated(moment):
         facts["misdated"] = reason
     if look is not None and look.origin is not None:
@@ -259,6 +292,24 @@ def delete(caller: CallerDep, db: Db, key: Key) -> Deleted:
     if kept:
         deleted.warnings = [KEPT_VERSIONS]
     return deleted
+
+
+class Pinned(Shape):
+    success: bool = True
+    key: str
+    pinned: bool
+
+
+@router.post("/api/backups/s3/pin", response_model=Pinned, responses=problems(429, 502))
+def pin(caller: CallerDep, db: Db, body: NamedBody) -> Pinned:
+    """Keep a backup in S3 whatever its age, until it is unpinned."""
+    return Pinned(key=set_pin(caller, db, body.key, pinned=True), pinned=True)
+
+
+@router.delete("/api/backups/s3/pin", response_model=Pinned, responses=problems(429, 502))
+def unpin(caller: CallerDep, db: Db, key: Key) -> Pinned:
+    """Let the retention decide about a pinned backup again."""
+    return Pinned(key=set_pin(caller, db, key, pinned=False), pinned=False)
 
 
 async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from duckling_provider.backup.names import ListedBackup
+from duckling_provider.backup.states import BackupState
 from duckling_provider.oversight.check import Look
 from duckling_provider.replica.origin import Origin
 from duckling_provider.web.services.records import Backup
@@ -27,6 +28,9 @@ class Item:
     :param origin: the replica that it is of; None where that is not known.
     :param is_foreign: that is another one than the one that is meant.
     :param listed: as the store lists it, or where it is only here, this host.
+    :param state: see `backup.states`; empty where that was not looked up. `state_at` is the moment of its evidence, and
+        `state_reason` says of a disproved one why it is.
+    :param pinned: it stays whatever its age; None where that was not looked up.
     :param fault: why it can't be whole, by its size; empty when nothing says so.
     """
 
@@ -47,6 +51,10 @@ class Item:
     is_foreign: bool = False
     fault: str = ""
     listed: ListedBackup | None = None
+    state: str = ""
+    state_at: datetime | None = None
+    state_reason: str = ""
+    pinned: bool | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +105,7 @@ def merge(
             complete=backup.has_mac or not needs_mac,
             misdated=backup.misdated(now),
             listed=backup,
+            pinned=backup.is_pinned,
         )
     for backup in local:
         item = found.get(backup.name) or known.get(backup.name) or Item(backup.key, backup.created, backup.size)
@@ -106,8 +115,25 @@ def merge(
             here=True,
             misdated=item.misdated or backup.misdated(now),
             listed=item.listed or backup,
+            pinned=backup.is_pinned or item.pinned,
         )
     return sorted(found.values(), key=lambda item: (item.created, item.key), reverse=True)
+
+
+def with_states(items: Iterable[Item], states: Mapping[str, BackupState]) -> list[Item]:
+    """The items with what is known of each.
+
+    :param states: by the name of the backup.
+    """
+    found = []
+    for item in items:
+        state = states.get(item.name)
+        if state is None:
+            found.append(item)
+        else:
+            reason = state.decisive.reason if state.decisive is not None else ""
+            found.append(replace(item, state=state.name, state_at=state.since, state_reason=reason))
+    return found
 
 
 def with_looks(items: Iterable[Item], looks: Mapping[str, Look], *, mine: Origin | None) -> list[Item]:

@@ -15,18 +15,19 @@ from starlette.staticfiles import StaticFiles
 from duckling_provider.backup.backup_object import origin_of, resolve
 from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.names import LATEST, MAC_SUFFIX, RULES, parse_name
+from duckling_provider.backup.states import BackupState
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.oversight.check import looks
+from duckling_provider.oversight.check import Look, looks
 from duckling_provider.replica.origin import read_origin
 from duckling_provider.stores.store import KEPT_VERSIONS, BackupSource
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
-from duckling_provider.web.page.listing import Item, merge, recorded_items, with_looks
+from duckling_provider.web.page.listing import Item, merge, recorded_items, with_looks, with_states
 from duckling_provider.web.page.progress import in_order, read_progress
 from duckling_provider.web.page.render import STATIC, Urls, page
 from duckling_provider.web.services import runs
@@ -38,6 +39,8 @@ from duckling_provider.web.services.actions import (
     listed_in,
     looked_at,
     patiently,
+    set_pin,
+    states_of,
 )
 from duckling_provider.web.services.dependencies import (
     CallerDep,
@@ -183,10 +186,24 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
     return RedirectResponse(shown, 303)
 
 
+@router.post("/databases/{database_id}/pin")
+def pin(
+    request: Request,
+    caller: CallerDep,
+    database_id: str,
+    key: FormKey,
+    pinned: Annotated[bool, Form()],
+    page_: Annotated[int, Form(alias="page", ge=1, le=1_000_000)] = 1,
+) -> Response:
+    """Pin or unpin a backup, and show the list again."""
+    set_pin(caller, database_id, key, pinned=pinned)
+    return RedirectResponse(Urls(request).database(database_id, store="1", page=page_ if page_ > 1 else ""), 303)
+
+
 @router.get("/databases/{database_id}/{action}")
 def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
     """A reload of Airflow's window after a button was pressed comes back to the database."""
-    if action not in ("backup", "verify", "test"):
+    if action not in ("backup", "verify", "test", "pin"):
         raise ApiError(404, "there is no such path")
     caller.demand("read", database_id)
     return RedirectResponse(Urls(request).database(database_id), 303)
@@ -299,12 +316,18 @@ def _looked_at(database: Database, items: Sequence[Item]) -> list[Item]:
     """The items with what only a request for each tells: its replica, and whether it is as large as it was made."""
     stored = [item.listed for item in items if item.stored and item.listed is not None]
     here = [item.listed for item in items if not item.stored and item.listed is not None]
-    found = looked_at(DucklingHook(database.id).store(), stored) if stored else {}
+    found: dict[str, Look] = {}
+    states: dict[str, BackupState] = {}
+    if stored:
+        store = DucklingHook(database.id).store()
+        found, states = looked_at(store, stored), states_of(database, store, stored)
     local, _ = looks(LocalBackups(database), here) if here else ({}, None)
+    states |= states_of(database, LocalBackups(database), here) if here else {}
     mine = None
     if database.is_here:
         with contextlib.suppress(DucklingError, OSError):
             mine = read_origin(database.replica, host=database.here)
+    items = with_states(items, {key.rpartition("/")[2]: state for key, state in states.items()})
     return with_looks(items, local | {key.rpartition("/")[2]: look for key, look in found.items()}, mine=mine)
 
 

@@ -12,9 +12,11 @@ from typing import TypedDict
 
 from airflow.utils.session import create_session
 
+from duckling_provider.backup import states
 from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.backup.names import RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
+from duckling_provider.backup.states import BackupState
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
@@ -94,6 +96,33 @@ def looked_at(source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str
     while len(_seen) > _MOST_SEEN:
         _seen.popitem(last=False)
     return {backup.key: look for place, backup in wanted.items() if (look := _seen.get(place)) is not None}
+
+
+def states_of(database: Database, source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str, BackupState]:
+    """What is known of each of the backups, by key; of none where the store does not answer in time."""
+    try:
+        with patiently(source) as bound:
+            return states.read_states(database, bound, backups)
+    except DucklingError as error:
+        log.warning("the states of the backups could not be read: %s", error)
+        return {}
+
+
+def set_pin(caller: Caller, db: str, key: str, *, pinned: bool) -> str:
+    """Pin a backup in S3, or let the retention decide about it again; its full key.
+
+    :raises NotFoundError: there is no such backup.
+    """
+    # What keeps a backup from being deleted, and what lets it go, is for those who may delete it.
+    database = database_for(caller, "delete", db)
+    store = remote_store(database)
+    full, _ = _backup_key(store, key)
+    with patiently(store) as bound:
+        if pinned:
+            states.pin(database, bound, full, by=caller.name)
+        else:
+            states.unpin(bound, full)
+    return full
 
 
 def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, bool]:
