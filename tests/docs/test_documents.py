@@ -136,7 +136,7 @@ def test_the_make_targets_in_the_documents_exist() -> None:
 @pytest.mark.slow
 def test_the_dags_in_the_documents_are_dags(tmp_path: Path) -> None:
     """In a process with an Airflow of its own."""
-    blocks = [code for _, code in examples("python")]
+    blocks = [code for _, code in examples("python") if "airflow" in code]
     assert blocks
     (tmp_path / "databases.json").write_text("[]")
     environ = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "DATA_PATH": str(tmp_path)}

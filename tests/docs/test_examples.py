@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import secrets
 import shlex
@@ -18,6 +19,11 @@ from urllib.parse import urlsplit
 
 import duckdb
 import pytest
+
+from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats import segments
+from duckling_provider.formats.segments import SegmentCipher, SegmentKeys, SegmentTags
+from duckling_provider.formats.trailer import Footer, encode_trailer, mac_of
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -130,11 +136,68 @@ def test_a_backup_is_read_by_openssl_alone_as_the_format_page_says(shell: Shell)
     shutil.copy(stored.with_suffix(""), shell.folder / "backup.db")
     key = json.loads((VECTOR / "key.json").read_text())
     shell.environ["KEY"] = key["encryptionKey"] if isinstance(key, dict) else key
-    [block] = [block for block in blocks(DOCS / "internals" / "format.md", "console") if "openssl" in block]
-    done = shell("set -e\n" + re.sub(r"^\$ ", "", block, flags=re.MULTILINE))
+    block, _ = (block for block in blocks(DOCS / "internals" / "format.md", "console") if "openssl" in block)
+    done = shell("set -e\n" + re.sub(r"^[$>] ", "", block, flags=re.MULTILINE))
     assert done.returncode == 0
     assert done.stdout.split()[-1] == stored.read_text().strip()
     assert (shell.folder / "replica.db").read_bytes() == (VECTOR / "replica.db").read_bytes()
+
+
+@pytest.fixture
+def format_2(tmp_path: Path) -> tuple[Path, str, bytes]:
+    """An object of format 2 of two segments and its ``.mac`` beside it, the key in hex, and the plain text."""
+    key, plain = EncryptionKey(bytes(range(32))), random.Random(2).randbytes(segments.SEGMENT_BYTES + 12_345)
+    footer = Footer("größe", "2025-03-01T14-32-11-482Z", len(plain), bytes(range(16)), key.fingerprint)
+    keys = SegmentKeys(key)
+    tags = SegmentTags(footer.segments(keys))
+    tags.update(plain)
+    ciphertext, index = bytearray(plain), tags.finish()
+    SegmentCipher(keys, index).stream().update_into(ciphertext, ciphertext)
+    trailer = encode_trailer(keys, footer, index)
+    stored = tmp_path / "backup.db"
+    stored.write_bytes(bytes(ciphertext) + trailer)
+    stored.with_name("backup.db.mac").write_text(mac_of(trailer))
+    return stored, key.hex(), plain
+
+
+@pytest.mark.slow
+def test_the_program_on_the_format_page_decrypts_an_object_of_format_2_and_refuses_a_damaged_one(format_2):
+    stored, key, plain = format_2
+    [code] = [block for block in blocks(DOCS / "internals" / "format.md", "python") if "SEGMENT" in block]
+    program = stored.with_name("decrypt.py")
+    program.write_text(code)
+    assert "duckling_provider" not in code
+
+    def run(target: str, with_key: str = key) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, program, stored, with_key, stored.with_name(target)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run("replica.db")
+    assert done.returncode == 0, done.stderr
+    assert stored.with_name("replica.db").read_bytes() == plain
+    assert done.stdout.split()[-1] == stored.with_name("backup.db.mac").read_text()
+    assert "another key" in run("other.db", "00" * 32).stderr
+    with stored.open("r+b") as file:
+        file.seek(segments.SEGMENT_BYTES)
+        file.write(bytes(16))
+    assert "segment 1 is damaged" in run("damaged.db").stderr
+
+
+@pytest.mark.slow
+def test_an_object_of_format_2_is_read_by_openssl_alone_as_the_format_page_says(format_2):
+    stored, key, plain = format_2
+    _, block = (block for block in blocks(DOCS / "internals" / "format.md", "console") if "openssl" in block)
+    script = "set -e\n" + re.sub(r"^[$>] ", "", block, flags=re.MULTILINE)
+    environ = {**os.environ, "KEY": key, "LC_ALL": "C.UTF-8"}
+    command = ["/bin/bash", "-c", script]
+    done = subprocess.run(command, cwd=stored.parent, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    footer, code, *pairs = done.stdout.splitlines()
+    assert json.loads(footer)["database"] == "größe"
+    assert code == stored.with_name("backup.db.mac").read_text()
+    assert len(pairs) == 4
+    assert pairs[0::2] == pairs[1::2]
+    assert stored.with_name("replica.db").read_bytes() == plain
 
 
 def test_the_metrics_in_the_documents_are_those_of_the_code() -> None:
