@@ -35,6 +35,7 @@ class Control:
     def __init__(self, progress: ProgressCallback | None = None, *, bandwidth: Bandwidth | None = None) -> None:
         self._progress, self.bandwidth = progress, bandwidth
         self.sent = self.received = 0  #: bytes of backups that crossed the network
+        self.copied = 0  #: bytes of backups that the store copied by itself
         # A plain flag: to set an Event takes a lock, which the main thread may hold when a signal handler cancels.
         self._cancelled = False
         self._lock = threading.Lock()
@@ -96,6 +97,12 @@ class Control:
             self.sent, self.received = self.sent + count * sent, self.received + count * (not sent)
         if self.bandwidth is not None and (wait := self.bandwidth.turn(count)) > 0:
             self.sleep(wait)
+
+    def copy(self, count: int) -> None:
+        """The store has copied `count` more bytes, which are done; raises when cancelled."""
+        with self._lock:
+            self.copied += count
+        self.advance(count)
 
     def _report(self, *, force: bool) -> None:
         if self._progress is None:

@@ -42,6 +42,7 @@ from duckling_provider.stores.store import (
     SSE_ALGORITHM,
     Body,
     BytesBody,
+    Copies,
     ProbeStep,
     RangeStream,
     StoredObject,
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.literals import StorageClassType
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
+#: Where all parts but the last must be of one size (Cloudflare R2, "Multipart upload").
+_EQUAL_PARTS = ".r2.cloudflarestorage.com"
 #: Seconds between the looks for an object that was just stored: some stores show it a little later.
 _SHOWN_AFTER = (0.2, 0.5, 1.0, 2.0)
 
@@ -128,6 +131,11 @@ class S3Store:
     @property
     def clock_fault(self) -> str:
         return self._clock.fault
+
+    @property
+    def equal_parts(self) -> bool:
+        host = urllib.parse.urlsplit(self._settings.endpoint or "").hostname or ""
+        return host.endswith(_EQUAL_PARTS)
 
     def under(self, control: Control) -> S3Store:
         bound = copy.copy(self)
@@ -223,11 +231,12 @@ class S3Store:
         metadata: Mapping[str, str] | None = None,
         before_visible: Callable[[], None] | None = None,
         upload_log: UploadLog | None = None,
+        copies: Copies | None = None,
         control: Control | None = None,
     ) -> StoredObject:
         control = control or Control()
         options = self.object_options(content_type, metadata)
-        if body.count == 1:
+        if body.count == 1 and copies is None:
             if before_visible is not None:
                 before_visible()
             with self._translator.errors("s3:PutObject", key, control):
@@ -244,6 +253,7 @@ class S3Store:
                 concurrency=self._settings.max_concurrency,
                 digests=self._digests,
                 upload_log=upload_log,
+                copies=copies,
                 control=control,
             ).run(before_visible)
         return self.confirmed(key, body.size)
@@ -370,7 +380,14 @@ def _stored(key: str, size: int, answer: HeadObjectOutputTypeDef | GetObjectOutp
         {name.lower(): value for name, value in answer.get("Metadata", {}).items()},
         answer.get("ServerSideEncryption"),
         answer.get("SSEKMSKeyId"),
+        _version(answer),
     )
+
+
+def _version(answer: HeadObjectOutputTypeDef | GetObjectOutputTypeDef) -> str:
+    # What was stored before the bucket kept versions has one called null.
+    version = answer.get("VersionId", "")
+    return "" if version == "null" else version
 
 
 def _same_kms_key(stored: str | None, wanted: str) -> bool:

@@ -1,5 +1,9 @@
 """One multipart upload: parts in parallel, remembered as they arrive, completed or aborted.
 
+Parts that an earlier object has already are copied by the store (UploadPartCopy). No answer to a copy is trusted: a
+copied part counts when it has an ETag, when ListParts tells its length, and when the source is the same before and
+after (stores ignore conditions on it). Whatever the store does not copy, or can't prove, is sent.
+
 Memory: ``concurrency`` open parts, each with the buffers of its reader (see `upload_body.SnapshotBody`); parts are
 never held whole.
 """
@@ -17,28 +21,39 @@ from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
 from botocore.exceptions import ClientError
 
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import DucklingError, NoSuchBucketError, NotFoundError, StoreError
+from duckling_provider.base.errors import (
+    CancelledError,
+    DucklingError,
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    StoreError,
+)
 from duckling_provider.base.interruptible import Workers, interruptible
 from duckling_provider.stores import parts
 from duckling_provider.stores.concurrency import Concurrency
+from duckling_provider.stores.parts import PartPlan
 from duckling_provider.stores.s3_errors import (
     UNKNOWN_TO_THE_STORE,
     Translator,
     demands_digest,
     refuses_part_number,
 )
-from duckling_provider.stores.store import Body, UploadLog
+from duckling_provider.stores.store import Body, Copies, CopyRefusedError, UploadLog
 
 if TYPE_CHECKING:
     import io
 
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import ServerSideEncryptionType, StorageClassType
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, UploadPartOutputTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, CopySourceTypeDef, UploadPartOutputTypeDef
 
 log = logging.getLogger(__name__)
 
 _READ = 1 << 20
+_PRECONDITION = frozenset({"PreconditionFailed", "412"})
+#: What stores answer to a completion when they want parts of other sizes than an upload with copies has.
+_UNEQUAL = frozenset({"InvalidPart", "InvalidPartOrder", "InvalidRequest", "InvalidArgument", "EntityTooSmall"})
 
 
 class ObjectOptions(TypedDict, total=False):
@@ -54,6 +69,14 @@ class ObjectOptions(TypedDict, total=False):
 
 class _Digest(TypedDict, total=False):
     ContentMD5: str
+
+
+class _SourceCondition(TypedDict, total=False):
+    CopySourceIfMatch: str
+
+
+class _Version(TypedDict, total=False):
+    VersionId: str
 
 
 class Digests:
@@ -96,6 +119,8 @@ class MultipartUpload:
     :param concurrency: parts under way at once, at most; as many are as make it faster (`stores.concurrency`).
     :param digests: what is known of the store; learns of a refusal.
     :param upload_log: where the upload is remembered; None forgets it.
+    :param copies: what the store has of the object already. Copying and sending are two steps of `control` then, "copy"
+        and "upload"; without, the caller has begun one of the body's size.
     """
 
     def __init__(
@@ -110,21 +135,29 @@ class MultipartUpload:
         concurrency: int,
         digests: Digests,
         upload_log: UploadLog | None,
+        copies: Copies | None = None,
         control: Control,
     ) -> None:
+        self._copies = copies
+        self._cut = copies.cut if copies is not None else PartPlan(body.size, body.part_size)
+        self._condition = True  # whether the store is told which version of the source is meant
         self._digests = digests
         self._client, self._errors = client, translator.errors
         self._translator = translator
         self._bucket, self._key, self._body, self._options = bucket, key, body, options
         self._concurrency, self._log, self._control = concurrency, upload_log, control
-        self._load = Concurrency(concurrency)
+        self._load, self._copy_load = Concurrency(concurrency), Concurrency(concurrency)
         self._etags: dict[int, str] = {}
         self._upload_id = ""
 
     def run(self, before_visible: Callable[[], None] | None) -> None:
         self._resume_or_begin()
         try:
+            if self._copies is not None:
+                self._copy_missing_parts(self._copies)
             self._send_missing_parts()
+            if self._copies is not None:
+                self._prove_copies(self._copies)
             if before_visible is not None:
                 before_visible()
             self._complete()
@@ -165,9 +198,15 @@ class MultipartUpload:
                 log.info("the upload of %s starts again: %s", self._key, error)
             else:
                 self._etags = {
-                    part: etag for part, etag in logged.items() if present.get(part) == (etag, self._length(part))
+                    part: etag
+                    for part, etag in logged.items()
+                    if present.get(part) == (_bare(etag), self._length(part))
                 }
-                self._control.advance(sum(self._length(part) for part in self._etags))
+                if self._copies is None:
+                    self._control.advance(sum(self._length(part) for part in self._etags))
+                elif self._log is not None:
+                    # What was sent in place of a copy is to be verified as what was sent.
+                    self._copies.parts -= self._etags.keys() - self._log.copied()
                 return
         begun = interruptible(self._create, self._control)
         if remembered is not None:
@@ -183,7 +222,8 @@ class MultipartUpload:
             return answer["UploadId"]
 
     def _length(self, part: int) -> int:
-        return min(self._body.part_size, self._body.size - part * self._body.part_size)
+        start, stop = self._cut.bounds(part)
+        return stop - start
 
     def _present_parts(self) -> dict[int, tuple[str, int]]:
         present = {}
@@ -192,15 +232,153 @@ class MultipartUpload:
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
             ):
                 for row in page.get("Parts", []):
-                    present[row["PartNumber"] - 1] = (row["ETag"], row["Size"])
+                    present[row["PartNumber"] - 1] = (_bare(row["ETag"]), row["Size"])
         return present
 
+    # -- parts that the store copies ----------------------------------------------------------------------------------
+
+    def _copy_missing_parts(self, copies: Copies) -> None:
+        """Copy what can be copied. Whatever is refused is taken out of `copies.parts`, to be sent.
+
+        :raises CopyRefusedError: the store refuses the first one, and nothing has arrived yet.
+        """
+        self._control.begin("copy", sum(self._length(part) for part in copies.parts))
+        self._control.advance(sum(self._length(part) for part in copies.parts & self._etags.keys()))
+        missing = sorted(copies.parts - self._etags.keys())
+        if missing:
+            refusal = self._unprovable() or self._copy(missing[0])
+            if refusal and not self._etags:
+                raise CopyRefusedError(refusal, subject=self._key)
+            if refusal:
+                log.warning("%s: the other parts are sent, since the store does not copy them: %s", self._key, refusal)
+                copies.parts -= set(missing)
+            else:
+                self._in_parallel(missing[1:], self._copy_or_leave, self._copy_load)
+        sent = set(range(self._cut.count)) - copies.parts
+        self._control.begin("upload", sum(self._length(part) for part in sent))
+        self._control.advance(sum(self._length(part) for part in sent & self._etags.keys()))
+
+    def _unprovable(self) -> str:
+        """Why no copy could be proven by this store; empty when one can."""
+        try:
+            interruptible(self._present_parts, self._control)
+        except CancelledError:
+            raise
+        except DucklingError as error:
+            return f"its copies can't be proven: {error.cause}"
+        return ""
+
+    def _copy_or_leave(self, part: int) -> None:
+        if refusal := self._copy(part):
+            log.warning("%s: part %d is sent, since the store does not copy it: %s", self._key, part + 1, refusal)
+            if self._copies is not None:
+                self._copies.parts.discard(part)
+
+    def _copy(self, part: int) -> str:
+        """Have the store copy a part; returns why it does not, empty when it does."""
+        if self._copies is None:
+            return ""
+        source = self._copies.source
+        start, stop = self._cut.bounds(part)
+        version: _Version = {"VersionId": source.version} if source.version else {}
+        place: CopySourceTypeDef = {"Bucket": self._bucket, "Key": source.key, **version}
+
+        def copy() -> str:
+            condition: _SourceCondition = {"CopySourceIfMatch": source.etag} if self._condition else {}
+            with self._errors("s3:GetObjectVersion" if version else "s3:GetObject", source.key, self._control):
+                answer = self._client.upload_part_copy(
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    PartNumber=part + 1,
+                    CopySource=place,
+                    CopySourceRange=f"bytes={start}-{stop - 1}",
+                    **condition,
+                )
+            if answer["ResponseMetadata"].get("RetryAttempts"):
+                self._copy_load.refused()
+            return answer.get("CopyPartResult", {}).get("ETag", "")
+
+        try:
+            try:
+                etag = interruptible(copy, self._control)
+            except DucklingError as error:
+                # Swift refuses right conditions, too; the source is looked at before and after anyway.
+                if not self._condition or not _is_precondition(error) or self._source_changed():
+                    raise
+                self._condition = False
+                etag = interruptible(copy, self._control)
+        except CancelledError:
+            raise
+        except DucklingError as error:
+            self._copy_load.refused()
+            return error.cause
+        if not etag:
+            return "it answers to a copy without an ETag"
+        self._control.check()
+        self._copy_load.finished(stop - start)
+        self._etags[part] = etag
+        if self._log is not None:
+            self._log.record(part, etag, copied=True)
+        self._control.copy(stop - start)
+        return ""
+
+    def _source_changed(self) -> str:
+        """How the source is another object than it was; empty when it is the same."""
+        if self._copies is None:
+            return ""
+        source = self._copies.source
+        version: _Version = {"VersionId": source.version} if source.version else {}
+
+        def look() -> tuple[str, int]:
+            with self._errors("s3:GetObjectVersion" if version else "s3:GetObject", source.key):
+                answer = self._client.head_object(Bucket=self._bucket, Key=source.key, **version)
+                return answer.get("ETag", ""), answer["ContentLength"]
+
+        try:
+            found = interruptible(look, self._control)
+        except CancelledError:
+            raise
+        except DucklingError as error:
+            return f"{source.key} can't be looked at any more: {error.cause}"
+        return "" if found == (source.etag, source.size) else f"{source.key} was replaced meanwhile"
+
+    def _prove_copies(self, copies: Copies) -> None:
+        """Send each part that the store says it copied and does not have, or may have of other bytes."""
+        if not copies.parts:
+            return
+        changed, present = self._source_changed(), {}
+        if not changed:
+            try:
+                present = interruptible(self._present_parts, self._control)
+            except CancelledError:
+                raise
+            except DucklingError as error:
+                changed = f"its copies can't be proven: {error.cause}"
+        wrong = {p for p in copies.parts if changed or present.get(p) != (_bare(self._etags[p]), self._length(p))}
+        if wrong:
+            log.warning(
+                "%s: %d copied parts are sent: %s",
+                self._key,
+                len(wrong),
+                changed or "their lengths or ETags are others",
+            )
+            copies.parts -= wrong
+            for part in wrong:
+                del self._etags[part]
+            self._control.begin("upload", sum(self._length(part) for part in wrong))
+            self._send_missing_parts()
+
+    # -- parts that are sent ------------------------------------------------------------------------------------------
+
     def _send_missing_parts(self) -> None:
-        order = list(range(self._body.count))
+        order = list(range(self._cut.count))
         if len(order) > parts.SAFE_PARTS:
             # The last one first: a store that takes fewer refuses it before the others are sent for nothing.
             order.insert(0, order.pop())
-        missing = [part for part in order if part not in self._etags]
+        self._in_parallel([part for part in order if part not in self._etags], self._send, self._load)
+
+    def _in_parallel(self, missing: list[int], transfer: Callable[[int], None], load: Concurrency) -> None:
         with (
             self._no_retries_once_cancelled(),
             Workers(self._concurrency, name="duckling-upload", control=self._control) as pool,
@@ -208,8 +386,8 @@ class MultipartUpload:
             running: set[Future[None]] = set()
             # Only as many parts as threads are ever under way, so a failure stops the rest at once.
             for part in missing:
-                running.add(pool.submit(self._send, part))
-                while len(running) >= self._load.count:
+                running.add(pool.submit(transfer, part))
+                while len(running) >= load.count:
                     running = pool.settle(running, everyone=False)
             pool.settle(running, everyone=True)
 
@@ -266,7 +444,7 @@ class MultipartUpload:
 
     def _complete(self) -> None:
         completed: list[CompletedPartTypeDef] = [
-            {"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._body.count)
+            {"PartNumber": part + 1, "ETag": self._etags[part]} for part in range(self._cut.count)
         ]
 
         def complete() -> None:
@@ -280,8 +458,15 @@ class MultipartUpload:
                     )
             except (NotFoundError, NoSuchBucketError):
                 # The answer to a first try may have been lost after it had done its work: then the object is there.
-                if self._stored_size() != self._body.size:
+                if self._stored_size() != self._cut.size:
                     raise
+            except StoreError as error:
+                if self._copies is None or error.code not in _UNEQUAL:
+                    raise
+                # On a store that wants equal parts, say, a retry would be refused as well.
+                raise CopyRefusedError(
+                    f"it completes no upload with copied parts: {error.cause}", subject=self._key
+                ) from error
 
         interruptible(complete, self._control)
 
@@ -292,3 +477,12 @@ class MultipartUpload:
                 return self._client.head_object(Bucket=self._bucket, Key=self._key)["ContentLength"]
         except DucklingError:
             return None
+
+
+def _bare(etag: str) -> str:
+    """Without the quotes, which some stores leave out in some answers."""
+    return etag.strip('"')
+
+
+def _is_precondition(error: DucklingError) -> bool:
+    return isinstance(error, IntegrityError) or (isinstance(error, StoreError) and error.code in _PRECONDITION)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CONTENT = b"duckling check"
+#: The step that tries a copy, and how its note begins where there is none.
+COPY_STEP = "copy a part"
+NO_COPIES = "the store copies no parts, so each upload is a full one"
 
 
 class ProbedStore(Store, Protocol):
@@ -67,6 +70,7 @@ class Probe:
         error = yield from self._try("begin an upload", "s3:PutObject", self._begin, silent=True)
         if error is None:
             yield from self._try(f"part {self._settings.max_parts}", "s3:PutObject", self._last_part)
+            yield from self._try(COPY_STEP, "s3:GetObject", self._copy)
             yield from self._try("list parts", "s3:ListMultipartUploadParts", self._list_parts)
             yield from self._try("list uploads", "s3:ListBucketMultipartUploads", self._list_uploads)
             yield from self._try("abort an upload", "s3:AbortMultipartUpload", self._abort)
@@ -157,6 +161,29 @@ class Probe:
                 subject=self._store.url + self._key,
                 hint=f"It takes one of number {SAFE_PARTS}: set s3.maxParts to {SAFE_PARTS}.",
             ) from error
+
+    def _copy(self) -> None:
+        """Whether the store can copy what did not change since the last backup. One that can't is none the worse."""
+        part = 2
+        try:
+            with self._errors("s3:GetObject", self._key):
+                answer = self._client.upload_part_copy(
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    PartNumber=part,
+                    CopySource={"Bucket": self._bucket, "Key": self._key},
+                )
+                etag = answer.get("CopyPartResult", {}).get("ETag", "")
+                rows = self._client.list_parts(Bucket=self._bucket, Key=self._key, UploadId=self._upload_id)
+        except DucklingError as error:
+            self._note = f"{NO_COPIES}: {error.cause}"
+            return
+        sizes = [row["Size"] for row in rows.get("Parts", []) if row["PartNumber"] == part]
+        if not etag or sizes != [len(_CONTENT)]:
+            self._note = (
+                f"{NO_COPIES}: it answered {etag or 'without an ETag'}, and has a part of {sizes or 'no'} bytes"
+            )
 
     def _list_parts(self) -> None:
         try:

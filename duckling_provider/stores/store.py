@@ -17,7 +17,9 @@ from typing import BinaryIO, Literal, Protocol
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import StoreError
 from duckling_provider.base.state_files import open_state, read_state
+from duckling_provider.stores.parts import Cut
 
 OCTETS = "application/octet-stream"
 
@@ -45,6 +47,8 @@ class StoredObject:
     metadata: Mapping[str, str] = field(default_factory=dict)
     sse: str | None = None
     kms_key_id: str | None = None
+    #: Of the bucket's versions of it, empty where it keeps none.
+    version: str = ""
 
 
 class Body(Protocol):
@@ -59,6 +63,26 @@ class Body(Protocol):
     @property
     def count(self) -> int: ...
     def open(self, index: int) -> BinaryIO | io.RawIOBase: ...
+
+
+class CopyRefusedError(StoreError):
+    """The store copies no parts, or not from this object: send all of them."""
+
+    retryable = False
+
+
+@dataclass
+class Copies:
+    """An object of which the store has parts already.
+
+    :param cut: its parts, in place of those that its body names.
+    :param source: what they are copied from, as its HEAD told before.
+    :param parts: the numbers of those that are copied. What had to be sent in place of a copy is taken out meanwhile.
+    """
+
+    cut: Cut
+    source: StoredObject
+    parts: set[int]
 
 
 @dataclass(frozen=True)
@@ -162,6 +186,10 @@ class Store(BackupSource, Protocol):
     def clock_fault(self) -> str:
         """How far this host's clock is from the store's, as a sentence; empty where it is right or not known yet."""
 
+    @property
+    def equal_parts(self) -> bool:
+        """Whether all parts of an object but the last must be of one size."""
+
     def under(self, control: Control) -> Store: ...
 
     def put(
@@ -173,6 +201,7 @@ class Store(BackupSource, Protocol):
         metadata: Mapping[str, str] | None = None,
         before_visible: Callable[[], None] | None = None,
         upload_log: UploadLog | None = None,
+        copies: Copies | None = None,
         control: Control | None = None,
     ) -> StoredObject:
         """Store an object whole or not at all.
@@ -180,7 +209,10 @@ class Store(BackupSource, Protocol):
         :param before_visible: called when all bytes have arrived and the object is about to appear.
         :param upload_log: where an interrupted upload is remembered, to be continued by a later call with the same
             body.
+        :param copies: parts that the store is to copy; `body.open` must know the others, and these, too: one whose
+            copy is refused or can't be proven is sent.
         :returns: what the store now says of the object.
+        :raises CopyRefusedError: the store refuses the first copy, before anything was sent.
         """
 
     def probe(self, prefix: str) -> Iterator[ProbeStep]:
@@ -206,6 +238,10 @@ class UploadLog:
         self.path = path
         self._binding = json.loads(json.dumps(dict(binding)))
 
+    @property
+    def binding(self) -> Mapping[str, object]:
+        return dict(self._binding)
+
     def load(self) -> tuple[str, dict[int, str]] | None:
         """The upload's id and the ETags of the parts (from 0) that arrived, or None when there is nothing to
         continue.
@@ -213,16 +249,23 @@ class UploadLog:
         owner = self.owner(self.path)
         if owner is None or owner[0] != self._binding:
             return None
-        parts: dict[int, str] = {}
+        return owner[1], {part: etag for part, etag, _ in self._rows()}
+
+    def copied(self) -> frozenset[int]:
+        """The parts that the store copied, as far as is remembered; what was sent later in place of one is not."""
+        last = {part: copied for part, _, copied in self._rows()}
+        return frozenset(part for part, copied in last.items() if copied)
+
+    def _rows(self) -> Iterator[tuple[int, str, bool]]:
         for line in read_state(self.path).decode(errors="replace").splitlines()[1:]:
             try:
                 row = json.loads(line)
-                if type(row["part"]) is not int or row["part"] < 0 or not isinstance(row["etag"], str):
-                    break
-                parts[row["part"]] = row["etag"]
+                part, etag = row["part"], row["etag"]
             except (ValueError, KeyError, TypeError):
-                break  # a line torn by a crash; the part is sent again
-        return owner[1], parts
+                return  # a line torn by a crash; the part is sent again
+            if type(part) is not int or part < 0 or not isinstance(etag, str):
+                return
+            yield part, etag, row.get("copied") is True
 
     @staticmethod
     def owner(path: Path) -> tuple[Mapping[str, object], str] | None:
@@ -237,12 +280,13 @@ class UploadLog:
         line = json.dumps({"upload_id": upload_id, "binding": self._binding})
         write_durably(self.path, line.encode() + b"\n")
 
-    def record(self, part: int, etag: str) -> None:
+    def record(self, part: int, etag: str, *, copied: bool = False) -> None:
         # One write in append mode: lines of several threads never mix. Not synced: a lost line costs one part sent
         # again.
         fd = open_state(self.path, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(fd, json.dumps({"part": part, "etag": etag}).encode() + b"\n")
+            row = {"part": part, "etag": etag} | ({"copied": True} if copied else {})
+            os.write(fd, json.dumps(row).encode() + b"\n")
         finally:
             os.close(fd)
 

@@ -22,6 +22,7 @@ STORE_STEPS = [
     "store: list",
     "store: multipart upload",
     "store: part 10000",
+    "store: copy a part",
     "store: list parts",
     "store: list uploads",
     "store: abort an upload",
