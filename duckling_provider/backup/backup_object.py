@@ -42,9 +42,10 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.base.moments import iso, stamp_of
+from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
-from duckling_provider.config.s3 import CLIENT
+from duckling_provider.config.s3 import CLIENT, MODES
 from duckling_provider.formats.crypto import IV_BYTES, parse_mac
 from duckling_provider.replica.blocks import has_magic
 from duckling_provider.replica.origin import Origin, conflict, read_origin
@@ -141,6 +142,7 @@ def resolve(
     before: datetime | None = None,
     any_origin: bool = False,
     proven: bool = True,
+    quiet: bool = False,
 ) -> str:
     """The key that ``latest`` means, or "newest before that time", by a bare file name or by a full key.
 
@@ -149,7 +151,7 @@ def resolve(
     restored. Where nothing is recorded, ``latest`` is the newest complete one, with a warning in the log.
 
     :param proven: False: the newest complete one is wanted, to be looked at.
-
+    :param quiet: nothing is taken yet: what is passed over is not logged.
     :param any_origin: the newest is wanted whatever replica it is of; the files of this machine don't matter.
     :raises NotFoundError: when there is no such backup.
     :raises RequestError: when the key lies outside the database's prefix, or is given together with `before`; when the
@@ -168,14 +170,14 @@ def resolve(
     where = store.url + store.prefix
     now = datetime.now(timezone.utc)
     _require_clock(database, store, complete, now=now)
-    found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before)
+    found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before, quiet=quiet)
     candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
     if proven or key == LATEST_TESTED:
-        found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED)
+        found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED, quiet=quiet)
         _require_keys(database, store, [b for b in candidates if b.created > found.created][:_COMPARED])
         candidates = [b for b in candidates if b.created <= found.created]
     if not any_origin:
-        _require_own(database, store, candidates[:_COMPARED])
+        _require_own(database, store, candidates, quiet=quiet)
     return found.key
 
 
@@ -205,8 +207,29 @@ def _require_keys(database: Database, store: BackupSource, passed_over: Sequence
                 choose_key(keys, None, fingerprint=fingerprint, subject=store.url + backup.key)
 
 
-def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup]) -> None:
+def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup], *, quiet: bool) -> None:
     """:raises RequestError: the newest backups are of several replicas, or of another one than is here."""
+    fault, certain = origin_fault(database, store, newest)
+    if fault and certain:
+        raise RequestError(
+            fault,
+            subject=database.id,
+            hint="Another machine may back up under this prefix; give it one of its own. Name the key of the backup "
+            "that is meant, or take the newest with --any-origin (conf: any_origin).",
+        )
+    if fault and not quiet:
+        log.warning("the newest backup is taken, although %s", fault)
+
+
+def origin_fault(database: Database, store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[str, bool]:
+    """Whether the newest backups are of one replica, the one that is here.
+
+    :param backups: complete ones, the newest first; only the first few are asked for.
+    :returns: a sentence with the origin of each, empty where all is well; and whether there is a replica here which
+        they can be compared with.
+    :raises StoreError: the store refuses or fails.
+    """
+    newest = backups[:_COMPARED]
     seen: list[tuple[ListedBackup, Origin | None]] = []
     for backup in newest:
         with contextlib.suppress(NotFoundError, DamagedError):  # gone meanwhile, or reported when it is read
@@ -216,19 +239,9 @@ def _require_own(database: Database, store: BackupSource, newest: Sequence[Liste
     if database.is_here:
         with disk_errors(database.replica.parent, subject=database.id):
             mine = read_origin(database.replica, host=database.here)
-    if mine is None and len({origin.replica for _, origin in seen if origin is not None}) > 1:
-        told = "; ".join(f"{backup.key} of {origin}" for backup, origin in seen if origin is not None)
-        log.warning("there are backups of several replicas, and the newest is taken: %s", told)
-    if fault := conflict([(backup.created, origin) for backup, origin in seen], mine):
-        told = "; ".join(
-            f"{store.url}{backup.key} of {origin or 'a replica that is not known'}" for backup, origin in seen
-        )
-        raise RequestError(
-            f"{fault}: {told}",
-            subject=database.id,
-            hint="Another machine may back up under this prefix; give it one of its own. Name the key of the backup "
-            "that is meant, or take the newest with --any-origin (conf: any_origin).",
-        )
+    fault = conflict([(backup.created, origin) for backup, origin in seen], mine or (seen[0][1] if seen else None))
+    told = "; ".join(f"{store.url}{backup.key} of {origin or 'a replica that is not known'}" for backup, origin in seen)
+    return f"{fault}: {told}" if fault else "", mine is not None
 
 
 def origin_of(stored: StoredObject) -> Origin | None:
@@ -279,9 +292,16 @@ def identify_backup(
         raise ModeError(
             f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
         )
+    claimed = metadata.get("duckling-mode")
+    if claimed is not None and claimed not in MODES:
+        raise ModeError(
+            f"its duckling-mode {printable(claimed)!r} is none that this program knows",
+            subject=subject,
+            hint="A newer version or another program made it, or its metadata was changed. Upgrade, or use another "
+            "backup.",
+        )
     mac = _read_mac(store, key)
     head = _read_head(store, stored, archived=archived)
-    claimed = metadata.get("duckling-mode")
     # Of one that lies in an archive, only metadata and its `.mac` can tell.
     plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
     if expected == CLIENT:

@@ -189,18 +189,19 @@ def choose(
     where: str = "",
     skipped: int = 0,
     before: datetime | None = None,
+    quiet: bool = False,
 ) -> ListedBackup:
     """The newest backup, or the newest one made before `before`; never one that is `misdated`.
 
     :param now: aware.
-
+    :param quiet: nothing is taken yet, so what is passed over is not logged.
     :param backups: newest first, as `assemble` returns them.
     :param where: what was searched, for the message.
     :param skipped: how many backups there are besides, which have no ``.mac`` although the mode demands one.
     :raises NotFoundError: when there is none.
     """
     misdated = [backup for backup in backups if backup.misdated(now)]
-    for backup in misdated:
+    for backup in misdated if not quiet else ():
         log.warning("%s is passed over: %s", backup.key, backup.misdated(now))
     backups = [backup for backup in backups if backup not in misdated]
     for backup in backups:

@@ -149,12 +149,14 @@ def restore_backup(
     started = time.monotonic()
     wanted = _Wanted(database, store, key, before, fallback, any_origin)
     if to is not None:
+        with disk_errors(database.backup_path, subject=database.id):
+            clear_downloads(database.backup_path)  # what a killed one left may have the name
         _require_new_path(database, to)
         with (
             wanted.downloaded(to, control) as (backup, new),
             disk_errors(to.parent, subject=database.id, needed=backup.size),
         ):
-            give_name(new, to)
+            give_name(new, to, notes=database.backup_path)
             sync_folder(to.parent)
         return _result(backup, started, to, None)
     replica = Path(os.path.realpath(database.replica))
@@ -285,7 +287,7 @@ class _Wanted:
                     advice += "." if other_key else ", or add --fallback (conf: fallback)."
                     error.hint = f"{error.hint} {advice}" if error.hint else advice
                     raise
-                log.warning("passed over, since it is damaged: %s", error.what)
+                log.warning("passed over, since it is damaged: %s; %s is taken", error.what, older)
                 key, chosen = older, False
 
     def _next_whole(self, key: str, *, strict: bool) -> str | None:
@@ -295,7 +297,7 @@ class _Wanted:
         """
         while (created := parse_name(key.rpartition("/")[2])) is not None:
             try:
-                key = resolve(self.database, self.store, LATEST, before=created, any_origin=self.any_origin)
+                key = resolve(self.database, self.store, LATEST, before=created, any_origin=self.any_origin, quiet=True)
                 identify_backup(self.database, self.store, key)
             except NotFoundError:
                 return None

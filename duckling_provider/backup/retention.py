@@ -35,7 +35,7 @@ from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX,
 from duckling_provider.backup.states import State, read_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors
-from duckling_provider.base.errors import AccessDeniedError, BusyError, NotFoundError
+from duckling_provider.base.errors import AccessDeniedError, BusyError, FileSystemError, NotFoundError, StateFileError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
@@ -141,7 +141,12 @@ def _always(complete: Sequence[ListedBackup], state: Callable[[ListedBackup], St
 
 
 #: How a day, a week, a month and a year are called, so that two moments in one have one name.
-_PERIODS: Mapping[str, str] = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m", "yearly": "%Y"}
+_PERIODS: Mapping[str, Callable[[datetime], str]] = {
+    "daily": lambda made: made.isoformat()[:10],
+    "weekly": lambda made: "{:04}-W{:02}".format(*made.isocalendar()),
+    "monthly": lambda made: made.isoformat()[:7],
+    "yearly": lambda made: made.isoformat()[:4],
+}
 
 
 def _kept_by(
@@ -150,10 +155,10 @@ def _kept_by(
     """(backup, period) of those that `rule` keeps: of each of the newest so many periods in which there is one that is
     not disproved, the newest that is proven, or the newest.
     """
-    for name, pattern in _PERIODS.items():
+    for name, named in _PERIODS.items():
         periods: dict[str, list[ListedBackup]] = {}
         for backup in complete:
-            periods.setdefault(f"{backup.created.astimezone(timezone.utc):{pattern}}", []).append(backup)
+            periods.setdefault(named(backup.created.astimezone(timezone.utc)), []).append(backup)
         left = getattr(rule, name)
         for period, made in periods.items():  # newest first
             if not left:
@@ -223,25 +228,33 @@ def trim_local(database: Database, *, now: datetime | None = None, control: Cont
             keep_days=MAX_DAYS,
             state=_looked_up(database, local),
         )
-        deleted, _ = _delete_local(local, trimmed(everything, Room.of(database, coming=True)), control or Control())
+        plan = trimmed(everything, Room.of(database, coming=True))
+        deleted, _, odd = _delete_local(local, plan, control or Control())
+    for told in odd:
+        log.warning("%s", told)
     for name in deleted:
         log.info("%s%s was deleted to make room for the next one", local.url, name)
     return tuple(deleted)
 
 
-def _delete_local(local: LocalBackups, plan: RetentionPlan, control: Control) -> tuple[list[str], list[str]]:
-    """The names that went, and those that are in use."""
+def _delete_local(local: LocalBackups, plan: RetentionPlan, control: Control) -> tuple[list[str], list[str], list[str]]:
+    """The names that went, those that are in use, and a sentence about each that can't be deleted: it keeps no other
+    from going.
+    """
     deleted: list[str] = []
     busy: list[str] = []
+    odd: list[str] = []
     for backup in plan.delete:
         control.check()
         try:
             delete_backup(local, backup.key)
         except BusyError:
             busy.append(backup.key)
+        except (FileSystemError, StateFileError) as error:
+            odd.append(str(error))
         else:
             deleted.append(backup.key)
-    return deleted, busy
+    return deleted, busy, odd
 
 
 @dataclass(frozen=True)
@@ -300,9 +313,10 @@ def _clean_up(
     downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
     deleted, busy = [backup.key for backup in local_plan.delete], list[str]()
     if not dry_run:
-        deleted, busy = _delete_local(local, local_plan, control)
+        deleted, busy, odd = _delete_local(local, local_plan, control)
+        notes += odd
         with contextlib.suppress(FileNotFoundError):
-            clear_partials(database.backup_dir)
+            notes += clear_partials(database.backup_dir)
     s3_deleted: list[str] = []
     s3_kept: int | None = None
     s3_decisions: tuple[Decision, ...] = ()
@@ -332,14 +346,14 @@ def _clean_up(
                     versions_stay = delete_backup(store, backup.key) or versions_stay
                 s3_deleted.append(backup.key)
         if not dry_run:
-            aborted = _abort_abandoned(database, store, backups, now=now)
-            _delete_lone_companions(database, store, rows, now=now)
+            aborted = _abort_abandoned(database, store, backups, now=now, notes=notes)
+            _delete_lone_companions(database, store, rows, now=now, notes=notes)
         if store.clock_fault:
             notes.append(store.clock_fault)
     return CleanupResult(
         local_deleted=tuple(deleted),
         s3_deleted=tuple(s3_deleted),
-        local_kept=len(local_plan.keep) + len(busy),
+        local_kept=len(local_plan.decisions) - len(deleted),
         s3_kept=s3_kept,
         busy=tuple(busy),
         uploads_aborted=aborted,
@@ -364,9 +378,13 @@ def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBack
     return state
 
 
-def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedBackup], *, now: datetime) -> int:
+def _abort_abandoned(
+    database: Database, store: Store, backups: Sequence[ListedBackup], *, now: datetime, notes: list[str]
+) -> int:
     """Abort the unfinished uploads that are old, and those of this installation that were interrupted before the newest
     complete backup was made; returns how many.
+
+    :param notes: receives a sentence about each file beside a local backup that is none of ours.
     """
     complete = (b for b in backups if b.has_mac or store.mode != CLIENT)
     newest = next((b.created for b in complete if not b.misdated(now)), None)
@@ -387,7 +405,7 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
             log_path = path.with_suffix(UPLOAD_SUFFIX)
             if newest is None or created is None or created >= newest or (key in stored and not log_path.exists()):
                 continue
-            with contextlib.suppress(BusyError):  # another process is uploading it
+            with _noted_when_odd(notes), contextlib.suppress(BusyError):  # another process is uploading it
                 locks.enter_context(FileLock(path.with_suffix(UPLOAD_LOCK_SUFFIX), operation="clean-up", wait=0))
                 superseded.add(key)
                 found = UploadLog.owner(log_path)
@@ -399,9 +417,22 @@ def _abort_abandoned(database: Database, store: Store, backups: Sequence[ListedB
         return count + store.sweep(store.prefix, abandoned=abandoned)
 
 
-def _delete_lone_companions(database: Database, store: Store, rows: Sequence[StoredObject], *, now: datetime) -> None:
+@contextlib.contextmanager
+def _noted_when_odd(notes: list[str]) -> Iterator[None]:
+    """A file in the place of a state file that is none of ours is named, and the clean-up goes on with the others."""
+    try:
+        yield
+    except StateFileError as error:
+        notes.append(str(error))
+
+
+def _delete_lone_companions(
+    database: Database, store: Store, rows: Sequence[StoredObject], *, now: datetime, notes: list[str]
+) -> None:
     """A ``.mac`` is stored just before its object appears: killed in between, an upload leaves it alone. So does a
     deletion.
+
+    :param notes: as of `_abort_abandoned`.
     """
     keys = {row.key for row in rows}
     for row in rows:
@@ -422,7 +453,7 @@ def _delete_lone_companions(database: Database, store: Store, rows: Sequence[Sto
         else:
             continue
         # Who may not delete keeps it; it does no harm.
-        with contextlib.suppress(BusyError, AccessDeniedError), quiet:
+        with _noted_when_odd(notes), contextlib.suppress(BusyError, AccessDeniedError), quiet:
             try:
                 store.head(key)
             except NotFoundError:

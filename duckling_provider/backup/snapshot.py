@@ -31,11 +31,11 @@ from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import (
+    clear_leftovers,
     clear_torn,
     clone,
     make_folder,
     partial_file,
-    remove_unless_locked,
     sync_folder,
     write_durably,
 )
@@ -401,7 +401,8 @@ def prepared_folder(database: Database) -> Path:
     folder = database.backup_dir
     with disk_errors(folder.parent, subject=database.id, needed=0):
         make_folder(folder)
-    clear_partials(folder)
+    for odd in clear_partials(folder):
+        log.warning("%s", odd)
     return folder
 
 
@@ -442,17 +443,23 @@ def published(snapshot: Snapshot) -> Iterator[None]:
     sync_folder(snapshot.path.parent)
 
 
-def clear_partials(folder: Path) -> None:
-    """Remove what killed snapshots and uploads left; living ones hold an flock on their files."""
-    for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        remove_unless_locked(partial)
-    clear_torn(folder, "backup-*")
+def clear_partials(folder: Path) -> list[str]:
+    """Remove what killed snapshots and uploads left; living ones hold an flock on their files.
+
+    :returns: a sentence about each file that can't be removed: no new backup needs its name.
+    """
+    partials = (path for path in sorted(folder.glob(f"*{PARTIAL_SUFFIX}")) if parse_name(path.stem) is not None)
+    odd = [*clear_leftovers(partials), *clear_torn(folder, "backup-*")]
     for sidecar in folder.glob(f"backup-*{SIDECAR_SUFFIX}"):
         # Killed between the sidecar and the rename. A living snapshot has its partial file still, or the copy already:
         # they are looked at in that order.
         copy = sidecar.with_suffix(".db")
         if parse_name(copy.name) is not None and not partial_of(copy).exists() and not copy.exists():
-            sidecar.unlink(missing_ok=True)
+            try:
+                sidecar.unlink(missing_ok=True)
+            except OSError as error:
+                odd.append(f"{sidecar}: cannot be removed: {error.strerror}")
+    return odd
 
 
 def _size_of(path: Path) -> int:

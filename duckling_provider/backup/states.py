@@ -265,7 +265,12 @@ def _parse(database: Database, backup: ListedBackup, data: bytes) -> tuple[Evide
 
 
 def choose_by_state(
-    database: Database, source: BackupSource, candidates: Sequence[ListedBackup], *, tested: bool = False
+    database: Database,
+    source: BackupSource,
+    candidates: Sequence[ListedBackup],
+    *,
+    tested: bool = False,
+    quiet: bool = False,
 ) -> ListedBackup:
     """The newest of `candidates` that is proven; where nothing is recorded of any, the newest, with a warning.
 
@@ -273,6 +278,7 @@ def choose_by_state(
 
     :param candidates: complete ones, newest first, at least one.
     :param tested: only what a drill restored will do.
+    :param quiet: nothing is taken yet, so there are no warnings.
     :raises NotFoundError: every one was disproved; or none was tested.
     """
     passed: list[ListedBackup] = []
@@ -289,7 +295,9 @@ def choose_by_state(
             if source.presumed == "uploaded" and not database.verifies_whole and not tested:
                 break
     else:
-        backup = _unproven(database, source, passed, disproved, tested=tested)
+        backup = _unproven(database, source, passed, disproved, tested=tested, quiet=quiet)
+    if quiet:
+        return backup
     for other, evidence in disproved:
         if other.created > backup.created:
             log.warning("%s%s is passed over: %s", source.url, other.key, _disproof(evidence))
@@ -312,6 +320,7 @@ def _unproven(
     disproved: Sequence[tuple[ListedBackup, Evidence]],
     *,
     tested: bool,
+    quiet: bool,
 ) -> ListedBackup:
     """What is to be done where no backup is proven."""
     if tested:
@@ -325,7 +334,8 @@ def _unproven(
             subject=database.id,
             hint="Make a new backup. To restore one of these all the same, name its key.",
         )
-    log.warning("%s%s is taken, though nothing says that it was verified", source.url, unknown[0].key)
+    if not quiet:
+        log.warning("%s%s is taken, though nothing says that it was verified", source.url, unknown[0].key)
     return unknown[0]
 
 

@@ -6,9 +6,10 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from duckling_provider.base.errors import StateFileError
 from duckling_provider.base.state_files import create_state, give_to_owner_of, open_state
 
 #: How names of `write_durably`'s temporary files end.
@@ -41,13 +42,28 @@ def write_durably(path: Path, content: bytes | Callable[[int], bytes]) -> None:
     sync_folder(path.parent)
 
 
-def clear_torn(folder: Path, name: str) -> None:
+def clear_torn(folder: Path, name: str) -> list[str]:
     """Remove the temporary files that `write_durably` left in `folder` where it was killed.
 
     :param name: a glob pattern for the name of the file that was to be.
+    :returns: as `clear_leftovers`.
     """
-    for torn in folder.glob(f".{name}.*{_TORN_SUFFIX}"):
-        remove_unless_locked(torn)
+    return clear_leftovers(sorted(folder.glob(f".{name}.*{_TORN_SUFFIX}")))
+
+
+def clear_leftovers(paths: Iterable[Path]) -> list[str]:
+    """`remove_unless_locked` each; returns a sentence about each that can't be removed, because it is none of ours or
+    the system refuses. Such a one is left as it is and holds nothing else up.
+    """
+    odd = []
+    for path in paths:
+        try:
+            remove_unless_locked(path)
+        except StateFileError as error:
+            odd.append(str(error))
+        except OSError as error:
+            odd.append(f"{path}: cannot be removed: {error.strerror}")
+    return odd
 
 
 def remove_unless_locked(path: Path) -> bool:

@@ -12,8 +12,13 @@ _STAMP = re.compile(r"(?:backup-)?(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)(?:-(\d{
 
 def stamp_of(moment: datetime) -> str:
     """``2025-03-01T14:32:11.482Z`` -> ``"2025-03-01T14-32-11-482Z"``; `moment` must be aware."""
-    utc = moment.astimezone(timezone.utc)
-    return f"{utc:%Y-%m-%dT%H-%M-%S}-{utc.microsecond // 1000:03d}Z"
+    return iso(moment).replace(":", "-").replace(".", "-")
+
+
+def readable(moment: datetime) -> str:
+    """``"2025-03-01 14:32:11"``, in UTC, for people; `moment` must be aware."""
+    # Not strftime: it writes the year 1 as 1.
+    return moment.astimezone(timezone.utc).isoformat(" ")[:19]
 
 
 def iso(moment: datetime) -> str:

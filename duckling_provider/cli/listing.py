@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from duckling_provider.base.errors import DucklingError, WrongHostError
-from duckling_provider.base.moments import iso
+from duckling_provider.base.moments import iso, readable
 from duckling_provider.base.units import human_bytes, short_ago
 from duckling_provider.cli.databases import read_copy_facts
 from duckling_provider.cli.options import AnyId, Json
@@ -69,7 +69,7 @@ class _Row:
 
     def cells(self, now: datetime) -> list[str]:
         backup = self.backup
-        taken = f"{backup.created:%Y-%m-%d %H:%M:%S}"
+        taken = readable(backup.created)
         state = self.state + ("*" if backup.is_pinned else "")
         facts = [human_bytes(backup.size), taken, short_ago(backup.created, now), state]
         return [self.where, backup.key, *facts, self.mode or "-", self.fingerprint or "-", self.remark]

@@ -5,6 +5,7 @@ The page is made twice with the same content, as text and as HTML, and needs not
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import json
@@ -29,6 +30,7 @@ from duckling_provider.cli.session import Session, session_of
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
     from duckling_provider.config.s3 import S3Settings
+    from duckling_provider.replica.origin import Origin
 
 #: As many of the newest backups are on the page.
 _NEWEST = 5
@@ -56,11 +58,14 @@ class Code:
 
 @dataclass(frozen=True)
 class Found:
-    """One of the newest backups: `fingerprint` of its key, ``""`` where it has none, None where it is not known."""
+    """One of the newest backups: `fingerprint` of its key, ``""`` where it has none, None where it is not known;
+    `origin` says of which replica it is, where that is not the one here, or there are several.
+    """
 
     key: str
     size: int
     fingerprint: str | None
+    origin: str = ""
 
 
 def recovery_kit(
@@ -103,21 +108,41 @@ def recovery_kit(
 
 
 def _newest(session: Session, database: Database) -> tuple[list[Found], str | None]:
-    """The newest complete backups, or why they can't be listed: the page is worth having all the same."""
-    from duckling_provider.backup.backup_object import list_backups
+    """The newest backups that may be good, or why they can't be listed: the page is worth having all the same."""
+    from duckling_provider.backup.backup_object import is_complete, list_backups, origin_of
     from duckling_provider.backup.key_choice import key_of
-    from duckling_provider.config.s3 import CLIENT
+    from duckling_provider.backup.states import read_state
 
     try:
         store = session.store(database)
         if store is None or database.s3 is None:
             return [], None
         now = datetime.now(timezone.utc)
-        whole = (b for b in list_backups(store) if (b.has_mac or store.mode != CLIENT) and not b.misdated(now))
-        listed = itertools.islice(whole, _NEWEST)
-        return [Found(b.key, b.size, key_of(store, b.key, database.s3.reading_keys)) for b in listed], None
+        whole = (b for b in list_backups(store) if is_complete(b, store.mode) and not b.misdated(now))
+        good = (b for b in whole if read_state(database, store, b).name != "disproved")
+        listed = [(b, origin_of(store.head(b.key))) for b in itertools.islice(good, _NEWEST)]
+        mine = _own_origin(database)
+        several = len({origin.replica for _, origin in listed if origin is not None}) > 1
+        found = []
+        for backup, origin in listed:
+            foreign = origin is not None and (several if mine is None else not mine.owns(origin, backup.created))
+            fingerprint = key_of(store, backup.key, database.s3.reading_keys)
+            found.append(Found(backup.key, backup.size, fingerprint, f"of {origin}" if foreign else ""))
+        return found, None
     except DucklingError as error:
         return [], session.terminal.explain(error)[0]
+
+
+def _own_origin(database: Database) -> Origin | None:
+    """Of the replica that is here; None where there is none, or this user can't see it."""
+    from duckling_provider.base.ownership import as_owner_of
+    from duckling_provider.replica.origin import read_origin
+
+    with contextlib.suppress(DucklingError, OSError):
+        if database.is_here:
+            with as_owner_of(*database.files):
+                return read_origin(database.replica, host=database.here)
+    return None
 
 
 def page(
@@ -150,9 +175,15 @@ def page(
     yield _with_this_software(database, s3, with_key=with_key)
     unknown = Found(f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db", 0, None)
     if encrypted:
-        yield _with_openssl(s3, next((b for b in found if b.fingerprint != ""), unknown), with_key=with_key)
+        yield _with_openssl(s3, _example(found, unknown, encrypted=True), with_key=with_key)
     if s3.encryption != CLIENT:
-        yield _without_software(s3, next((b for b in found if b.fingerprint == ""), unknown).key)
+        yield _without_software(s3, _example(found, unknown, encrypted=False).key)
+
+
+def _example(found: Sequence[Found], unknown: Found, *, encrypted: bool) -> Found:
+    """The newest of that kind, of this replica where there is one."""
+    fitting = [b for b in found if (b.fingerprint != "") == encrypted]
+    return next((b for b in fitting if not b.origin), fitting[0] if fitting else unknown)
 
 
 def _where(database: Database, s3: S3Settings, found: Sequence[Found]) -> Section:
@@ -178,8 +209,13 @@ def _where(database: Database, s3: S3Settings, found: Sequence[Found]) -> Sectio
     if found:
         section.blocks += [
             "The newest when this was written; later ones have later names:",
-            [(b.key, human_bytes(b.size), _by(b.fingerprint)) for b in found],
+            [(b.key, human_bytes(b.size), _by(b.fingerprint), b.origin) for b in found],
         ]
+    if any(b.origin for b in found):
+        section.blocks.append(
+            "Those with a host at their end are of another replica than the one here, or of one of several: another "
+            "machine backs up under these names too. Take the newest of the machine whose data are wanted."
+        )
     return section
 
 

@@ -32,7 +32,7 @@ def restore(
         str | None, typer.Option(metavar="TIME", help="Take the newest backup made before this ISO 8601 time (UTC).")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Write to this new file and leave the replica alone.")
+        str | None, typer.Option(metavar="PATH", help="Write to this new file and leave the replica alone.")
     ] = None,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Keep the old replica beside the new one.")] = False,
     encryption: EncryptionMode = None,
@@ -65,22 +65,21 @@ def restore(
         raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
     if to is not None and keep_old:
         raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
-    # Not resolve(): a symbolic link is a name that is taken.
-    to = None if to is None else Path(os.path.abspath(to))
+    target = None if to is None else _target(to)
     database = session.read_as(
-        session.database(id, *([] if to is None else [to])),
+        session.database(id, *([] if target is None else [target])),
         key,
         local=local,
         encryption=encryption,
         key_file=encryption_key_file,
     )
-    if to is not None:
-        require_free_name(to, session.installation())
+    if target is not None:
+        require_free_name(target, session.installation())
     source = session.source(database, local=local)
     full_key(source, key)
-    asks = not yes and to is None and session.terminal.can_ask and os.path.lexists(database.replica)
+    asks = not yes and target is None and session.terminal.can_ask and os.path.lexists(database.replica)
     if dry_run or asks:
-        plan = plan_restore(database, source, key, before=moment, to=to, fallback=fallback, any_origin=any_origin)
+        plan = plan_restore(database, source, key, before=moment, to=target, fallback=fallback, any_origin=any_origin)
         if dry_run:
             _show(session, database, source, plan)
             return
@@ -97,7 +96,7 @@ def restore(
             source,
             key,
             before=moment,
-            to=to,
+            to=target,
             keep_old=keep_old,
             fallback=fallback,
             any_origin=any_origin,
@@ -120,6 +119,22 @@ def restore(
         session.terminal.say(f"it was made on {done.origin}")
     if done.kept:
         session.terminal.say(f"the old file is {done.kept}")
+
+
+def _target(text: str) -> Path:
+    """The absolute path of ``--to``.
+
+    :raises UsageError: it names no file.
+    """
+    if not text.strip():
+        raise UsageError("--to: names no file", hint="Is a variable empty? Write the path of a new file.")
+    if text == "-":
+        hint = "Write the path of a new file; ./- for one of that name."
+        raise UsageError("--to: a restore writes a file, not to standard output", hint=hint)
+    if text.endswith("/") or os.path.isdir(text):
+        raise UsageError("--to: this is a folder", subject=text, hint="Write the path of a new file in it.")
+    # Not resolve(): a symbolic link is a name that is taken.
+    return Path(os.path.abspath(text))
 
 
 def _show(session: Session, database: Database, source: BackupSource, plan: RestorePlan) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import KeysView, Mapping
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
@@ -96,7 +96,7 @@ def validate(
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             path = prefix + ".".join(printable(str(part)) for part in detail["loc"])
-            report.error(path, _cause(shape, detail["type"], detail["loc"][0], detail["input"]))
+            report.error(path, _cause(shape, detail["type"], detail["loc"], detail["input"]))
         return None
     for name in fields_of(shape):
         text = raw.get(name)
@@ -120,26 +120,48 @@ def warn_unknown(
             report.warn(prefix + printable(name), f"unknown field, did you mean {near}?" if near else "unknown field")
 
 
-def _cause(shape: type[Shape], type_: str, name: str | int, value: Any) -> str:
+def _cause(shape: type[Shape], type_: str, place: Sequence[str | int], value: Any) -> str:
+    """What is wrong, in our words; `type_` is pydantic's."""
     if type_ == "missing":
         return "required"
+    if type_ == "extra_forbidden":
+        *known, last = field_names(_inner(shape, place[:-1]) or shape)
+        return f"unknown field; expected {', '.join(known)} or {last}"
     wanted = {
         "bool_type": "true or false",
         "string_type": "a string",
         "float_type": "a number",
         "int_type": "a whole number",
         "dict_type": "an object",
+        "model_type": "an object",
         "tuple_type": "a list",
     }.get(type_)
     if wanted and kind(value) == "a number" and "number" in wanted:
         return f"expected {wanted}, got one {'with a fraction' if isinstance(value, float) else 'that is too large'}"
     if wanted:
         return f"expected {wanted}, got {kind(value)}"
-    field = fields_of(shape).get(str(name))
+    inner = _inner(shape, place[:-1])
+    field = fields_of(inner).get(str(place[-1])) if inner is not None else None
     metadata = field.metadata if field is not None else []
     limits = {key: getattr(m, key) for m in metadata for key in ("ge", "le") if hasattr(m, key)}
     number = "a whole number" if field is not None and field.annotation is int else "a number"
-    return f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}" if limits else f"not valid ({type_})"
+    return (
+        f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}"
+        if len(limits) == 2
+        else "not a value that it can have"
+    )
+
+
+def _inner(shape: type[Shape], place: Sequence[str | int]) -> type[Shape] | None:
+    """The shape of the object at `place` of a `shape`; None where no shape says what is there."""
+    for name in place:
+        field = fields_of(shape).get(str(name))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        found = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Shape)), None)
+        if found is None:
+            return None
+        shape = found
+    return shape
 
 
 @lru_cache

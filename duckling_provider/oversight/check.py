@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.backup_object import list_backups, origin_of, size_fault
+from duckling_provider.backup.backup_object import is_complete, list_backups, origin_fault, origin_of, size_fault
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, date_faults
 from duckling_provider.base.disk_space import require_space
@@ -28,6 +28,7 @@ from duckling_provider.base.errors import (
     StateFileError,
     WrongHostError,
 )
+from duckling_provider.base.moments import readable
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
@@ -67,6 +68,7 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         if database.read_copy is not None:
             yield _step("copy for readers", lambda: _read_copy(database))
     yield from _dates(database, store)
+    yield from _origins(database, store)
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
         return
@@ -88,6 +90,24 @@ def _dates(database: Database, store: Store | None) -> Iterator[CheckStep]:
             if faults:
                 hint = "They are never latest. Delete them once they are of no use: duckling delete."
                 yield CheckStep("dates", error=f"{'; '.join(faults)}. {hint}")
+
+
+def _origins(database: Database, store: Store | None) -> Iterator[CheckStep]:
+    """A step where the newest backups in the store are of several replicas, or of another one than is here."""
+    # What makes a listing fail is told by the steps about the store.
+    with contextlib.suppress(DucklingError, OSError):
+        if store is None:
+            return
+        now = datetime.now(timezone.utc)
+        whole = [b for b in list_backups(store) if is_complete(b, store.mode) and not b.misdated(now)]
+        fault, _ = origin_fault(database, store, whole)
+        if fault:
+            yield CheckStep(
+                "origin",
+                error=f"{fault}. The right one is the machine whose replica the sync keeps up to date: see on which it "
+                f"runs, or look into each: duckling restore {database.id} KEY --to FILE. Give the other machine a "
+                "pathPrefix of its own.",
+            )
 
 
 def _step(name: str, look: Callable[[], str]) -> CheckStep:
@@ -128,7 +148,7 @@ def _read_copy(database: Database) -> str:
     if copy is None:
         return f"can be made as {database.read_copy}; the next sync makes it"
     state = "equal to the replica" if copy.is_current(database) else "older than the replica: the next sync renews it"
-    return f"of {copy.made:%Y-%m-%d %H:%M:%S} UTC, {state}; readable by its {readers_of(copy)}"
+    return f"of {readable(copy.made)} UTC, {state}; readable by its {readers_of(copy)}"
 
 
 def _folder(database: Database) -> str:

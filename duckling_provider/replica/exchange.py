@@ -25,7 +25,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from duckling_provider.base.durable_files import clear_torn, remove_unless_locked, sync_folder, write_durably
+from duckling_provider.base.durable_files import clear_leftovers, clear_torn, sync_folder, write_durably
 from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError, StateFileError
 from duckling_provider.base.state_files import read_state, require_base_name
 from duckling_provider.replica.duckdb_file import WAL_SUFFIXES, owner_of_wal, wal_files, wal_of, writer_of
@@ -198,8 +198,12 @@ def recover(replica: Path) -> str | None:
         else:
             _undo(folder, real, journal, journal_path, now)
             done = "undid a restore that was interrupted before the new file was in place"
-    clear_torn(folder, f"{glob.escape(real.name)}.duckling-*")
-    if remove_unless_locked(real.with_name(real.name + NEW_SUFFIX)) and done is None:
+    new = real.with_name(real.name + NEW_SUFFIX)
+    was_there = os.path.lexists(new)
+    # What is none of ours stands in the way of a restore, which says so, and of nothing else.
+    for odd in (*clear_torn(folder, f"{glob.escape(real.name)}.duckling-*"), *clear_leftovers([new])):
+        log.warning("%s", odd)
+    if was_there and not os.path.lexists(new) and done is None:
         done = "removed the download of a restore that was interrupted"
     if done:
         log.warning("%s: %s", real, done)

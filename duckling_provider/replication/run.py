@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, ConfigError, ReplicaError
+from duckling_provider.base.moments import readable
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.read_copy import find_read_copy, renew_read_copy
 from duckling_provider.replication.apply.foreign_keys import Reference
@@ -214,7 +215,7 @@ class Run:
             copy = renew_read_copy(self.database, wait=self.wait, control=self.control)
         except BusyError as error:
             copy = find_read_copy(self.database)
-            old = f"is of {copy.made:%Y-%m-%d %H:%M:%S} UTC" if copy else "is not there yet"
+            old = f"is of {readable(copy.made)} UTC" if copy else "is not there yet"
             self.done.read_copy = self.done.read_copy or (copy.made if copy else None)
             note = f"the copy for readers {old}: {error}"
             self.done.notes = (*(n for n in self.done.notes if not n.startswith("the copy for readers")), note)

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider.backup.names import ListedBackup, assemble, backup_name, checked_key, choose, parse_name
+from duckling_provider.backup.retention import _kept_by
 from duckling_provider.base.errors import DucklingError, NotFoundError
-from duckling_provider.base.moments import parse_moment, stamp_of
+from duckling_provider.base.moments import parse_moment, readable, stamp_of
+from duckling_provider.config.s3 import Retention
 from duckling_provider.stores.store import StoredObject
+from duckling_provider.web.page.wording import utc
 
 #: After everything that the other tests list.
 NOW = datetime(9999, 6, 1, tzinfo=timezone.utc)
@@ -19,7 +22,7 @@ EXAMPLE = datetime(2025, 3, 1, 14, 32, 11, 482_000, tzinfo=timezone.utc)
 EXAMPLE_NAME = "backup-2025-03-01T14-32-11-482Z.db"
 
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-MOMENTS = st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=OFFSETS)  # noqa: DTZ001
+MOMENTS = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=OFFSETS)  # noqa: DTZ001
 NAMES = MOMENTS.map(stamp_of).map(backup_name)
 #: Nearly right names: every digit may be any character that regular expressions call a digit.
 ALMOST = st.from_regex(r"\Abackup-\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}-\d{3}Z\.db\Z")
@@ -30,6 +33,20 @@ ALMOST = st.from_regex(r"\Abackup-\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}-\d{3}Z\.db
 def test_the_contract_s_example():
     assert backup_name(stamp_of(EXAMPLE)) == EXAMPLE_NAME
     assert parse_name(EXAMPLE_NAME) == EXAMPLE
+
+
+def test_a_year_has_four_digits_wherever_a_moment_is_shown():
+    first = datetime(1, 1, 1, tzinfo=timezone.utc)
+    assert (readable(first), stamp_of(first)) == ("0001-01-01 00:00:00", "0001-01-01T00-00-00-000Z")
+    assert utc(first) == "0001-01-01 00:00:00 UTC"
+    backups = [ListedBackup(backup_name(stamp_of(first)), first, 5000)]
+    for rule, shown in (
+        (Retention(daily=1), "daily: 0001-01-01"),
+        (Retention(weekly=1), "weekly: 0001-W01"),
+        (Retention(monthly=1), "monthly: 0001-01"),
+        (Retention(yearly=1), "yearly: 0001"),
+    ):
+        assert [text for _, text in _kept_by(rule, backups, lambda _: "verified")] == [shown]
 
 
 @given(MOMENTS)

@@ -463,6 +463,21 @@ def test_a_key_outside_the_prefix_is_refused_before_the_store_is_asked(make_site
     assert bucket.asked == []
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("claimed", ["zzz", "", "Client-AES256", "client-aes512"])
+def test_a_mode_that_this_program_does_not_know_is_told_as_such(
+    make_site: Callable[..., Site], mode: str, claimed: str
+):
+    site = make_site(mode)
+    bucket = site.bucket()
+    stored, data = bucket.objects[OBJECT]
+    metadata = {**stored.metadata, "duckling-mode": claimed}
+    bucket.objects[OBJECT] = (dataclasses.replace(stored, metadata=metadata), data)
+    with site.untouched(), pytest.raises(ModeError, match=f"its duckling-mode '{claimed}' is none that") as caught:
+        restore_backup(site.database(), bucket, OBJECT, wait=0)
+    assert "Upgrade" in (caught.value.hint or "")
+
+
 def test_another_database_s_backup_is_taken_only_by_its_name(make_site: Callable[..., Site]):
     """Two entries may share a prefix by mistake; after a rename the old backups are still wanted."""
     site = make_site()
@@ -481,7 +496,7 @@ def test_another_database_s_backup_is_taken_only_by_its_name(make_site: Callable
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_newest_backup_names_the_next_good_one_and_fallback_takes_it(
-    make_site: Callable[..., Site], mode: str, damage: str
+    make_site: Callable[..., Site], caplog: pytest.LogCaptureFixture, mode: str, damage: str
 ):
     site = make_site(mode)
     bucket, database = site.bucket(), site.database()
@@ -497,13 +512,18 @@ def test_a_damaged_newest_backup_names_the_next_good_one_and_fallback_takes_it(
             bucket.spoil(whole, key)
     bucket.add(site.good, OLDER)
     # By the name and by latest alike, and the cut one between the two is no advice.
-    for key in ("latest", NEWER):
+    for key in (NEWER, "latest"):
+        caplog.clear()
         with site.untouched(), pytest.raises(IntegrityError) as caught:
             restore_backup(database, bucket, key, wait=0)
         assert caught.value.subject == bucket.url + NEWER
         assert f"looks whole is {NAME}" in (caught.value.hint or "")
+        # What was only looked at for the advice was not taken.
+        assert f"{OBJECT} is taken" not in caplog.text
+        assert ("is taken" in caplog.text) == (key == "latest")
     result = restore_backup(database, bucket, fallback=True, wait=0)
     assert result.key == OBJECT
+    assert f"{OBJECT} is taken" in caplog.text
     assert site.contents() == {"production.db": site.good}
 
 

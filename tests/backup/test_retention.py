@@ -356,6 +356,59 @@ def test_a_backup_in_use_is_left_for_the_next_time(tmp_path: Path):
     assert clean_up(database, None, now=NOW).local_deleted == (old.name,)
 
 
+def test_what_is_none_of_ours_beside_old_backups_keeps_no_other_from_going(tmp_path: Path):
+    database = local_database(tmp_path)
+    folder = database.backup_dir
+    fill_folder(folder, [DAY, *(days * DAY for days in range(8, 12))])
+    # A folder in the place of a copy, and of a companion; links, pipes and open modes in the places of the rest.
+    stuck = folder / key_of(9 * DAY, prefix="")
+    stuck.unlink()
+    stuck.mkdir()
+    log, lock = (stuck.with_name(key_of(10 * DAY, prefix="")).with_suffix(suffix) for suffix in (".upload", ".lock"))
+    for path in (log, lock):
+        path.unlink()
+    log.mkdir()
+    os.mkfifo(lock)
+    partial = folder / f"{key_of(7 * DAY, prefix='')}.partial"
+    partial.symlink_to("/etc/hostname")
+    torn = folder / ".backup-x.json.0123.tmp"
+    torn.touch(mode=0o666)
+    torn.chmod(0o666)
+    ours = folder / f"{key_of(6 * DAY, prefix='')}.partial"
+    ours.touch(mode=0o600)
+    theirs = folder / "download.partial"
+    theirs.touch(mode=0o600)
+    store = MemoryStore(prefix=PREFIX)
+    store.put(key_of(DAY), BytesBody(b"object"))
+
+    done = clean_up(database, store, now=NOW)
+    assert {key_of(days * DAY, prefix="") for days in (8, 11)} <= set(done.local_deleted)
+    assert done.local_kept + len(done.local_deleted) == 5
+    assert not ours.exists()
+    assert all(os.path.lexists(path) for path in (stuck, log, partial, torn, theirs))
+    for odd in (stuck, log, partial, torn):
+        assert any(str(odd) in note for note in done.notes), (odd, done.notes)
+    assert not any(theirs.name in note for note in done.notes)
+
+
+def test_an_upload_log_that_is_none_of_ours_stops_no_clean_up_of_the_store(tmp_path: Path):
+    database = local_database(tmp_path)
+    fill_folder(database.backup_dir, [2 * DAY, 3 * DAY])
+    odd = (database.backup_dir / key_of(3 * DAY, prefix="")).with_suffix(".upload")
+    odd.unlink()
+    odd.symlink_to("/etc/hostname")
+    lone = (database.backup_dir / key_of(2 * DAY, prefix="")).with_suffix(".lock")
+    lone.chmod(0o666)
+    store = MemoryStore(prefix=PREFIX)
+    store.put(key_of(DAY), BytesBody(b"object"))
+    store.put(key_of(2 * DAY) + ".mac", BytesBody(b"mac"))
+    store.put(key_of(3 * DAY) + ".mac", BytesBody(b"mac"))
+    done = clean_up(database, store, now=NOW)
+    assert all(any(str(path) in note for note in done.notes) for path in (odd, lone)), done.notes
+    assert sorted(store.objects) == [key_of(2 * DAY) + ".mac", key_of(DAY)]
+    assert odd.is_symlink()
+
+
 def test_a_database_without_any_backup_is_no_error(tmp_path: Path):
     result = clean_up(local_database(tmp_path), None, now=NOW)
     assert (result.local_deleted, result.local_kept) == ((), 0)

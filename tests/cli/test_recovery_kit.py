@@ -15,7 +15,9 @@ import pytest
 
 from duckling_provider import config
 from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.states import record_state
 from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.base.moments import stamp_of
 from duckling_provider.cli import recovery_kit as kit
 from duckling_provider.cli.app import app
 from duckling_provider.cli.session import Session
@@ -42,8 +44,14 @@ class Site:
         database = self.write(**fields)
         return upload_snapshot(database, open_store(database), take_snapshot(database)).key
 
+    def object(self, key):
+        return self._server.client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def put(self, key, body, metadata):
+        self._server.client().put_object(Bucket=self.bucket, Key=key, Body=body, Metadata=metadata)
+
     def download(self, key, folder):
-        data = self._server.client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        data = self.object(key)
         (folder / key.rpartition("/")[2]).write_bytes(data)
 
 
@@ -66,6 +74,12 @@ def duckling(capsys):
         return json.loads(out)
 
     return run
+
+
+def written(duckling, folder):
+    folder.mkdir()
+    duckling("recovery-kit", "production", "--to", folder)
+    return (folder / "recovery-kit-production.txt").read_text()
 
 
 def blocks(text, section):
@@ -165,6 +179,31 @@ def test_its_steps_name_the_key_of_the_newest_backup_also_when_the_key_was_chang
     for name in (key, f"{key}.mac"):
         site.download(name, tmp_path)
     assert follow([prove, decrypt], tmp_path) == ["GENUINE"]
+
+
+def test_damaged_backups_are_not_on_it_and_those_of_another_machine_are_marked(site, duckling, tmp_path):
+    good = site.backup()
+    database = site.write()
+    store = open_store(database)
+    bad = site.backup()
+    record_state(database, store, store.head(bad), "disproved", means="full", reason="a test")
+    text = written(duckling, tmp_path / "one")
+    assert (good in text, bad in text) == (True, False)
+    assert "replica" not in text
+    # A clone of the machine: its backups carry another identity.
+    foreign = f"production/backup-{stamp_of(datetime.now(timezone.utc))}.db"
+    stored = store.head(good)
+    note = {**stored.metadata, "duckling-origin": "replica=0123456789abcdef; host=clone"}
+    for suffix in ("", ".mac"):
+        body = site.object(good + suffix)
+        site.put(foreign + suffix, body, note if not suffix else {})
+    text = written(duckling, tmp_path / "two")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"- {foreign}")]
+    assert line.endswith("of clone (replica 0123456789abcdef)")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"- {good}")]
+    assert "replica" not in line
+    # Its steps are shown with one of this machine.
+    assert f"/{good}.mac ." in "\n".join(blocks(text, "With openssl alone"))
 
 
 @pytest.mark.parametrize("name", ["recovery-kit-production.txt", "recovery-kit-production.html"])

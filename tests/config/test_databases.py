@@ -732,6 +732,22 @@ MODES = "expected none, sse-s3, sse-kms or client-aes256"
         ),
         ({"tags": {"a": "x;y"}}, "s3.tags.a: expected letters, digits, blanks and + - = . _ : / @"),
         ({"tags": {"aws:x": "y"}}, 's3.tags.aws:x: names that begin with "aws:" are reserved'),
+        ({"retention": 7}, "s3.retention: expected an object, got a number"),
+        ({"retention": []}, "s3.retention: expected an object, got a list"),
+        ({"retention": {"daily": -1}}, "s3.retention.daily: expected a whole number from 0 to 36500"),
+        ({"retention": {"yearly": 101}}, "s3.retention.yearly: expected a whole number from 0 to 100"),
+        ({"retention": {"daily": 1.5}}, "s3.retention.daily: expected a whole number, got one with a fraction"),
+        ({"retention": {"daily": "7"}}, "s3.retention.daily: expected a whole number, got a string"),
+        ({"retention": {"daily": True}}, "s3.retention.daily: expected a whole number, got true or false"),
+        ({"retention": {"daily": None}}, "s3.retention.daily: expected a whole number, got null"),
+        ({"retention": {"daily": 10**30}}, "s3.retention.daily: expected a whole number from 0 to 36500"),
+        (
+            {"retention": {"days": 7}},
+            "s3.retention.days: unknown field; expected daily, weekly, monthly or yearly",
+        ),
+        ({"tags": {"a": {"b": 1}}}, "s3.tags.a: expected a string, got an object"),
+        ({"previousEncryptionKeys": "x"}, "s3.previousEncryptionKeys: expected a list, got a string"),
+        ({"previousEncryptionKeys": [7]}, "s3.previousEncryptionKeys.0: expected a string, got a number"),
     ],
 )
 def test_a_wrong_s3_field_is_named_with_what_is_expected(site: Site, s3: dict[str, Any], message: str) -> None:

@@ -109,6 +109,34 @@ def test_a_backup_whose_date_cannot_be_true_is_named(installation, small_replica
     assert not [step for step in steps if step.error and step.name != "dates"]
 
 
+def test_backups_of_two_replicas_are_both_named_with_what_to_do(installation, small_replica, check, s3_server):
+    """A clone with the same databases.json backs up under the same prefix."""
+    bucket = s3_server.new_bucket()
+    check(s3_server, bucket)
+    database = installation.database()
+    client = s3_server.client()
+
+    def back_up(day, replica, host):
+        key = f"production/backup-2025-03-{day:02}T00-00-00-000Z.db"
+        note = {"duckling-origin": f"replica={replica * 8}; host={host}"}
+        client.put_object(Bucket=bucket, Key=key, Body=b"x", Metadata=note)
+        return key
+
+    first, second = back_up(1, "ab", "one"), back_up(2, "cd", "two")
+    for here in (True, False):
+        if not here:
+            installation.replica().unlink()
+        (told,) = [s.error for s in check_database(database, open_store(database)) if s.name == "origin"]
+        wanted = (first, second, "one (replica ababab", "two (replica cdcdcd", "of several replicas", "pathPrefix")
+        assert all(part in told for part in wanted), told
+    # Of one other replica alone: where there is none here, that is how a machine is replaced.
+    client.delete_object(Bucket=bucket, Key=first)
+    assert not [s for s in check_database(database, open_store(database)) if s.name == "origin"]
+    small_replica(installation.replica())
+    (told,) = [s.error for s in check_database(database, open_store(database)) if s.name == "origin"]
+    assert "the newest backup is of another replica than the one here" in told
+
+
 @pytest.mark.parametrize("ahead,word", [(3, "ahead of"), (-3, "behind")])
 def test_a_clock_that_differs_from_the_stores_is_told(s3_server, check, monkeypatch, ahead, word):
     bucket = s3_server.new_bucket()

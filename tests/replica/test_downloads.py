@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from duckling_provider.base.errors import RequestError
-from duckling_provider.replica.downloads import give_name
+from duckling_provider.replica import downloads
+from duckling_provider.replica.downloads import clear_downloads, give_name, unfinished
 
 
 @pytest.fixture(params=[None, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES])
@@ -28,15 +30,25 @@ def files(request, tmp_path, monkeypatch) -> tuple[Path, Path]:
     return new, tmp_path / "copy.db"
 
 
-def test_a_finished_download_gets_its_name(files):
+@pytest.fixture(params=["renameat2", "rename"])
+def renames(request, monkeypatch) -> str:
+    """The two ways around a missing link: the second one is for file systems and systems that lack renameat2(2)."""
+    if request.param == "rename":
+        monkeypatch.setattr(downloads, "_rename_alone", lambda *_: False)
+    return request.param
+
+
+@pytest.mark.usefixtures("renames")
+def test_a_finished_download_gets_its_name(files, tmp_path):
     new, to = files
-    give_name(new, to)
+    give_name(new, to, notes=tmp_path)
     assert to.read_bytes() == b"restored"
     assert to.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.usefixtures("renames")
 @pytest.mark.parametrize("taken", ["file", "link", "folder"])
-def test_a_name_that_is_taken_meanwhile_is_left_as_it_is(files, taken):
+def test_a_name_that_is_taken_meanwhile_is_left_as_it_is(files, taken, tmp_path):
     new, to = files
     if taken == "file":
         to.write_bytes(b"of another program")
@@ -46,7 +58,7 @@ def test_a_name_that_is_taken_meanwhile_is_left_as_it_is(files, taken):
         to.mkdir()
     before = to.lstat()
     with pytest.raises(RequestError, match="there is a file of that name by now"):
-        give_name(new, to)
+        give_name(new, to, notes=tmp_path)
     assert (to.lstat().st_ino, to.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert new.read_bytes() == b"restored"
 
@@ -58,5 +70,55 @@ def test_another_error_of_the_disk_is_none_of_a_missing_feature(files, monkeypat
     monkeypatch.setattr(os, "link", full)
     new, to = files
     with pytest.raises(OSError, match="No space left"):
-        give_name(new, to)
+        give_name(new, to, notes=new.parent)
     assert not to.exists()
+
+
+class _Killed(BaseException):
+    """As SIGKILL: nothing is tidied up."""
+
+
+def killed_while_naming(new: Path, to: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a restore leaves that is killed when it has taken its name by an empty file."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "refused")
+
+    def kill(*_: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr(downloads, "_rename_alone", lambda *_: False)
+        patch.setattr(os, "rename", kill)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(_Killed), unfinished(new, notes=notes) as fd:  # noqa: PT012 - the download is under way
+            os.write(fd, b"restored")
+            give_name(new, to, notes=notes)
+
+
+def test_an_empty_file_that_a_killed_restore_left_in_its_name_goes_with_its_download(tmp_path, monkeypatch):
+    notes, to = tmp_path / "backups", tmp_path / "copy.db"
+    new = tmp_path / "copy.db.duckling-new"
+    killed_while_naming(new, to, notes, monkeypatch)
+    assert (to.stat().st_size, new.read_bytes()) == (0, b"restored")
+    before = sorted(tmp_path.rglob("*"))
+    assert clear_downloads(notes, dry_run=True) == (new, to)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert clear_downloads(notes) == (new, to)
+    assert sorted(tmp_path.rglob("*")) == [notes]
+
+
+@pytest.mark.parametrize("content", [b"restored", b""])
+def test_a_file_of_another_program_in_that_name_stays(tmp_path, monkeypatch, content):
+    """Also an empty one, where no restore said that it took the name."""
+    notes, to = tmp_path / "backups", tmp_path / "copy.db"
+    new = tmp_path / "copy.db.duckling-new"
+    killed_while_naming(new, to, notes, monkeypatch)
+    to.write_bytes(content)
+    (note,) = notes.iterdir()
+    if not content:
+        note.write_text(json.dumps({"download": str(new)}))
+    assert clear_downloads(notes) == (new,)
+    assert to.read_bytes() == content
+    assert not note.exists()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from duckling_provider.base import units
+from duckling_provider.base.moments import readable
 from duckling_provider.config.databases import Database
 from duckling_provider.web.services.records import Sync
 from duckling_provider.web.services.status import Status
@@ -40,7 +41,7 @@ def size(count: float | None) -> str:
 
 def utc(moment: datetime) -> str:
     """``2025-03-01 14:32:11 UTC``; the page's script puts it into the time zone that Airflow shows."""
-    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{readable(moment)} UTC"
 
 
 def machine(moment: datetime) -> str:
