@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import sqlite3
 import stat
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
+from fixtures.secret_search import leaks
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
@@ -150,20 +153,47 @@ def test_finished_tasks_link_to_the_object(shop, run_dag, s3_server):
     assert [run.xcom(task, "_link_S3ObjectLink") for task in ("upload", "verify")] == [url] * 2
 
 
-def test_no_secret_is_in_any_xcom_or_rendered_template(shop, run_dag, s3_server):
+@pytest.mark.parametrize("stand", ["in the entry", "elsewhere"])
+def test_no_secret_is_in_any_log_or_row_of_airflow(shop, run_dag, s3_server, monkeypatch, tmp_path, capfd, stand):
+    """Not in XComs, rendered fields and serialized DAGs, wherever the secrets stand, and not when a task fails."""
     from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.serialized_dag import SerializedDagModel
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    run_dag(shop.backup)
-    run_dag(shop.restore)
+    fields = {"encryptionKey": KEY, "previousEncryptionKeys": [OTHER_KEY]}
+    if stand == "elsewhere":
+        for name, text in (("key", KEY), ("older", OTHER_KEY)):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o600)
+        monkeypatch.setenv("S3_SECRET_0815", s3_server.secret_access_key)
+        fields = {
+            "encryptionKey": {"file": str(tmp_path / "key")},
+            "previousEncryptionKeys": [{"file": str(tmp_path / "older")}],
+            "secretAccessKey": {"env": "S3_SECRET_0815"},
+        }
+    shop.configure(**fields)
+    assert run_dag(shop.backup).state == "success"
+    wrong = "0815" * 16
+    if stand == "elsewhere":
+        (tmp_path / "key").write_text(wrong)
+    else:
+        shop.configure(**fields | {"encryptionKey": wrong})
+    assert run_dag(shop.restore).tasks["restore"] == "failed"
     with create_session() as session:
         stored = [str(row.value) for row in session.scalars(select(XComModel))]
         stored += [str(row.rendered_fields) for row in session.scalars(select(RenderedTaskInstanceFields))]
-    assert any(shop.id in text for text in stored)
-    for secret in (s3_server.secret_access_key, KEY, f"mysql-password-{shop.id}"):
-        assert not any(secret in text for text in stored)
+        stored += [str(row.data) for row in session.scalars(select(SerializedDagModel))]
+    home = Path(os.environ["AIRFLOW_HOME"])
+    with sqlite3.connect(f"file:{home / 'airflow.db'}?mode=ro", uri=True) as database:
+        stored += database.iterdump()
+    assert sum(shop.id in text for text in stored) > 10
+    said = "".join(capfd.readouterr())
+    assert "wrong key" in said
+    secrets = [s3_server.secret_access_key, KEY, OTHER_KEY, wrong, f"mysql-password-{shop.id}"]
+    assert [secret[:4] for secret in secrets if any(secret in text for text in (said, *stored))] == []
+    assert leaks(home, secrets, ()) == []
 
 
 def test_a_database_without_s3_is_backed_up_and_restored_locally(installation, make_replica, run_dag):
