@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -258,3 +260,84 @@ def test_a_changed_key_leaves_databases_json_to_its_owner(home: Path, installati
     done = run_here("keys", "rotate", "production")
     assert done.code == 0, done.err
     assert (installation.data_path / "databases.json").stat().st_uid == 0
+
+
+# ---- a user of their own, who never was root -------------------------------------------------------------
+
+#: Runs the commands of a JSON list; prints [exit code, stdout, stderr] of each, and the user's id.
+_COMMANDS = """
+import contextlib, io, json, os, sys
+from duckling_provider.cli.app import run
+
+done = []
+for arguments, environ in json.loads(sys.argv[1]):
+    os.environ.update(environ)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps([done, os.getresuid(), os.getgroups()]))
+"""
+
+
+def test_another_user_does_all_of_it_in_their_own_folder_and_is_refused_in_another_s(
+    home: Path, usable_program: None, make_replica: Callable[..., Path], tmp_path: Path
+):
+    other = home.parent / "other"
+    for folder, user in ((home, OWNER), (other, OTHER)):
+        (folder / "data").mkdir(parents=True)
+        shutil.copyfile(make_replica(tmp_path / "made.db", rows=5), folder / "data" / "production.db")
+        (folder / "data" / "backups").mkdir()
+        entries = [
+            {"id": "production", "name": "P", "duckdbPath": "data/production.db"},
+            {"id": "elsewhere", "name": "E", "duckdbPath": str(other / "data" / "production.db")},
+        ]
+        (folder / "data" / "databases.json").write_text(json.dumps(entries[: 2 if user == OWNER else 1]))
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, user, user)
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    replica, theirs = home / "data" / "production.db", other / "data" / "production.db"
+    content, before = replica.read_bytes(), {path: path.stat().st_mtime_ns for path in other.rglob("*")}
+    mine, foreign = {"DATA_PATH": str(home / "data")}, {"DATA_PATH": str(other / "data")}
+    planted = home / "planted"
+    planted.mkdir()
+    (planted / "databases.json").write_text("[]")
+    os.chown(planted / "databases.json", OTHER, OTHER)
+    commands = [
+        (["backup", "production", "--json"], mine),
+        (["restore", "production", "--yes", "--json"], mine),
+        (["restore", "production", "--to", str(home / "copy.db"), "--json"], mine),
+        (["cleanup", "production", "--json"], mine),
+        (["backup", "elsewhere", "--wait", "0"], mine),
+        (["restore", "elsewhere", "--yes", "--wait", "0"], mine),
+        (["restore", "production", "--to", str(other / "copy.db")], mine),
+        (["backup", "production", "--wait", "0"], foreign),
+        (["databases"], {"DATA_PATH": str(planted)}),
+    ]
+    environ = {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), *sys.path]), "HOME": str(home)}
+    child = subprocess.run(
+        [sys.executable, "-c", _COMMANDS, json.dumps(commands)],
+        cwd="/",
+        env={**os.environ, **environ},
+        user=OWNER,
+        group=OWNER,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    done, users, groups = json.loads(child.stdout)
+    assert (users, groups) == ([OWNER] * 3, [])
+    assert [code for code, _, _ in done[:4]] == [0, 0, 0, 0], done[:4]
+    assert replica.read_bytes() == content == (home / "copy.db").read_bytes()
+    made = [path for path in home.rglob("*") if path != planted and planted not in path.parents]
+    assert {path.stat().st_uid for path in made} == {OWNER}
+    # What is another user's is refused by name, and stays as it is.
+    for (code, _, told), name in zip(done[4:8], (theirs, theirs, other, other), strict=True):
+        assert code == 1, told
+        assert str(name) in told, told
+        assert "unexpected" not in told
+    assert "databases.json belongs to UID" in done[7][2]  # a warning: that user owns the folder as well
+    assert (done[8][0], f"belongs to UID {OTHER}" in done[8][2], "not used" in done[8][2]) == (2, True, True), done[8]
+    assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before
