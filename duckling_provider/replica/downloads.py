@@ -25,6 +25,8 @@ from duckling_provider.replica.exchange import NEW_SUFFIX
 #: What link(2) says on file systems without hard links (SMB, some FUSE ones).
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
+#: How names of files begin that a drill restores.
+SCRATCH_PREFIX = "drill-"
 #: How names of the notes of downloads begin.
 _NOTE_PREFIX = "restoring-"
 
@@ -99,6 +101,25 @@ def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
             log.warning("%s: removed the download of a restore that was interrupted", path)
             removed.append(path)
         note.unlink(missing_ok=True)
+    return tuple(removed)
+
+
+def clear_scratch(folder: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
+    """Remove what killed drills left in the folder of theirs; returns the paths.
+
+    :param dry_run: only name them.
+    """
+    removed = []
+    for path in sorted(folder.glob(f"{SCRATCH_PREFIX}*")):
+        try:
+            gone = holder_of_lock(path) is None if dry_run else remove_unless_locked(path)
+        except (OSError, StateFileError) as error:
+            log.warning("%s could not be removed: %s", path, error)
+            continue
+        if gone:
+            removed.append(path)
+            if not dry_run:
+                log.warning("%s: removed what a drill that was interrupted had restored", path)
     return tuple(removed)
 
 
