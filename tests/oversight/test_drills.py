@@ -23,6 +23,7 @@ from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.oversight import drills
 from duckling_provider.oversight.drill_reading import read
 from duckling_provider.oversight.drills import DrillError, drill
+from duckling_provider.oversight.record import RECORD, read_record
 from duckling_provider.replica.child_process import JOB
 from duckling_provider.replica.reading import rows_digest
 
@@ -87,13 +88,17 @@ def test_a_sound_backup_is_tested_from_the_bucket_alone(stored, mode):
     assert backup.state.decisive.means == "drill"
     assert backup.state.last("verified") == done.tested.replace(microsecond=done.tested.microsecond // 1000 * 1000)
     assert (done.catch_up, done.catch_up_note) == ("unknown", "the entry names no MySQL server")
+    record = read_record(backup.database)
+    assert (record.tested.key, record.tested.seconds) == (backup.key, done.restore_ms / 1000)
+    assert [transfer.means for transfer in record.transfers] == ["drill"]
 
 
 def test_it_touches_neither_replica_nor_local_backups_and_removes_its_file(stored, installation):
     backup = stored()
     before = files_below(installation.data_path)
     done = drill(backup.database, backup.store)
-    assert files_below(installation.data_path) == before
+    own = {backup.database.backup_path / name for name in (RECORD, ".record.lock")}
+    assert {path: data for path, data in files_below(installation.data_path).items() if path not in own} == before
     assert backup.database.drill_path.stat().st_mode & 0o777 == 0o700
     assert done.compared
     assert done.notes == ()
@@ -190,6 +195,7 @@ def test_a_query_that_is_not_true_fails_the_drill_and_disproves_nothing(stored):
     with pytest.raises(DrillError, match=r"step queries: drillQueries 2 is not passed: it yielded 'False'"):
         drill(backup.database, backup.store)
     assert backup.state.name == "uploaded"
+    assert "drillQueries 2" in read_record(backup.database).failures["drill"].what
 
 
 QUERIES = {
