@@ -49,6 +49,7 @@ _OTHER_SETTINGS = frozenset(
         "AUTO_START_SYNC",
         "CDC_ENABLED",
         "DUCKLING_API_KEY",
+        "DUCKLING_DRILL_PATH",
         "DUCKLING_HOST",
         "DUCKLING_MAX_MBIT_PER_SECOND",
         "DUCKLING_MIN_ENCRYPTION",

@@ -23,7 +23,6 @@ CORE = [
     "stores",
     "formats",
     "backup",
-    "oversight",
     "replication.model",
     "replication.mysql",
     "replication.binlog",
@@ -31,6 +30,7 @@ CORE = [
     "replication.apply",
     "replication.validate",
     "replication",
+    "oversight",
     "node_server",
 ]
 ADAPTERS = [

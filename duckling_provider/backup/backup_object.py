@@ -70,6 +70,7 @@ def describe(
     sha256: str | None = None,
     origin: str | None = None,
     identity: str | None = None,
+    rows: str | None = None,
 ) -> dict[str, str]:
     """The metadata of an object.
 
@@ -79,6 +80,7 @@ def describe(
         ciphertexts of equal files apart.
     :param origin: of the replica, see `replica.origin`.
     :param identity: for client-aes256, see `EncryptionKey.identity`.
+    :param rows: of the numbers of rows in all tables, see `replica.reading.rows_digest`.
     """
     metadata = {
         "duckling-format": _FORMAT,
@@ -94,6 +96,8 @@ def describe(
         metadata["duckling-origin"] = origin
     if identity is not None:
         metadata["duckling-identity"] = identity
+    if rows is not None:
+        metadata["duckling-rows"] = rows
     return metadata
 
 
@@ -110,7 +114,8 @@ class StoredBackup:
     """A backup that was looked at and may be read: `size` is the ``.db`` file's, `object_size` the object's, in bytes.
 
     `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has
-    one; `origin` is the replica that it is of, None where that is not known.
+    one; `origin` is the replica that it is of, None where that is not known; `rows` is what
+    `replica.reading.rows_digest` made of the rows of its tables, None where the metadata doesn't tell.
     """
 
     key: str
@@ -122,6 +127,7 @@ class StoredBackup:
     mac: str | None
     sha256: str | None
     origin: Origin | None = None
+    rows: str | None = None
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -327,8 +333,8 @@ def identify_backup(
             hint="It may be encrypted without its .mac, under another s3.encryption; otherwise use another backup.",
         )
     size = _claimed_size(stored, lead=0, subject=subject)
-    sha256 = metadata.get("duckling-sha256")
-    backup = StoredBackup(key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored))
+    sha256, rows = metadata.get("duckling-sha256"), metadata.get("duckling-rows")
+    backup = StoredBackup(key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored), rows)
     return _compared(database, backup, subject=subject) if compare else backup
 
 
@@ -393,8 +399,9 @@ def _encrypted(
     size = _claimed_size(stored, lead=IV_BYTES, subject=subject)
     encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
     _require_identity(database, stored, encryption_key, code, subject=subject)
+    rows = stored.metadata.get("duckling-rows")
     return StoredBackup(
-        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored)
+        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored), rows
     )
 
 

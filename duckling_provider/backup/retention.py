@@ -41,7 +41,7 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.fields import MAX_DAYS
 from duckling_provider.config.s3 import CLIENT, Retention
-from duckling_provider.replica.downloads import clear_downloads
+from duckling_provider.replica.downloads import clear_downloads, clear_scratch
 from duckling_provider.stores.store import BackupSource, Store, StoredObject, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
@@ -311,6 +311,7 @@ def _clean_up(
     )
     local_plan = trimmed(local_plan, Room.of(database, coming=False))
     downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
+    downloads += clear_scratch(database.drill_path, dry_run=dry_run)
     deleted, busy = [backup.key for backup in local_plan.delete], list[str]()
     if not dry_run:
         deleted, busy, odd = _delete_local(local, local_plan, control)

@@ -39,7 +39,7 @@ from duckling_provider.base.durable_files import (
     sync_folder,
     write_durably,
 )
-from duckling_provider.base.errors import DamagedError, NotFoundError, ReplicaError, SnapshotError
+from duckling_provider.base.errors import BusyError, DamagedError, NotFoundError, ReplicaError, SnapshotError
 from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
@@ -50,11 +50,12 @@ from duckling_provider.formats.pipeline import CHUNK, DurableWriter, in_turn, on
 from duckling_provider.formats.upload_body import PartChecksums, lead_bytes
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
-from duckling_provider.replica.duckdb_file import full_scan, header_of
+from duckling_provider.replica.duckdb_file import full_scan, header_of, rows_of
 from duckling_provider.replica.exchange import identity
 from duckling_provider.replica.freshness import validated_since
 from duckling_provider.replica.origin import Origin, ensure_origin
 from duckling_provider.replica.quiet import quiet, require_unchanged
+from duckling_provider.replica.reading import Rows, rows_of_json
 from duckling_provider.stores import parts
 from duckling_provider.stores.parts import MIB, MIN_PART, PartPlan, plan_parts
 
@@ -76,7 +77,8 @@ class Snapshot:
     `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
     ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made; `validated` is
     since when all tables of the replica were known to equal MySQL's (ISO 8601), None if that is not known;
-    `held_ms` is for how long no process could write the replica, None where it is not known.
+    `held_ms` is for how long no process could write the replica, None where it is not known; `rows` are those of each
+    table, for a drill to compare, None where they were not counted.
     """
 
     path: Path
@@ -97,6 +99,7 @@ class Snapshot:
     origin: str | None = None
     validated: str | None = None
     held_ms: int | None = None
+    rows: Rows | None = None
 
     @property
     def filename(self) -> str:
@@ -143,9 +146,11 @@ class Snapshot:
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             # What it has since a later version is missing in older ones.
-            data = {"origin": None, "validated": None, "held_ms": None, **data}
+            data = {"origin": None, "validated": None, "held_ms": None, "rows": None, **data}
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
-            snapshot = cls(path=path, **known | {"part_checksums": tuple(data["part_checksums"])})
+            known["part_checksums"] = tuple(data["part_checksums"])
+            known["rows"] = None if data["rows"] is None else rows_of_json(data["rows"])
+            snapshot = cls(path=path, **known)
             snapshot._require_sane()
         except FileNotFoundError:
             raise NotFoundError("no such local backup", subject=str(path)) from None
@@ -239,6 +244,8 @@ def take_snapshot(
         _judge(report, partial, database)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
         snapshot = replace(snapshot, origin=origin.encode(), validated=validated, held_ms=int(held * 1000))
+        if database.s3 is not None:
+            snapshot = replace(snapshot, rows=_counted(partial, control))
         with published(snapshot):
             os.rename(partial, target)
     return snapshot
@@ -467,6 +474,15 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _counted(copy: Path, control: Control) -> Rows | None:
+    """The rows of each table; None where DuckDB can't tell, which is no reason to be without a backup."""
+    try:
+        return rows_of(copy, control=control)
+    except (DamagedError, ReplicaError, BusyError) as error:
+        log.warning("the rows of %s could not be counted, so no drill will compare them: %s", copy, error)
+        return None
 
 
 def _judge(report: BlockReport, copy: Path, database: Database) -> None:

@@ -31,6 +31,7 @@ from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.upload_body import SnapshotBody
+from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores.parts import TooManyPartsError
 from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
 
@@ -137,6 +138,7 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
                 sha256=_public_sha256(store, snapshot),
                 origin=snapshot.origin,
                 identity=_identity(database, snapshot),
+                rows=_rows(database, store, snapshot),
             ),
             before_visible=write_mac if encrypted else None,
             upload_log=_upload_log(store, key, snapshot),
@@ -153,6 +155,11 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
 def _identity(database: Database, snapshot: Snapshot) -> str | None:
     key = database.s3.encryption_key if database.s3 is not None else None
     return None if key is None or snapshot.mac is None else key.identity(database.id, snapshot.stamp, snapshot.mac)
+
+
+def _rows(database: Database, store: Store, snapshot: Snapshot) -> str | None:
+    key = database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None
+    return None if snapshot.rows is None else rows_digest(snapshot.rows, key)
 
 
 def _public_sha256(store: Store, snapshot: Snapshot) -> str | None:

@@ -50,6 +50,7 @@ _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     },
     "Restores": {
         "restore": restores.restore,
+        "drill": restores.drill,
         "release": restores.release,
     },
     "Replicas": {

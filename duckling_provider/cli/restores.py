@@ -1,4 +1,4 @@
-"""The commands about restores: put a backup in place of the replica, and remove a hold that one left behind."""
+"""The commands about restores: put a backup in place of the replica, try one, remove a hold that was left behind."""
 
 from __future__ import annotations
 
@@ -210,6 +210,28 @@ def _plan_lines(database: Database, source: BackupSource, plan: RestorePlan) -> 
 
 def _fingerprint(plan: RestorePlan) -> str | None:
     return plan.backup.key_fingerprint
+
+
+def drill(context: typer.Context, id: Id, key: Key = LATEST, as_json: Json = False) -> None:
+    """Restore a backup on trial: download, verify, let DuckDB read every table, compare the rows, throw it away."""
+    from duckling_provider.oversight.drills import drill
+
+    session = session_of(context, as_json)
+    database = session.database(id)
+    store = session.remote(database)
+    full_key(store, key)
+    with session.control() as control:
+        done = drill(database, store, key, control=control)
+    if session.terminal.json:
+        session.terminal.document({"success": True, **done.as_json()})
+        return
+    session.terminal.say(f"{store.url}{done.sentence}{with_key(done.key_fingerprint)}")
+    if done.catch_up == "yes":
+        session.terminal.say("MySQL's binlog still has all that came after it")
+    elif done.catch_up == "unknown":
+        session.terminal.say(f"whether MySQL's binlog reaches back to it is not known: {done.catch_up_note}")
+    for note in done.warnings:
+        session.terminal.warn(note)
 
 
 def release(context: typer.Context, id: Id, as_json: Json = False) -> None:

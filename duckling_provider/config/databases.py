@@ -28,6 +28,8 @@ from duckling_provider.config.trust import Trust, read_trusted
 __all__ = ["MIB", "Database", "Encryption", "Installation", "S3Settings", "Settings", "load"]
 
 
+#: Where backups are restored on trial, beside the local ones.
+_DRILLS = "drills"
 #: Of a replica, in bytes: temporary files of its state have 31 more, and Linux allows 255.
 _LONGEST_NAME = 200
 #: The other level, for fields that stand on the wrong one.
@@ -230,6 +232,7 @@ def _database(
         replica_path=replica_path,
         backup_path=backup_path,
         read_copy_file=read_copy,
+        drill_path=settings.drill_path / given.id if settings.drill_path else backup_path / _DRILLS,
         here=settings.host,
         interval_hours=(s3.backup_interval_hours if s3 else 0.0) or settings.backup_interval_hours,
         local_retention_days=settings.backup_retention_days,

@@ -38,7 +38,7 @@ _WRITER_CONNECTION = "duckling_default"
 
 Writer = Literal["duckling", "duckling-server"]
 OnPositionLost = Literal["resync", "fail"]
-_Tables = Annotated[tuple[str, ...], Field(strict=False)]  # JSON knows no tuples
+_Texts = Annotated[tuple[str, ...], Field(strict=False)]  # JSON knows no tuples
 
 
 class Entry(Shape):
@@ -57,14 +57,16 @@ class Entry(Shape):
     writer: Annotated[Writer, ANY_STRING] = "duckling"
     #: The Airflow connection to that server.
     writer_conn_id: Annotated[str, AfterValidator(lambda text: text or _WRITER_CONNECTION)] = _WRITER_CONNECTION
-    include_tables: _Tables = ()  #: empty = all
-    exclude_tables: _Tables = ()
+    include_tables: _Texts = ()  #: empty = all
+    exclude_tables: _Texts = ()
     on_position_lost: Annotated[OnPositionLost, ANY_STRING] = "fail"
     max_sync_yields: int = Field(default=12, ge=0, le=10_000)  #: runs in a row that may make way; 0 = any number
     validate_interval_days: float = Field(default=7, ge=0, le=3650)  #: each table is compared once in it; 0 = never
     local_backups_max_bytes: int = Field(default=0, ge=0)  #: of all local backups together; 0 = no bound of its own
     rpo_hours: float = Field(default=0, ge=0, le=MAX_HOURS)  #: of changes that may be lost; 0 = nothing is promised
     rto_minutes: float = Field(default=0, ge=0, le=MAX_HOURS * 60)  #: that a recovery may take; 0 = same
+    drill_interval_days: float = Field(default=7, ge=0, le=3650)  #: between two restores on trial; 0 = by hand only
+    drill_queries: _Texts = ()  #: each must yield true on the restored file
     storage_version: str = "v1.5.0"  #: for files that we create, never for one that exists
     # Any object here: what is in it is read by `read_s3`, so that the mistakes of both levels are reported at once.
     s3: Annotated[S3Settings | None, PlainValidator(any_object)] = None
@@ -81,6 +83,7 @@ class Database(Entry):
     replica_path: Path  #: absolute; symbolic links are not resolved
     backup_path: Path
     read_copy_file: Path | None = None
+    drill_path: Path = Path("/nonexistent")  #: the folder of backups that are restored on trial
     here: str = ""  #: the machine that this is
     interval_hours: float = 24.0  #: the effective one
     local_retention_days: float = 7.0
@@ -195,6 +198,10 @@ def check_entry(given: Entry, raw: Mapping[str, Any], report: FieldProblems) -> 
     for table in given.include_tables:
         if table in given.exclude_tables:
             report.warn("excludeTables", f'"{printable(table)}" is in includeTables too, and is left out')
+    for number, query in enumerate(given.drill_queries):
+        report.fault(f"drillQueries.{number}", None if query.strip() else "is empty")
+    if given.s3 is None and given.drill_queries:
+        report.warn("drillQueries", "not used: only backups in S3 are restored on trial")
     report.fault("storageVersion", storage_version_fault(given.storage_version))
 
 

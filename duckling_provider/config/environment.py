@@ -31,6 +31,7 @@ class Settings:
     data_path: Path
     backup_path: Path
     restore_path: Path = Path("/nonexistent")  #: where DAG runs may write restored files
+    drill_path: Path | None = None  #: where backups are restored on trial; None = beside the local backups
     auto_backup: bool = True
     backup_interval_hours: float = 24.0
     backup_retention_days: float = 7.0
@@ -70,6 +71,7 @@ class Settings:
             data_path=data,
             backup_path=_env_path(environ, "BACKUP_PATH", str(data / "backups")),
             restore_path=_env_path(environ, "DUCKLING_RESTORE_PATH", str(data / "restored")),
+            drill_path=_env_path(environ, "DUCKLING_DRILL_PATH", "") if environ.get("DUCKLING_DRILL_PATH") else None,
             auto_backup=_env_bool(environ, "AUTO_BACKUP", default="true"),
             backup_interval_hours=_env_number(environ, "BACKUP_INTERVAL_HOURS", 24.0, least=MIN_HOURS, most=MAX_HOURS),
             backup_retention_days=_env_number(environ, "BACKUP_RETENTION_DAYS", 7.0, least=0.0, most=MAX_DAYS),

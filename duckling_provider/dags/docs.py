@@ -55,6 +55,22 @@ this by itself; this is for older ones. Without Airflow: `duckling verify {datab
     )
 
 
+def drill_doc(database: Database, *, schedule: str) -> str:
+    """:param schedule: described by its timetable; empty when drills run by hand only."""
+    when = schedule[0].lower() + schedule[1:] if schedule else "by hand only (drillIntervalDays is 0)"
+    rows = [("From", _target(database)), ("Runs", when), ("Scratch files", f"`{database.drill_path}`")]
+    if database.drill_queries:
+        rows.append(("Queries", str(len(database.drill_queries))))
+    return (
+        f"## Restores of {_plain(database.name)} on trial\n\n{_table(rows)}"
+        f"""
+Restores the newest backup, or the one that you name, into a scratch file, as a machine would that has nothing else.
+DuckDB reads every table of it, the rows are compared with those that were counted when it was made, and the file is
+removed. The replica is not touched. Without Airflow: `duckling drill {database.id}`.
+"""
+    )
+
+
 def sync_doc(database: Database, settings: Settings) -> str:
     when = "all the time" if settings.cdc_enabled else f"every {settings.sync_interval_minutes:g} minutes"
     rows = [("Replica", f"`{database.replica_path}`"), ("Runs", when)]

@@ -14,9 +14,10 @@ from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.config.s3 import MODES
-from duckling_provider.dags.docs import backup_doc, restore_doc, sync_doc, verify_doc
+from duckling_provider.dags.docs import backup_doc, drill_doc, restore_doc, sync_doc, verify_doc
 from duckling_provider.dags.ids import (
     CLEANUP,
+    DRILL,
     PAUSE,
     RESTORE,
     RESUME,
@@ -33,6 +34,7 @@ from duckling_provider.operators.backup import (
     DucklingCleanupOperator,
     DucklingSnapshotOperator,
 )
+from duckling_provider.operators.drill import DucklingDrillOperator
 from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
 from duckling_provider.operators.restore import S3RestoreOperator
 from duckling_provider.operators.sync import DucklingSyncOperator
@@ -56,11 +58,14 @@ _CDC_RUN = timedelta(minutes=10)
 
 # Before the transfers of backups, which can wait.
 _RESTORE_PRIORITY = 100
+# Behind everything else.
+_DRILL_PRIORITY = 0
 
 
 def build_dags(installation: Installation) -> dict[str, DAG]:
     """The DAGs of all good entries, by DAG id: ``duckling_backup__<id>``, ``duckling_restore__<id>``, with S3
-    ``duckling_verify__<id>`` and, where the replica is ours to write, ``duckling_sync__<id>``.
+    ``duckling_verify__<id>`` and ``duckling_drill__<id>``, and where the replica is ours to write,
+    ``duckling_sync__<id>``.
 
     In a process that is about to run a task of one of them, only the DAGs of that entry.
     """
@@ -74,7 +79,7 @@ def build_dags(installation: Installation) -> dict[str, DAG]:
         pool = installation.settings.pool
         made = [backup_dag(database, pool=pool, warnings=warnings), restore_dag(database, pool=pool)]
         if database.s3 is not None:
-            made.append(verify_dag(database, pool=pool))
+            made += [verify_dag(database, pool=pool), drill_dag(database, pool=pool)]
         dags |= {dag.dag_id: dag for dag in made}
         if database.writer == "duckling" and database.mysql_connection_string.get_secret_value():
             dag = sync_dag(database, installation.settings)
@@ -221,6 +226,34 @@ def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
             poke_interval=15,
             timeout=60,
             doc_md="Reads the object whole: HMAC or SHA-256, length, and every DuckDB block.",
+            **_transfer(pool),
+        )
+    dag.params["key"] = _key_param(database)
+    return dag
+
+
+def drill_dag(database: Database, *, pool: str | None = None) -> DAG:
+    """One task that restores a backup on trial: every few days, and by hand.
+
+    :param pool: of that task.
+    """
+    days = database.drill_interval_days
+    # A key of its own: the backup that is tested should not just be under way.
+    schedule = StaggeredTimetable.for_key(timedelta(days=days), f"drill of {database.id}") if days else None
+    with _dag(
+        "drill",
+        database,
+        description=f"Restores a backup of {database.name} on trial",
+        schedule=schedule,
+        retry_delay=_BACKUP_RETRY_DELAY,
+        task_defaults={"priority_weight": _DRILL_PRIORITY},
+        doc_md=drill_doc(database, schedule=schedule.description if schedule else ""),
+    ) as dag:
+        DucklingDrillOperator(
+            task_id=DRILL,
+            database_id=database.id,
+            key="{{ params.key }}",
+            doc_md="Restores it into a scratch file, lets DuckDB read every table, and removes the file.",
             **_transfer(pool),
         )
     dag.params["key"] = _key_param(database)

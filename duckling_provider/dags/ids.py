@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal
 
-Kind = Literal["backup", "restore", "verify", "sync"]
+Kind = Literal["backup", "restore", "verify", "drill", "sync"]
 
-KINDS: tuple[Kind, ...] = ("backup", "restore", "verify", "sync")
+KINDS: tuple[Kind, ...] = ("backup", "restore", "verify", "drill", "sync")
 
 SNAPSHOT: Final = "snapshot"
 UPLOAD: Final = "upload"
@@ -17,12 +17,14 @@ PAUSE: Final = "pause"
 RESTORE: Final = "restore"
 RESUME: Final = "resume"
 SYNC: Final = "sync"
+DRILL: Final = "drill"
 
 #: The tasks of each DAG, in the order in which they run. A backup without S3 has neither upload nor verify.
 TASKS: Mapping[Kind, tuple[str, ...]] = {
     "backup": (SNAPSHOT, UPLOAD, VERIFY, CLEANUP),
     "restore": (PAUSE, RESTORE, RESUME),
     "verify": (VERIFY,),
+    "drill": (DRILL,),
     "sync": (SYNC,),
 }
 

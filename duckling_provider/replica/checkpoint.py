@@ -4,9 +4,10 @@ DuckDB's lock on a file belongs to the process: when any other descriptor of tha
 gone. A process that reads replicas by hand must therefore never open one in DuckDB. `replica` starts this module in its
 stead.
 
-Arguments: ACTION (``checkpoint``, ``open`` or ``scan``), PATH, and a folder for DuckDB's temporary files. Standard
-output: one line of JSON, ``{"kind": "ok"}`` or ``{"kind": …, "message": …}`` with a kind of `KINDS`. Standard input: a
-pipe that the parent holds open; its end means that the parent is gone, and this program stops at once.
+Arguments: ACTION (``checkpoint``, ``open``, ``scan`` or ``count``), PATH, and a folder for DuckDB's temporary files and
+for the result, `child_process.RESULT`. Standard output: one line of JSON, ``{"kind": "ok"}`` or ``{"kind": …,
+"message": …}`` with a kind of `KINDS`. Standard input: a pipe that the parent holds open; its end means that the parent
+is gone: this program removes the folder and stops at once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import duckdb
 
-from duckling_provider.replica.child_process import is_lock_conflict
+from duckling_provider.replica.child_process import RESULT, is_lock_conflict
+from duckling_provider.replica.reading import Rows, count_rows, read_rows
 
 #: ``busy``: another process has it open. ``damaged``: DuckDB can't make sense of the bytes. ``unsupported``: this
 #: DuckDB can't open it, another may. ``failed``: the machine's fault (permissions, memory, disk).
@@ -30,8 +32,7 @@ KINDS = ("ok", "busy", "damaged", "unsupported", "failed")
 
 #: For looking, not for working: a scan streams, and the host has other work. A checkpoint keeps DuckDB's defaults,
 #: since replaying a large WAL may need what the writer had.
-_READER = {"access_mode": "READ_ONLY", "memory_limit": "1GiB", "threads": str(min(4, os.cpu_count() or 1))}
-_COLUMNS_AT_A_TIME = 32
+READER = {"access_mode": "READ_ONLY", "memory_limit": "1GiB", "threads": str(min(4, os.cpu_count() or 1))}
 _LONGEST_MESSAGE = 1000
 
 # DuckDB raises one class for many causes (mostly IOException or plain Error), so that only the text tells them apart.
@@ -63,36 +64,27 @@ def checkpoint(path: str, temp: str) -> None:
 
 def open_only(path: str, temp: str) -> None:
     """Open read-only: header, catalog and free list are read."""
-    duckdb.connect(path, config=_config(temp, **_READER)).close()
+    duckdb.connect(path, config=_config(temp, **READER)).close()
 
 
 def scan(path: str, temp: str) -> None:
-    """Read every stored column of every table; hashing is what makes DuckDB fetch the data and not just statistics."""
-    with duckdb.connect(path, config=_config(temp, **_READER)) as connection:
-        # Generated columns hold no data, and computing them may fail for reasons of their own. DuckDB 1.5 can't tell.
-        known = {row[0] for row in connection.execute("DESCRIBE SELECT * FROM duckdb_columns()").fetchall()}
-        stored = "NOT is_generated" if "is_generated" in known else "true"
-        columns = connection.execute(
-            "SELECT schema_name, table_name, column_name FROM duckdb_columns() "  # noqa: S608 - no input
-            "JOIN (SELECT table_oid, schema_oid FROM duckdb_tables() WHERE database_name = current_database()) "
-            "USING (table_oid, schema_oid) "
-            f"WHERE database_name = current_database() AND NOT internal AND {stored} "
-            "ORDER BY schema_name, table_name, column_index"
-        ).fetchall()
-        tables: dict[tuple[str, str], list[str]] = {}
-        for schema, table, column in columns:
-            tables.setdefault((schema, table), []).append(column)
-        for (schema, table), names in tables.items():
-            for start in range(0, len(names), _COLUMNS_AT_A_TIME):
-                hashes = ", ".join(f"bit_xor(hash({_quoted(n)}))" for n in names[start : start + _COLUMNS_AT_A_TIME])
-                connection.execute(f"SELECT {hashes} FROM {_quoted(schema)}.{_quoted(table)}").fetchall()  # noqa: S608
+    """Read every stored column of every table."""
+    with duckdb.connect(path, config=_config(temp, **READER)) as connection:
+        read_rows(connection)
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def count(path: str, temp: str) -> Rows:
+    """How many rows each table has."""
+    with duckdb.connect(path, config=_config(temp, **READER)) as connection:
+        return count_rows(connection)
 
 
-ACTIONS: dict[str, Callable[[str, str], None]] = {"checkpoint": checkpoint, "open": open_only, "scan": scan}
+ACTIONS: dict[str, Callable[[str, str], Any]] = {
+    "checkpoint": checkpoint,
+    "open": open_only,
+    "scan": scan,
+    "count": count,
+}
 
 
 def _kind(error: Exception) -> str:
@@ -118,17 +110,22 @@ def _stop_with_parent(temp: str) -> NoReturn:
     os._exit(1)
 
 
-def main(action: str, path: str, temp: str) -> None:
-    """Do it and print the one line."""
+def serve(work: Callable[[], Any], temp: str) -> None:
+    """Do `work` as a child of `child_process.run_duckdb`: leave its result in `temp`, and print the one line."""
     threading.Thread(target=_stop_with_parent, args=(temp,), daemon=True).start()
     try:
-        ACTIONS[action](path, temp)
+        if (result := work()) is not None:
+            Path(temp, RESULT).write_text(json.dumps(result), encoding="utf-8")
     except Exception as error:
         answer = {"kind": _kind(error), "message": str(error)[:_LONGEST_MESSAGE]}
     else:
         answer = {"kind": "ok"}
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
+
+
+def main(action: str, path: str, temp: str) -> None:
+    serve(lambda: ACTIONS[action](path, temp), temp)
 
 
 if __name__ == "__main__":

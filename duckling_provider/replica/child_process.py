@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckling_provider
 from duckling_provider.base.cancellation import Control
@@ -22,6 +23,8 @@ from duckling_provider.base.errors import DamagedError, ReplicaError
 from duckling_provider.base.ownership import acting_user
 
 _PROGRAM = "duckling_provider.replica.checkpoint"
+#: Files in the child's folder: what it is to do in detail, and what came of it. Both JSON.
+JOB, RESULT = "job.json", "result.json"
 #: Seconds between two looks at the child and at the caller's wishes.
 _POLL = 0.05
 #: How a program ends that was led astray by what it read.
@@ -45,14 +48,19 @@ def lock_holder(error: BaseException) -> str:
 class Answer:
     """:param kind: one of `checkpoint.KINDS`, or ``"crashed"``.
     :param message: DuckDB's own words; empty when all is well.
+    :param result: what the program found, as JSON has it.
     """
 
     kind: str
     message: str = ""
+    result: Any = None
 
 
-def run_duckdb(action: str, path: Path, control: Control) -> Answer:
+def run_duckdb(action: str, path: Path, control: Control, *, program: str = _PROGRAM, job: Any = None) -> Answer:
     """Do `action` of `checkpoint.ACTIONS` on `path` in a child process.
+
+    :param program: another module of ours that takes the same arguments and answers alike, see `checkpoint.serve`.
+    :param job: what that program finds as JSON in the file `JOB` of its folder.
 
     The child never outlives this call: it is killed when the call ends early for whatever reason, and stops by itself
     when this process dies. Its temporary files go to a folder that is removed.
@@ -62,9 +70,11 @@ def run_duckdb(action: str, path: Path, control: Control) -> Answer:
     with tempfile.TemporaryDirectory(prefix="duckling-", ignore_cleanup_errors=True) as temp:
         complaints = Path(temp, "stderr")
         user, group = acting_user() or (None, None)
+        if job is not None:
+            Path(temp, JOB).write_text(json.dumps(job), encoding="utf-8")
         with complaints.open("wb") as stderr:
             child = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM, action, str(path.absolute()), temp],
+                [sys.executable, "-m", program, action, str(path.absolute()), temp],
                 stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -82,7 +92,7 @@ def run_duckdb(action: str, path: Path, control: Control) -> Answer:
                 control.check()
             # One short line, which fits into the pipe's buffer: the child never waited for us to read it.
             output = child.stdout.read() if child.stdout else b""
-        return _answer(output, child.returncode, complaints)
+        return _answer(output, child.returncode, complaints, Path(temp, RESULT))
 
 
 def _environment() -> dict[str, str]:
@@ -104,10 +114,11 @@ def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
                 pipe.close()
 
 
-def _answer(output: bytes, code: int, complaints: Path) -> Answer:
+def _answer(output: bytes, code: int, complaints: Path, result: Path) -> Answer:
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
         answer = json.loads(output.splitlines()[-1])
-        return Answer(answer["kind"], answer.get("message", ""))
+        found = json.loads(result.read_text(encoding="utf-8")) if answer["kind"] == "ok" and result.exists() else None
+        return Answer(answer["kind"], answer.get("message", ""), found)
     if code < 0 and -code in _CRASHES:
         return Answer("crashed", f"DuckDB crashed ({signal.Signals(-code).name})")
     if code < 0:

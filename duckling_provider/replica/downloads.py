@@ -30,6 +30,8 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, err
 #: Of renameat2(2).
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
+#: How names of files begin that a drill restores.
+SCRATCH_PREFIX = "drill-"
 #: How names of the notes of downloads begin.
 _NOTE_PREFIX = "restoring-"
 
@@ -138,6 +140,25 @@ def _is_empty(path: Path) -> bool:
         return os.fstat(fd).st_size == 0
     finally:
         os.close(fd)
+
+
+def clear_scratch(folder: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
+    """Remove what killed drills left in the folder of theirs; returns the paths.
+
+    :param dry_run: only name them.
+    """
+    removed = []
+    for path in sorted(folder.glob(f"{SCRATCH_PREFIX}*")):
+        try:
+            gone = holder_of_lock(path) is None if dry_run else remove_unless_locked(path)
+        except (OSError, StateFileError) as error:
+            log.warning("%s could not be removed: %s", path, error)
+            continue
+        if gone:
+            removed.append(path)
+            if not dry_run:
+                log.warning("%s: removed what a drill that was interrupted had restored", path)
+    return tuple(removed)
 
 
 def inherit_permissions(replica: Path, new: Path) -> None:

@@ -22,12 +22,13 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, DucklingError, ReplicaError
 from duckling_provider.replica.blocks import HEADER_BYTES, Header, has_magic, read_header
 from duckling_provider.replica.child_process import is_lock_conflict, lock_holder, raise_for, run_duckdb
+from duckling_provider.replica.reading import Rows, rows_of_json
 
 #: The last two appear while DuckDB >= 1.5 checkpoints or recovers, and stay when it is killed meanwhile.
 WAL_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
@@ -268,13 +269,22 @@ def full_scan(path: Path, *, control: Control | None = None) -> None:
     _look("scan", path, control)
 
 
-def _look(action: str, path: Path, control: Control | None) -> None:
+def rows_of(path: Path, *, control: Control | None = None) -> Rows | None:
+    """How many rows each table of `path` has, counted in a child process; None where DuckDB encrypted the file. Raises
+    as `open_check`.
+    """
+    counted = _look("count", path, control)
+    return None if counted is None else rows_of_json(counted)
+
+
+def _look(action: str, path: Path, control: Control | None) -> Any:
     if header_of(path).encrypted:
-        return
+        return None
     answer = run_duckdb(action, path, control or Control())
     if answer.kind == "busy":
         raise _busy(path, writer_of(path) or _holder_in(answer.message))
     raise_for(answer, path, action)
+    return answer.result
 
 
 def _refuse_pending_wal(replica: Path) -> None:

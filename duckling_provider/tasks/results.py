@@ -60,6 +60,23 @@ class BackupUploaded(BackupVerified, total=False):
     sha256: str
 
 
+class BackupTested(BackupVerified):
+    """A backup that a drill restored: durations in ms, `tested` as `base.moments.iso`; see
+    `operators.drill.DucklingDrillOperator`.
+    """
+
+    restore_duration: int
+    read_duration: int
+    tables: int
+    rows: int
+    rows_compared: bool
+    queries: int
+    catch_up: str
+    catch_up_note: str
+    tested: str
+    notes: list[str]
+
+
 class BackupRestored(Transferred, ReadWith):
     """`path` is the file that now holds the backup, `kept` the file that was there before, or None."""
 
@@ -121,6 +138,7 @@ class RunResults(TypedDict, total=False):
     cleanup: CleanedUp
     restore: BackupRestored
     sync: Synced
+    drill: BackupTested
 
 
 class VerifiedEvent(TypedDict):

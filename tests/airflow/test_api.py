@@ -101,7 +101,7 @@ class Runs:
         from airflow.models.xcom import XComModel
 
         found = [(task, "return_value", value) for task, value in results.items()]
-        task = {"backup": "upload", "restore": "restore", "verify": "verify"}.get(row.dag_id.split("_")[1], "sync")
+        task = {"backup": "upload"}.get(kind := row.dag_id.split("_")[1], kind)
         found += [(task, "error", error)] if error else []
         for task, key, value in found:
             session.add(

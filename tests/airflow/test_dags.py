@@ -39,6 +39,7 @@ def test_every_entry_gets_a_backup_a_restore_and_a_sync_dag(installation, parse_
         "duckling_backup__a",
         "duckling_restore__a",
         "duckling_verify__a",
+        "duckling_drill__a",
         "duckling_sync__a",
         "duckling_backup__b-2.x",
         "duckling_restore__b-2.x",
@@ -111,7 +112,7 @@ def test_the_queue_of_an_entry_goes_to_every_task_of_that_entry_only(installatio
     tasks = {name: [task for dag_id, dag in dags.items() if dag_id.endswith(f"__{name}") for task in dag.tasks]
              for name in "ab"}  # fmt: skip
     assert {task.task_id for task in tasks["a"]} == {
-        "snapshot", "upload", "verify", "cleanup", "pause", "restore", "resume", "sync",
+        "snapshot", "upload", "verify", "cleanup", "pause", "restore", "resume", "drill", "sync",
     }  # fmt: skip
     assert {task.queue for task in tasks["a"]} == {"host-7"}
     assert "host-7" not in {task.queue for task in tasks["b"]}
@@ -150,6 +151,7 @@ def test_transfers_share_a_pool_and_what_only_waits_or_copies_does_not(installat
             ("duckling_restore__a", "pause"),
             ("duckling_restore__a", "restore"),
             ("duckling_verify__a", "verify"),
+            ("duckling_drill__a", "drill"),
         }
         assert {task for task, pool in pools.items() if pool == expected} >= transfers
         if expected != "default_pool":
@@ -161,6 +163,18 @@ def test_a_restore_goes_before_the_transfers_of_backups(installation, parse_dags
     dags = good_dags(parse_dags)
     backups = [task.priority_weight for task in dags["duckling_backup__a"].tasks]
     assert dags["duckling_restore__a"].get_task("restore").priority_weight > sum(backups)
+    assert dags["duckling_drill__a"].get_task("drill").priority_weight < min(backups)
+
+
+def test_a_drill_runs_every_few_days_at_another_time_than_the_backup_or_by_hand_only(installation, parse_dags):
+    installation.write(
+        installation.entry("a", s3=S3), installation.entry("b", s3=S3 | {"bucket": "c"}, drillIntervalDays=0)
+    )
+    dags = good_dags(parse_dags)
+    drill, backup = dags["duckling_drill__a"].schedule, dags["duckling_backup__a"].schedule
+    assert drill.interval == timedelta(days=7)
+    assert drill.share != backup.share
+    assert dags["duckling_drill__b"].schedule is None
 
 
 def test_the_params_are_the_dags_alone(installation, parse_dags):

@@ -296,3 +296,62 @@ def test_a_task_that_no_worker_takes_names_its_queue(page, shop):
         row.queued_dttm = datetime.now(timezone.utc) - timedelta(minutes=20)
     for path in ("", "databases/shop", f"runs/duckling_backup__shop/{run_id}"):
         assert "no worker has taken upload" in page(path).text, path
+
+
+# ---- drills -------------------------------------------------------------------------------------------------------
+
+NO_ROOM = {"kind": "NoSpaceError", "what": "no space left for a drill", "hint": "Make room.", "retryable": False}
+DAMAGED = {"kind": "IntegrityError", "what": "HMAC verification failed", "hint": None, "retryable": False}
+
+
+def drilled(key, **more):
+    report = {"restore_duration": 2100, "read_duration": 400, "tables": 14, "rows": 2104883, "rows_compared": True}
+    report |= {"queries": 2, "catch_up": "yes", "catch_up_note": "", "tested": "2026-11-26T00:00:00.000Z", "notes": []}
+    return {"drill": verified(key)["verify"] | report | more}
+
+
+def test_a_drill_proves_the_backup_and_says_when_and_how_long(shop, standing, client):
+    key = f"shop/{backup_name(stamp_of(NOW - timedelta(hours=1)))}"
+    shop.add("drill", results=drilled(key))
+    assert standing() == ("protected", "", key, 0)
+    (status,) = [row["status"] for row in client.get("/api/databases").json()["databases"]]
+    assert (status["testedKey"], status["testDuration"], status["testError"]) == (key, 2100, None)
+
+
+def test_the_page_says_when_it_was_tested_and_opens_the_report(shop, page):
+    run = shop.add("drill", results=drilled(shop.backed_up()))
+    shown = page("databases/shop").text
+    assert "restored in 2.1 s" in shown
+    assert shown.count(f"/runs/duckling_drill__shop/{run}") == 3  # the fact, the row, the last runs
+    assert "Test now" in shown
+    report = page(f"runs/duckling_drill__shop/{run}").text
+    assert "14 tables, 2,104,883 rows in 0.4 s" in report
+    assert "was restored on trial and read whole" in report
+
+
+def test_a_drill_that_disproves_the_backup_outranks_its_verification(shop, standing):
+    key = shop.backed_up()
+    shop.add("drill", "failed", error=DAMAGED, conf={"key": key})
+    assert standing()[:2] == ("no backup", "HMAC verification failed.")
+    shop.add("drill", results=drilled(key))
+    assert standing() == ("protected", "", key, 0)
+
+
+def test_a_backup_too_large_for_a_drill_is_told_as_never_tested_and_stays_verified(shop, standing, client):
+    key = shop.backed_up()
+    shop.add("drill", "failed", error=NO_ROOM, conf={"key": key})
+    assert standing()[:3] == ("failing", "no space left for a drill. Make room.", key)
+    (status,) = [row["status"] for row in client.get("/api/databases").json()["databases"]]
+    assert (status["testedAt"], status["testError"]) == (None, "no space left for a drill. Make room.")
+    # A newer backup changes nothing about that.
+    new = shop.backed_up(hours_ago=0.5)
+    assert standing()[:3] == ("failing", "no space left for a drill. Make room.", new)
+    shop.add("drill", results=drilled(new))
+    assert standing() == ("protected", "", new, 0)
+
+
+def test_the_page_says_that_a_database_was_never_tested(shop, page):
+    shop.add("drill", "failed", error=NO_ROOM, conf={"key": shop.backed_up()})
+    shown = page("databases/shop").text
+    assert "never tested" in shown
+    assert "the newest failed" in shown

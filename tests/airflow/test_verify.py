@@ -201,3 +201,23 @@ def test_the_sensor_follows_airflows_default_for_deferrable_operators(monkeypatc
     monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "true")
     assert HmacVerifySensor(task_id="b", database_id="shop", key="latest").deferrable is True
     assert HmacVerifySensor(task_id="c", database_id="shop", key="latest", deferrable=False).deferrable is False
+
+
+def test_the_drill_dag_restores_the_newest_backup_on_trial_and_leaves_its_report(stored, run_dag, installation):
+    run = run_dag("duckling_drill__shop")
+    assert (run.state, run.tasks) == ("success", {"drill": "success"})
+    report = run.xcom("drill")
+    assert (report["key"], report["tables"], report["rows"]) == (stored.key, 2, 6000)
+    assert (report["rows_compared"], report["catch_up"]) == (True, "unknown")
+    assert report["restore_duration"] > 0
+    assert json.loads(stored.read(f"{stored.key}.state"))["evidence"][-1]["state"] == "tested"
+
+
+def test_a_drill_of_a_damaged_backup_fails_at_once_and_disproves_it(stored, run_dag):
+    content = bytearray(stored.read(stored.key))
+    content[300_000] ^= 1
+    stored.write(stored.key, bytes(content))
+    run = run_dag("duckling_drill__shop", conf={"key": stored.key})
+    assert (run.state, run.tries) == ("failed", {"drill": 1})
+    assert "drill, step download: HMAC verification failed" in run.xcom("drill", "error")["what"]
+    assert json.loads(stored.read(f"{stored.key}.state"))["evidence"][-1]["state"] == "disproved"

@@ -28,6 +28,7 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores import clock, s3_client
 from duckling_provider.stores.s3 import open_store
 
@@ -170,6 +171,8 @@ def test_a_backup_is_in_the_store_as_the_mode_says(server, ready, mode, big):
         assert mac["ContentLength"] == 64
     else:
         expected["duckling-sha256"] = hashlib.sha256(backup.snapshot.path.read_bytes()).hexdigest()
+    key = EncryptionKey.parse(KEY) if client_side else None
+    expected["duckling-rows"] = rows_digest(backup.snapshot.rows, key)
     assert metadata == expected
     if server.folder is None:
         assert head["ETag"].strip('"').endswith("-6") == big

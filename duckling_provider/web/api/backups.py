@@ -17,7 +17,7 @@ from duckling_provider.backup.states import BackupState
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database
-from duckling_provider.dags.ids import RESTORE, SNAPSHOT, UPLOAD, VERIFY
+from duckling_provider.dags.ids import DRILL, RESTORE, SNAPSHOT, UPLOAD, VERIFY
 from duckling_provider.oversight.check import Look, looks
 from duckling_provider.stores.store import KEPT_VERSIONS
 from duckling_provider.web.api.shapes import Db, Shape, problems
@@ -277,6 +277,18 @@ async def verify(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) ->
     return await _answer(await run_in_threadpool(begin), VERIFY, wait=wait)
 
 
+@router.post("/api/backups/s3/drill", response_model=Done, responses={**problems(409, 429, 500, 502), **_ACCEPTED})
+async def drill(caller: CallerDep, db: Db, body: KeyBody, wait: Wait = True) -> JSONResponse:  # noqa: FBT002
+    """Restore a backup on trial, by the database's drill DAG: DuckDB reads all of it, and the replica is left alone."""
+
+    def begin() -> runs.Begun:
+        database = database_for(caller, "drill", db)
+        full = existing_key(database, remote_store(database), body.key, proven=False)
+        return runs.begin("drill", db, caller=caller, conf={"key": full})
+
+    return await _answer(await run_in_threadpool(begin), DRILL, wait=wait)
+
+
 @router.delete(
     "/api/backups/s3",
     response_model=Deleted,
@@ -312,7 +324,9 @@ def unpin(caller: CallerDep, db: Db, key: Key) -> Pinned:
     return Pinned(key=set_pin(caller, db, key, pinned=False), pinned=False)
 
 
-async def _answer(begun: runs.Begun, task: Literal["upload", "restore", "verify"], *, wait: bool) -> JSONResponse:
+async def _answer(
+    begun: runs.Begun, task: Literal["upload", "restore", "verify", "drill"], *, wait: bool
+) -> JSONResponse:
     """:param task: whose result is the answer; the duration is the whole run's, which is what the caller waited for."""
     if not wait:
         return _accepted(begun)

@@ -47,6 +47,10 @@ class DatabaseStatus(Shape):
     last_verified_key: str | None
     last_verified_size: int | None
     next_backup_at: str | None
+    tested_at: str | None = Field(description="When a drill last restored a backup on trial; null where none did.")
+    tested_key: str | None
+    test_duration: int | None = Field(description="Milliseconds that this restore took.")
+    test_error: str | None = Field(description="Why the newest drill failed; null where it did not.")
     sync_lag: float | None = Field(description="At most so far behind MySQL.")
     read_copy_at: str | None = Field(
         description="When the copy for readers was last seen to be equal to the replica; null where there is none."
@@ -73,6 +77,10 @@ def status_json(status: Status) -> DatabaseStatus:
         last_verified_key=verified.key if verified else None,
         last_verified_size=verified.size if verified else None,
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
+        tested_at=iso(record.tested.at) if record.tested else None,
+        tested_key=record.tested.key if record.tested else None,
+        test_duration=record.tested.restore_ms if record.tested else None,
+        test_error=record.drill.reason or None if record.drill else None,
         sync_lag=sync.lag_now(status.moment) if sync else None,
         read_copy_at=iso(sync.read_copy) if sync and sync.read_copy else None,
         sync_yields=sync.yields if sync else None,

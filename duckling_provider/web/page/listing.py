@@ -10,7 +10,7 @@ from duckling_provider.backup.names import ListedBackup
 from duckling_provider.backup.states import BackupState
 from duckling_provider.oversight.check import Look
 from duckling_provider.replica.origin import Origin
-from duckling_provider.web.services.records import Backup
+from duckling_provider.web.services.records import Backup, Tested
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Item:
     :param misdated: why the moment in its name can't be true; empty when it can be.
     :param origin: the replica that it is of; None where that is not known.
     :param is_foreign: that is another one than the one that is meant.
+    :param tested: the newest drill that restored it; None when none did.
     :param listed: as the store lists it, or where it is only here, this host.
     :param state: see `backup.states`; empty where that was not looked up. `state_at` is the moment of its evidence, and
         `state_reason` says of a disproved one why it is.
@@ -55,6 +56,7 @@ class Item:
     state_at: datetime | None = None
     state_reason: str = ""
     pinned: bool | None = None
+    tested: Tested | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ def recorded_items(backups: Iterable[Backup]) -> list[Item]:
             run_id=b.run_id,
             recorded=True,
             failure=b.failure.reason if b.failure is not None else "",
+            tested=b.tested,
         )
         for b in backups
     ]

@@ -13,8 +13,8 @@ from airflow.utils.session import create_session
 
 from duckling_provider.base.errors import sentences
 from duckling_provider.base.units import human_bytes
-from duckling_provider.dags.ids import RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
-from duckling_provider.tasks.results import RunResults, Transferred
+from duckling_provider.dags.ids import DRILL, RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
+from duckling_provider.tasks.results import BackupTested, RunResults, Transferred
 from duckling_provider.web.services.privacy import Hide, hidden_run
 from duckling_provider.web.services.queries import RETRY, read_run
 from duckling_provider.web.services.records import Run
@@ -22,7 +22,13 @@ from duckling_provider.web.services.runs import run_url
 
 #: How a state of Airflow's is shown; what is not named here shows as it is called.
 _WORDS = {"None": "waiting", "up_for_retry": "waits for a retry", "up_for_reschedule": "waiting", "deferred": "running"}
-_DOING: Mapping[Kind, str] = {"backup": "Backup", "restore": "Restore", "verify": "Verification", "sync": "Sync"}
+_DOING: Mapping[Kind, str] = {
+    "backup": "Backup",
+    "restore": "Restore",
+    "verify": "Verification",
+    "drill": "Test",
+    "sync": "Sync",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Task:
 @dataclass(frozen=True)
 class Progress:
     """A run and its tasks. `error` is what a task recorded, for people; `result` the backup that the run made or read;
-    `restored_to` the file that now holds it.
+    `restored_to` the file that now holds it; `report` what a drill found.
     """
 
     run: Run
@@ -51,6 +57,7 @@ class Progress:
     result: Transferred | None
     seconds: float | None
     restored_to: str = ""
+    report: BackupTested | None = None
 
     @property
     def title(self) -> str:
@@ -111,7 +118,8 @@ class Progress:
         backup = f"{made['key']} ({human_bytes(made['size'])})"
         if self.restored_to:
             return f": {self.restored_to} now holds {backup}"
-        return f": {backup}{' is whole' if self.run.kind == 'verify' else ''}"
+        outcome = {"verify": " is whole", "drill": " was restored on trial and read whole"}.get(self.run.kind, "")
+        return f": {backup}{outcome}"
 
 
 def read_progress(dag_id: str, run_id: str, database_id: str, hide: Hide, *, now: datetime) -> Progress | None:
@@ -135,7 +143,14 @@ def read_progress(dag_id: str, run_id: str, database_id: str, hide: Hide, *, now
     end = run.end or now
     seconds = None if run.start is None else (end - run.start).total_seconds()
     return Progress(
-        run, database_id, tasks, error, _made(run.kind, results), seconds, restored["path"] if restored else ""
+        run,
+        database_id,
+        tasks,
+        error,
+        _made(run.kind, results),
+        seconds,
+        restored["path"] if restored else "",
+        results.get(DRILL),
     )
 
 
@@ -150,6 +165,8 @@ def _made(kind: Kind, results: RunResults) -> Transferred | None:
         return results.get(RESTORE)
     if kind == "verify":
         return results.get(VERIFY)
+    if kind == "drill":
+        return results.get(DRILL)
     return results.get(UPLOAD) or results.get(SNAPSHOT)
 
 

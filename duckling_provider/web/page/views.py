@@ -59,7 +59,7 @@ from duckling_provider.web.services.records import Backup, Run
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
 _SECONDS = Scale((1.0, 60.0, 3600.0), wording.took)
-_ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "delete", "configure")
+_ACTIONS: tuple[Action, ...] = ("backup", "restore", "verify", "drill", "delete", "configure")
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -127,6 +127,12 @@ def back_up(request: Request, caller: CallerDep, database_id: str) -> Response:
 def verify(request: Request, caller: CallerDep, database_id: str, key: FormKey) -> Response:
     """Begin a verification, and go to its run."""
     return _begin(request, caller, database_for(caller, "verify", database_id), "verify", key)
+
+
+@router.post("/databases/{database_id}/drill")
+def drill(request: Request, caller: CallerDep, database_id: str, key: FormKey = LATEST) -> Response:
+    """Begin a restore on trial, and go to its run."""
+    return _begin(request, caller, database_for(caller, "drill", database_id), "drill", key)
 
 
 @router.post("/databases/{database_id}/test")
@@ -203,7 +209,7 @@ def pin(
 @router.get("/databases/{database_id}/{action}")
 def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
     """A reload of Airflow's window after a button was pressed comes back to the database."""
-    if action not in ("backup", "verify", "test", "pin"):
+    if action not in ("backup", "verify", "drill", "test", "pin"):
         raise ApiError(404, "there is no such path")
     caller.demand("read", database_id)
     return RedirectResponse(Urls(request).database(database_id), 303)
@@ -355,7 +361,7 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
 
 def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
-    conf = {"key": existing_key(database, _backups(database), key, proven=kind != "verify")} if key else None
+    conf = {"key": existing_key(database, _backups(database), key, proven=kind == "restore")} if key else None
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:

@@ -31,7 +31,7 @@ from duckling_provider.web.services.errors import ApiError
 log = logging.getLogger(__name__)
 
 #: ``configure`` is reading and writing settings, credentials included, although none is shown.
-Action = Literal["read", "backup", "restore", "verify", "delete", "configure"]
+Action = Literal["read", "backup", "restore", "verify", "drill", "delete", "configure"]
 
 _METHODS_THAT_WRITE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 

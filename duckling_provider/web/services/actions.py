@@ -133,9 +133,8 @@ def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, 
     database = database_for(caller, "delete", db)
     store = remote_store(database)
     full, created = _backup_key(store, key)
-    busy = next(
-        (run for run in statuses([database], caller)[0].record.active if run.kind in ("restore", "verify")), None
-    )
+    active = statuses([database], caller)[0].record.active
+    busy = next((run for run in active if run.kind in ("restore", "verify", "drill")), None)
     if busy is not None:
         raise ApiError(409, f'a {busy.kind} of "{db}" is under way: run {busy.run_id}', more={"runId": busy.run_id})
     size = store.head(full).size

@@ -120,6 +120,7 @@ def hidden_record(record: Record, hide: Hide) -> Record:
         backup=run(record.backup),
         restore=run(record.restore),
         verify=run(record.verify),
+        drill=run(record.drill),
         sync_run=run(record.sync_run),
         active=tuple(hidden_run(found, hide) for found in record.active),
         notes=tuple(hide(note) for note in record.notes),

@@ -19,11 +19,12 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, or_, select
 
 from duckling_provider.base.errors import ErrorRecord, sentences
-from duckling_provider.dags.ids import CLEANUP, KINDS, SNAPSHOT, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
+from duckling_provider.dags.ids import CLEANUP, DRILL, KINDS, SNAPSHOT, UPLOAD, VERIFY, Kind, dag_id, parse_dag_id
 from duckling_provider.tasks.results import RunResults
 from duckling_provider.tasks.run import ERROR_KEY
 from duckling_provider.web.services.records import (
     ACTIVE,
+    READING,
     Backup,
     Record,
     Results,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _RESULT = "return_value"
 #: Of results whose backup was deleted by hand.
 _DELETED = "deleted"
-#: Databases of one round of queries; a database has four DAGs, and drivers allow some ten thousand parameters.
+#: Databases of one round of queries; a database has five DAGs, and drivers allow some ten thousand parameters.
 _AT_ONCE = 2000
 #: The badge of a run whose task will be tried again.
 RETRY = "waits for a retry"
@@ -68,7 +69,7 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
     newest = _newest_by_state(session, dags)
     proofs, uploads = _result_runs(session, [d for d in databases if dag_id("backup", d.id) in dags])
     since = min((proof.at for found in proofs.values() for proof in found), default=None)
-    verifying = [name for name, (kind, _) in ids.items() if kind == "verify"]
+    verifying = [name for name, (kind, _) in ids.items() if kind in READING]
     suspects = set() if since is None else _failed_verifications(session, verifying, since)
     wanted = {run for states in newest.values() for run in states.values()} | suspects
     wanted |= {proof.run for found in proofs.values() for proof in found} | set(uploads.values())
@@ -88,11 +89,12 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
         synced = newest.get(names["sync"], {}).get("success")
         made = [
             backup
-            for kind in ("backup", "verify")
+            for kind in ("backup", *READING)
             for run in [proof.run for proof in proofs.get(names[kind], []) if proof.run in runs]
             if (backup := backup_of(runs[run], results.get(run, Results()), local=database.s3 is None)) is not None
         ]
-        own = [run for number, run in runs.items() if number in suspects and run.dag_id == names["verify"]]
+        reading = {names[kind] for kind in READING}
+        own = [run for number, run in runs.items() if number in suspects and run.dag_id in reading]
         failures = failures_of((run, Results()) for run in own)
         verified, disproved = counting([backup.judged(failures) for backup in made])
         upload = uploads.get(names["backup"])
@@ -105,6 +107,8 @@ def _read(session: Session, databases: Sequence[Database]) -> dict[str, Record]:
             backup=last("backup", "success", "failed"),
             restore=last("restore", "success", "failed"),
             verify=last("verify", "success", "failed"),
+            drill=last("drill", "success", "failed"),
+            tested=max((b.tested for b in made if b.tested is not None), key=lambda t: t.at, default=None),
             sync=sync_of(results.get(synced, Results())) if synced is not None else None,
             sync_run=last("sync", "success", "failed"),
             active=tuple(run for run in active if run.kind != "sync" or run.wait is not None),
@@ -135,7 +139,8 @@ def read_history(session: Session, database: Database, *, limit: int = 100) -> t
         earlier = backups.get(backup.key)
         proven = [at for at in (backup.verified, earlier.verified if earlier else None) if at is not None]
         kept = backup if earlier is None or runs[number].kind == "backup" else earlier
-        backups[backup.key] = replace(kept, verified=max(proven, default=None))
+        tested = backup.tested or (earlier.tested if earlier else None)
+        backups[backup.key] = replace(kept, verified=max(proven, default=None), tested=tested)
     failures = failures_of((run, results.get(number, Results())) for number, run in runs.items())
     backups = {key: backup.judged(failures) for key, backup in backups.items()}
     for result in results.values():
@@ -152,10 +157,10 @@ def forget_backup(session: Session, database_id: str, key: str) -> None:
 
     :param key: in full.
     """
-    names = [dag_id("backup", database_id), dag_id("verify", database_id)]
+    names = [dag_id(kind, database_id) for kind in ("backup", *READING)]
     rows = session.scalars(
         select(XComModel).where(
-            XComModel.dag_id.in_(names), XComModel.task_id.in_((UPLOAD, VERIFY)), XComModel.key == _RESULT
+            XComModel.dag_id.in_(names), XComModel.task_id.in_((UPLOAD, VERIFY, DRILL)), XComModel.key == _RESULT
         )
     )
     for row in rows.all():
@@ -218,7 +223,7 @@ def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[
     """By DAG, the last runs whose verification succeeded (without S3 a snapshot is its own proof), and the last whose
     upload did. Several, since the last one may have looked at an old backup.
     """
-    remote = [dag_id(kind, d.id) for d in databases if d.s3 is not None for kind in ("backup", "verify")]
+    remote = [dag_id(kind, d.id) for d in databases if d.s3 is not None for kind in ("backup", *READING)]
     local = [dag_id("backup", d.id) for d in databases if d.s3 is None]
     place = func.row_number().over(
         partition_by=(XComModel.dag_id, XComModel.task_id), order_by=XComModel.timestamp.desc()
@@ -228,7 +233,7 @@ def _result_runs(session: Session, databases: Sequence[Database]) -> tuple[dict[
         .where(
             XComModel.key == _RESULT,
             or_(
-                and_(XComModel.task_id.in_((VERIFY, UPLOAD)), XComModel.dag_id.in_(remote)),
+                and_(XComModel.task_id.in_((VERIFY, DRILL, UPLOAD)), XComModel.dag_id.in_(remote)),
                 and_(XComModel.task_id == SNAPSHOT, XComModel.dag_id.in_(local)),
             ),
         )

@@ -13,11 +13,13 @@ from typing import Any
 from duckling_provider.backup.names import SKEW, find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
 from duckling_provider.base.moments import parse_moment
-from duckling_provider.dags.ids import CLEANUP, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind
-from duckling_provider.tasks.results import RunResults, Transferred
+from duckling_provider.dags.ids import CLEANUP, DRILL, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind
+from duckling_provider.tasks.results import BackupTested, RunResults, Transferred
 
 #: States of a run that did not end yet.
 ACTIVE = ("queued", "running")
+#: DAGs whose runs read a backup whole.
+READING: tuple[Kind, ...] = ("verify", "drill")
 #: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
 _DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
@@ -73,11 +75,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """A drill that went well: the backup of `key` was restored at the time `at`, within `restore_ms`."""
+
+    key: str
+    at: datetime
+    restore_ms: int
+    dag_id: str
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Backup:
     """One backup that a run made: sizes in bytes, `duration_ms` of the whole run.
 
     :param verified: when it was last proven; None when it never was.
     :param failure: its newest verification, where that one failed: it outranks every earlier proof.
+    :param tested: the newest drill that restored it.
     :param cpu_seconds, bytes_sent: of all tasks of the run that made it; None where they did not tell.
     """
 
@@ -91,6 +105,7 @@ class Backup:
     failure: Run | None = None
     cpu_seconds: float | None = None
     bytes_sent: int | None = None
+    tested: Tested | None = None
 
     @property
     def name(self) -> str:
@@ -170,6 +185,8 @@ class Record:
     backup: Run | None = None  #: the last finished run
     restore: Run | None = None
     verify: Run | None = None
+    drill: Run | None = None
+    tested: Tested | None = None  #: the newest drill that went well
     sync: Sync | None = None
     sync_run: Run | None = None
     active: tuple[Run, ...] = ()  #: queued or running; of the sync only one that stands still
@@ -180,16 +197,17 @@ class Record:
 
 
 def backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
-    """The backup that a run made or, of a verification, looked at.
+    """The backup that a run made or, of a verification or a drill, looked at.
 
     :param local: the database has no S3: its backup is the snapshot, which was proven while it was taken.
     """
-    if run.kind not in ("backup", "verify"):
+    if run.kind not in ("backup", *READING):
         return None
     values = results.values
-    proof = SNAPSHOT if local else VERIFY
-    verified: Transferred | None = values.get(SNAPSHOT) if local else values.get(VERIFY)
-    made = verified if local or run.kind == "verify" else values.get(UPLOAD)
+    drill = values.get(DRILL)
+    proof = SNAPSHOT if local else DRILL if run.kind == "drill" else VERIFY
+    verified: Transferred | None = values.get(SNAPSHOT) if local else drill or values.get(VERIFY)
+    made = verified if local or run.kind in READING else values.get(UPLOAD)
     key = "" if made is None else made.get("key", "")
     created = parse_name(key.rpartition("/")[2])
     if made is None or created is None:
@@ -206,7 +224,12 @@ def backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
         run.run_id,
         cpu_seconds=sum(task["cpu_seconds"] for task in used) if used else None,
         bytes_sent=sum(task.get("bytes_sent", 0) for task in used) if used else None,
+        tested=None if drill is None else _tested(run, drill, results.at[DRILL]),
     )
+
+
+def _tested(run: Run, drill: BackupTested, at: datetime) -> Tested:
+    return Tested(drill["key"], at, drill["restore_duration"], run.dag_id, run.run_id)
 
 
 def counting(backups: Sequence[Backup]) -> tuple[Backup | None, Run | None]:
@@ -227,15 +250,17 @@ def counting(backups: Sequence[Backup]) -> tuple[Backup | None, Run | None]:
 
 
 def failures_of(runs: Iterable[tuple[Run, Results]]) -> dict[str, Run]:
-    """By backup name, the newest failed verification of each: a run of the verify DAG, or a backup that was uploaded
-    and then not what it should be.
+    """By backup name, the newest failed verification of each: a run of the verify DAG, a drill that disproved it, or a
+    backup that was uploaded and then not what it should be.
     """
     found: dict[str, Run] = {}
     for run, results in runs:
-        if run.state != "failed" or run.kind not in ("backup", "verify"):
+        if run.state != "failed" or run.kind not in ("backup", *READING):
             continue
+        if run.kind == "drill" and (run.error is None or run.error.get("kind") not in _DISPROVING):
+            continue  # a query, the disk: the backup is as good as before
         left, what = results.values, run.error.get("what", "") if run.error else ""
-        if run.kind == "verify":
+        if run.kind in READING:
             # ``latest`` was made a key by the task: its error names it.
             name = find_name(str(run.conf.get("key") or "")) or find_name(what)
         else:

@@ -39,6 +39,7 @@ _RIVALS: dict[Kind, tuple[Kind, ...]] = {
     "backup": ("backup", "restore"),
     "restore": ("backup", "restore"),
     "verify": ("verify",),
+    "drill": ("drill",),
     "sync": ("sync",),
 }
 # Seconds between two looks at a run: a second for short ones, ever longer for the hours of a long one.

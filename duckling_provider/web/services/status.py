@@ -82,18 +82,20 @@ def by_trouble(statuses: Sequence[Status]) -> list[Status]:
 
 
 def _standing_failure(record: Record) -> Run | None:
-    """The newest failed run that no newer evidence outranks: a verification is outranked by any newer proof, a backup
-    only by a newer proof of what was made in it or after it.
+    """The newest failed run that no newer evidence outranks: a verification is outranked by any newer proof, a drill
+    by a newer drill, a backup only by a newer proof of what was made in it or after it.
     """
     proof = record.verified
     failed = []
-    for run in (record.verify, record.backup):
+    for run in (record.verify, record.drill, record.backup):
         at = run.failed_at if run is not None else None
         if run is None or run.state != "failed":
             continue
         proven_since = proof is not None and proof.verified is not None and at is not None and proof.verified > at
         since_begun = proof is not None and run.start is not None and proof.created >= run.start
-        if not (proven_since and (run.kind == "verify" or since_begun)):
+        tested_since = record.tested is not None and at is not None and record.tested.at > at
+        outranked = {"verify": proven_since, "drill": tested_since}.get(run.kind, proven_since and since_begun)
+        if not outranked:
             failed.append((at.timestamp() if at is not None else 0.0, run))
     return max(failed, key=lambda item: item[0])[1] if failed else None
 
