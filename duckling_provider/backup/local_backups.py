@@ -74,6 +74,9 @@ class LocalBackups:
     def under(self, control: Control) -> LocalBackups:
         return self
 
+    def afresh(self) -> LocalBackups:
+        return self
+
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> RangeStream:
         # A reader's buffering would read ahead of what the caller asks for; ranges are read once and whole.
         path = self._snapshot(key).path

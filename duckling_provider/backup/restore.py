@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.names import LATEST, RULES, parse_name
-from duckling_provider.backup.verify import read_verified
+from duckling_provider.backup.verify import read_again, read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
 from duckling_provider.base.durable_files import sync_folder
@@ -281,6 +281,12 @@ class _Wanted:
                 older = self._next_whole(key, strict=goes_on)
                 if older is None:
                     raise
+                if isinstance(error, IntegrityError) and error.found:
+                    # Bytes came that are not those that were stored: a bad line must not cost what is newest.
+                    if goes_on:
+                        read_again(self.database, self.store, key, error, chosen=chosen)
+                    again = f"duckling verify {self.database.id} {key.rpartition('/')[2]}"
+                    error.hint = f"{error.hint} Before that, {again} tells whether the network is bad or the backup."
                 if not goes_on:
                     name = older.rpartition("/")[2]
                     advice = f"The next older backup that looks whole is {name}: name it"

@@ -35,14 +35,21 @@ from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX,
 from duckling_provider.backup.states import State, read_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors
-from duckling_provider.base.errors import AccessDeniedError, BusyError, FileSystemError, NotFoundError, StateFileError
+from duckling_provider.base.errors import (
+    AccessDeniedError,
+    BusyError,
+    FileSystemError,
+    NotFoundError,
+    StateFileError,
+    StoreError,
+)
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.fields import MAX_DAYS
 from duckling_provider.config.s3 import CLIENT, Retention
 from duckling_provider.replica.downloads import clear_downloads, clear_scratch
-from duckling_provider.stores.store import BackupSource, Store, StoredObject, UploadLog
+from duckling_provider.stores.store import BackupSource, Store, StoredObject, Swept, UploadLog
 
 #: Unfinished uploads of ours older than this are given up. A retry of an upload of 500 GB is well within it.
 ABANDONED_AFTER = timedelta(days=3)
@@ -278,6 +285,8 @@ class CleanupResult:
     s3_decisions: tuple[Decision, ...] = ()
     #: Plain text that killed restores to elsewhere had left.
     downloads_removed: tuple[Path, ...] = ()
+    #: Of each unfinished upload that could not be listed or aborted, why.
+    uploads_left: tuple[str, ...] = ()
 
 
 def clean_up(
@@ -321,7 +330,7 @@ def _clean_up(
     s3_deleted: list[str] = []
     s3_kept: int | None = None
     s3_decisions: tuple[Decision, ...] = ()
-    aborted, versions_stay = 0, False
+    swept, versions_stay = Swept(), False
     days = database.s3.backup_retention_days if database.s3 is not None else 0
     if store is not None:
         store = store.under(control)
@@ -347,7 +356,8 @@ def _clean_up(
                     versions_stay = delete_backup(store, backup.key) or versions_stay
                 s3_deleted.append(backup.key)
         if not dry_run:
-            aborted = _abort_abandoned(database, store, backups, now=now, notes=notes)
+            swept = _abort_abandoned(database, store, backups, now=now, notes=notes)
+            notes += [swept.note] if swept.note else []
             _delete_lone_companions(database, store, rows, now=now, notes=notes)
         if store.clock_fault:
             notes.append(store.clock_fault)
@@ -357,7 +367,8 @@ def _clean_up(
         local_kept=len(local_plan.decisions) - len(deleted),
         s3_kept=s3_kept,
         busy=tuple(busy),
-        uploads_aborted=aborted,
+        uploads_aborted=swept.aborted,
+        uploads_left=swept.left,
         downloads_removed=downloads,
         local_decisions=local_plan.decisions,
         s3_decisions=s3_decisions,
@@ -381,16 +392,16 @@ def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBack
 
 def _abort_abandoned(
     database: Database, store: Store, backups: Sequence[ListedBackup], *, now: datetime, notes: list[str]
-) -> int:
+) -> Swept:
     """Abort the unfinished uploads that are old, and those of this installation that were interrupted before the newest
-    complete backup was made; returns how many.
+    complete backup was made.
 
     :param notes: receives a sentence about each file beside a local backup that is none of ours.
     """
     complete = (b for b in backups if b.has_mac or store.mode != CLIENT)
     newest = next((b.created for b in complete if not b.misdated(now)), None)
     stored = {backup.key for backup in backups}
-    superseded, count = set(), 0
+    superseded, count, left = set(), 0, []
 
     def abandoned(key: str, begun: datetime) -> bool:
         taken = parse_name(key.removeprefix(store.prefix))
@@ -412,10 +423,16 @@ def _abort_abandoned(
                 found = UploadLog.owner(log_path)
                 if found is not None and found[0].get("store") == store.url:
                     # By its id: some stores do not list what is unfinished.
-                    store.abort(str(found[0].get("key")), found[1])
+                    try:
+                        store.abort(str(found[0].get("key")), found[1])
+                    except StoreError as error:
+                        left.append(f"an unfinished upload could not be aborted: {error}")
+                        continue
                     log_path.unlink(missing_ok=True)
                     count += 1
-        return count + store.sweep(store.prefix, abandoned=abandoned)
+        swept = store.sweep(store.prefix, abandoned=abandoned)
+        # What the store lists as well is told once.
+        return Swept(count + swept.aborted, tuple(dict.fromkeys((*left, *swept.left))), swept.note)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,9 @@ forges one only keeps a backup.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -343,20 +342,17 @@ def _disproof(evidence: Evidence) -> str:
     return f"disproved at {iso(evidence.at)} on {evidence.host}: {evidence.reason}"
 
 
-@contextlib.contextmanager
-def noted_damage(database: Database, source: BackupSource, key: str) -> Iterator[None]:
-    """Record that the backup is disproved when the block finds it damaged; the error goes on to the caller.
+def note_damage(database: Database, source: BackupSource, key: str, error: IntegrityError | DamagedError) -> None:
+    """Record that a backup is disproved, by `error`. Raises nothing but a cancellation.
 
     That a key does not fit disproves nothing: with the right one, the backup may be good.
     """
+    if isinstance(error, WrongKeyError):
+        return
     try:
-        yield
-    except (IntegrityError, DamagedError) as error:
-        if not isinstance(error, WrongKeyError):
-            # Where the store can't tell what is there, there is nothing to bind a note to.
-            stored = None
-            with contextlib.suppress(DucklingError, OSError):
-                stored = source.head(key)
-            if stored is not None:
-                record_state(database, source, stored, "disproved", means="full", reason=error.cause)
+        stored = source.head(key)
+    except CancelledError:
         raise
+    except (DucklingError, OSError):
+        return  # where the store can't tell what is there, there is nothing to bind a note to
+    record_state(database, source, stored, "disproved", means="full", reason=error.cause)

@@ -33,7 +33,7 @@ from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores.parts import TooManyPartsError
-from duckling_provider.stores.store import SSE_ALGORITHM, BytesBody, Store, UploadLog
+from duckling_provider.stores.store import BAD_CREDENTIALS, SSE_ALGORITHM, BytesBody, Store, UploadLog
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,8 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
     except DucklingError as error:
         # An abandoned request may yet make the object appear.
         stopped = isinstance(error, CancelledError) and not isinstance(error, AbandonedError)
-        if encrypted and (stopped or not error.retryable):
+        ended = isinstance(error, AccessDeniedError) and error.code in BAD_CREDENTIALS
+        if encrypted and (stopped or not (error.retryable or ended)):
             _remove_lone_mac(store, key)
         raise
 
@@ -239,9 +240,9 @@ class FlowResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know: backups whose date can't be true, a clock that is wrong."""
+        """What a person should know: backups whose date can't be true, a clock that is wrong, uploads that stay."""
         if self.cleanup is not None:
-            return self.cleanup.notes
+            return (*self.cleanup.notes, *self.cleanup.uploads_left)
         return (self.clock_fault,) if self.clock_fault else ()
 
 

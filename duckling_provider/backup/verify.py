@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,15 +15,26 @@ from typing import BinaryIO, cast
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.names import LATEST, RULES
-from duckling_provider.backup.states import noted_damage, record_state
+from duckling_provider.backup.states import note_damage, record_state
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.errors import DamagedError, DucklingError, IntegrityError, ModeError, ReplicaError
+from duckling_provider.base.errors import (
+    DamagedError,
+    DucklingError,
+    IntegrityError,
+    ModeError,
+    ReplacedError,
+    ReplicaError,
+    StoreError,
+    WrongKeyError,
+)
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
 from duckling_provider.formats.pipeline import Fanout, Stage
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource, StoredObject
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,22 +67,22 @@ def verify_backup(
     :param key: a key, a bare file name, or ``latest``.
     :param full: False looks at head, ``.mac`` and first bytes only (``s3.verify: head``).
     :param note: record the outcome beside the backup; False where `database` is not quite the entry (another key).
-    :raises IntegrityError: when the backup would not restore.
+    :raises IntegrityError: when the backup would not restore, in two readings.
+    :raises StoreError: when two readings differ, see `read_again`.
     :raises NotFoundError: when there is no such backup.
     """
     started = time.monotonic()
     if control is not None:
         store = store.under(control)
     found = resolve(database, store, key, any_origin=True, proven=False)
-    with noted_damage(database, store, found) if note else contextlib.nullcontext():
-        backup = identify_backup(database, store, found, chosen=key not in RULES, archived=not full)
-        vouched = backup.mac is not None or backup.sha256 is not None
-        if full and read_verified(backup, store, control=control, step="verify").skipped and not vouched:
-            raise IntegrityError(
-                "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
-                subject=store.url + backup.key,
-                hint="Use client-aes256, whose .mac needs no metadata, or a store that keeps metadata.",
-            )
+    chosen = key not in RULES
+    try:
+        backup = _proven(database, store, found, full=full, chosen=chosen, control=control)
+    except (IntegrityError, DamagedError) as error:
+        read_again(database, store, found, error, full=full, chosen=chosen, control=control)
+        if note and not isinstance(error, ReplacedError):
+            note_damage(database, store, found, error)
+        raise
     if backup.mac is not None:
         evidence = "HMAC-SHA256"
     else:
@@ -90,6 +102,63 @@ def verify_backup(
             database, store, StoredObject(backup.key, backup.object_size, backup.etag), "verified", means="full"
         )
     return result
+
+
+def _proven(
+    database: Database,
+    store: BackupSource,
+    key: str,
+    *,
+    full: bool,
+    chosen: bool,
+    control: Control | None,
+    step: str = "verify",
+) -> StoredBackup:
+    backup = identify_backup(database, store, key, chosen=chosen, archived=not full)
+    vouched = backup.mac is not None or backup.sha256 is not None
+    if full and read_verified(backup, store, control=control, step=step).skipped and not vouched:
+        raise IntegrityError(
+            "nothing vouches for its bytes: the file is encrypted by DuckDB and the store kept no metadata",
+            subject=store.url + backup.key,
+            hint="Use client-aes256, whose .mac needs no metadata, or a store that keeps metadata.",
+        )
+    return backup
+
+
+def read_again(
+    database: Database,
+    store: BackupSource,
+    key: str,
+    error: IntegrityError | DamagedError,
+    *,
+    full: bool = True,
+    chosen: bool = True,
+    control: Control | None = None,
+) -> None:
+    """Read a backup a second time, over new connections, because the first reading found it damaged: `error`.
+
+    All of it, since an HMAC does not tell which place is bad. Returns when both readings brought the same.
+
+    :raises StoreError: they differ, so nothing is known of the backup: the way to it is bad, or this machine.
+    """
+    if isinstance(error, ReplacedError) or (isinstance(error, WrongKeyError) and error.proven):
+        return
+    log.warning("%s%s: %s; it is read a second time, over new connections", store.url, key, error.cause)
+    try:
+        _proven(database, store.afresh(), key, full=full, chosen=chosen, control=control, step="verify again")
+    except (IntegrityError, DamagedError) as again:
+        if (again.cause, _digest_in(again)) == (error.cause, _digest_in(error)):
+            error.hint = " ".join(filter(None, (error.hint, "It was read twice, with the same result.")))
+            return
+    raise StoreError(
+        "two readings of it differ: the network, a proxy or this machine's memory alters what is read",
+        subject=store.url + key,
+        hint="Nothing is noted against the backup. Try again; if it stays, from another machine.",
+    ) from error
+
+
+def _digest_in(error: DucklingError) -> str:
+    return error.found if isinstance(error, IntegrityError) else ""
 
 
 def read_verified(
@@ -116,7 +185,7 @@ def read_verified(
     chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
     with contextlib.closing(chunks):
         if backup.encryption_key is not None:
-            _read_encrypted(backup, chunks, blocks, sinks, control, subject=store.url + backup.key)
+            seen = _read_encrypted(backup, chunks, blocks, sinks, control, subject=store.url + backup.key)
         else:
             digest = hashlib.sha256()
             with Fanout(*sinks) as plain:
@@ -125,12 +194,24 @@ def read_verified(
                     digest.update(chunk)
                     blocks.update(chunk)
                     control.advance(len(chunk))
-            if backup.sha256 is not None and digest.hexdigest() != backup.sha256:
-                raise IntegrityError(
+            seen = digest.hexdigest()
+            if backup.sha256 is not None and seen != backup.sha256:
+                failed = IntegrityError(
                     "SHA-256 verification failed: its bytes are not those that were uploaded",
                     subject=store.url + backup.key,
                     hint="The object is damaged; use another backup.",
                 )
+                failed.found = seen
+                raise failed
+    try:
+        return _checked_blocks(backup, store, blocks)
+    except IntegrityError as error:
+        error.found = seen
+        raise
+
+
+def _checked_blocks(backup: StoredBackup, store: BackupSource, blocks: _Blocks) -> BlockReport:
+    """What DuckDB's own checksums say, after the digest of the whole object has spoken."""
     subject = store.url + backup.key
     report = blocks.finish(backup.size, file=cast("BinaryIO", _ObjectFile(store, backup)), subject=subject)
     proven = backup.mac is not None or backup.sha256 is not None
@@ -159,7 +240,8 @@ def _read_encrypted(
     control: Control,
     *,
     subject: str,
-) -> None:
+) -> str:
+    """:returns: the HMAC of what was read, in hex."""
     key = backup.encryption_key
     if key is None or backup.mac is None:
         raise ModeError("not an encrypted backup", subject=subject)
@@ -180,12 +262,15 @@ def _read_encrypted(
             blocks.update(decrypted)
             control.advance(len(chunk))
     if not mac.matches(backup.mac):
-        raise IntegrityError(
+        failed = IntegrityError(
             "HMAC verification failed: the object is damaged, its upload was interrupted, or the .mac belongs to "
             "another one",
             subject=subject,
             hint="Use another backup. If every backup fails, the key may be another one than they were made with.",
         )
+        failed.found = mac.hexdigest()
+        raise failed
+    return mac.hexdigest()
 
 
 class _ObjectFile:

@@ -192,7 +192,17 @@ class ReplicationError(DucklingError):
 
 
 class IntegrityError(DucklingError):
-    """A stored backup is not what was uploaded: wrong HMAC, wrong length, wrong digest, missing ``.mac``."""
+    """A stored backup is not what was uploaded: wrong HMAC, wrong length, wrong digest, missing ``.mac``.
+
+    `found` is a digest of all that was read, where one was made: two readings that have the same one brought the same
+    bytes.
+    """
+
+    found: str = ""
+
+
+class ReplacedError(IntegrityError):
+    """The object was replaced while it was being read: nothing is known of the one, nor of the other."""
 
 
 class WrongKeyError(IntegrityError):

@@ -15,9 +15,9 @@ from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile
 from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
 
 if TYPE_CHECKING:
-    from duckling_provider.backup.retention import Decision
+    from duckling_provider.backup.retention import CleanupResult, Decision
     from duckling_provider.config.databases import Database
-    from duckling_provider.stores.store import BackupSource
+    from duckling_provider.stores.store import BackupSource, Store
 
 
 NamedKey = Annotated[str, typer.Argument(metavar="KEY", help="The backup's key or file name.", show_default=False)]
@@ -52,7 +52,7 @@ def backup(
         with session.control() as control:
             done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
     except DucklingError as error:
-        if store is not None and error.retryable and interrupted_upload(database) is not None:
+        if store is not None and interrupted_upload(database) is not None:
             # The command as it is typed, so that it can be copied.
             error.hint = f"{error.hint or ''} To{go_on[2:]}".strip()
         raise
@@ -203,17 +203,18 @@ def cleanup(
 ) -> None:
     """Delete backups older than the retention. The newest complete one always stays."""
     from duckling_provider.backup.retention import clean_up
-    from duckling_provider.stores.store import KEPT_VERSIONS
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.store(database)
     with session.control() as control:
         done = clean_up(database, store, dry_run=dry_run, control=control)
+    left = [session.terminal.hide(fault) for fault in done.uploads_left]
     if session.terminal.json:
         session.terminal.document(
             {
-                "success": True,
+                "success": not left,
+                **({"error": left[0]} if left else {}),
                 "dryRun": done.dry_run,
                 "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy}
                 | _reasons(done.local_decisions),
@@ -221,11 +222,21 @@ def cleanup(
                 if done.s3_kept is None
                 else {"deleted": done.s3_deleted, "kept": done.s3_kept} | _reasons(done.s3_decisions),
                 "uploadsAborted": done.uploads_aborted,
+                "uploadsLeft": left,
                 "downloadsRemoved": [str(path) for path in done.downloads_removed],
                 **({"warnings": list(done.notes)} if done.notes else {}),
             }
         )
-        return
+    else:
+        _show_cleaned(session, database, store, done)
+    if left:
+        raise typer.Exit(FAILED)
+
+
+def _show_cleaned(session: Session, database: Database, store: Store | None, done: CleanupResult) -> None:
+    from duckling_provider.stores.store import KEPT_VERSIONS
+
+    dry_run = done.dry_run
     verb = "would delete" if dry_run else "deleted"
     here, there = f"{database.backup_path}/", store.url if store else ""
     for place, decisions in ((here, done.local_decisions), (there, done.s3_decisions)):
@@ -247,3 +258,5 @@ def cleanup(
         session.terminal.warn(note)
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")
+    for fault in done.uploads_left:
+        session.terminal.fail(fault)

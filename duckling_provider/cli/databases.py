@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +147,15 @@ def _check_all(
     for database in databases:
         terminal.say(database.id)
         steps = []
-        for step in _steps_as_owner(session, database, is_here=is_here):
+        waiting = _Waiting(terminal, f"s3://{database.s3.bucket}/" if database.s3 else "")
+        for step in _steps_as_owner(session, database, is_here=is_here, begin=waiting.begin):
+            waiting.end()
             error = terminal.hide(step.error) if step.error else None
             steps.append({"name": step.name, "detail": terminal.hide(step.detail), "error": error})
             terminal.say(f"  {'FAILED' if error else 'ok    '}  {step.name}: {error or step.detail}")
             if error:
                 errors.append(f"{database.id}: {step.name}: {error}")
+        waiting.end()
         found.append({"id": database.id, "success": not any(step["error"] for step in steps), "steps": steps})
     pool = _pool(settings)
     if pool is not None:
@@ -169,6 +173,23 @@ def _check_all(
         told = None if pool is None else {"name": settings.pool, "detail": pool.detail, "error": pool.error}
         terminal.document(result | {"databases": found, "pool": told, "problems": problems, "warnings": shown})
     return not errors
+
+
+class _Waiting:
+    """Says what is waited for once a step with a store takes long."""
+
+    def __init__(self, terminal: Terminal, url: str) -> None:
+        self._terminal, self._url = terminal, url
+        self._timer: threading.Timer | None = None
+
+    def begin(self, step: str) -> None:
+        self.end()
+        told = f"  waiting for {self._url}, which does not answer ({step}); Ctrl-C stops"
+        self._timer = self._terminal.wait_begins(lambda: self._terminal.note(told))
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _pool(settings: Settings) -> CheckStep | None:
@@ -189,18 +210,22 @@ def _pool(settings: Settings) -> CheckStep | None:
     return CheckStep(name, "endless" if slots < 0 else f"{slots} slots")
 
 
-def _steps_as_owner(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+def _steps_as_owner(
+    session: Session, database: Database, *, is_here: bool, begin: Callable[[str], object]
+) -> Iterator[CheckStep]:
     from duckling_provider.base.ownership import as_owner_of
     from duckling_provider.oversight.check import CheckStep
 
     try:
         with as_owner_of(*database.places):
-            yield from _steps(session, database, is_here=is_here)
+            yield from _steps(session, database, is_here=is_here, begin=begin)
     except FileSystemError as error:
         yield CheckStep("user", error=str(error))
 
 
-def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[CheckStep]:
+def _steps(
+    session: Session, database: Database, *, is_here: bool, begin: Callable[[str], object]
+) -> Iterator[CheckStep]:
     from duckling_provider.oversight.check import CheckStep, check_database
 
     store, fault = None, None
@@ -209,7 +234,7 @@ def _steps(session: Session, database: Database, *, is_here: bool) -> Iterator[C
     except DucklingError as error:
         # The local half can be looked at all the same.
         fault = str(error)
-    for step in check_database(database, store):
+    for step in check_database(database, store, begin=begin):
         if step.name == "host" and step.error and not is_here:
             yield CheckStep("host", f"replica and local backups are on {database.host}: not looked at")
         elif step.name != "store" or fault is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from duckling_provider.replica.origin import Origin
     from duckling_provider.stores.store import BackupSource
 
-#: Seconds until a listing says that it waits for the store.
-PATIENCE = 3.0
 _COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FINGERPRINT", "")
 
 
@@ -136,7 +132,7 @@ def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
     terminal, now = session.terminal, datetime.now(timezone.utc)
     rows = [([one.database.id] if named else []) + row.cells(now) for one in found for row in (*one.local, *one.remote)]
     if rows:
-        terminal.table((["DATABASE"] if named else []) + list(_COLUMNS), rows)
+        terminal.table((["DATABASE"] if named else []) + list(_COLUMNS), rows, whole="KEY")
         if any(row.backup.is_pinned for one in found for row in (*one.local, *one.remote)):
             terminal.note("* pinned: it stays whatever its age")
     for one in found:
@@ -167,32 +163,20 @@ def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
     try:
         store = session.store(database)
         if store is not None:
-            with _told_while_waiting(session, local, store.url):
+            with session.terminal.patience(lambda: _tell_of_waiting(session, local, store.url)):
                 remote = _rows(session, database, "s3", store)
     except DucklingError as caught:
         error = error or caught
     return _Found(database, local, remote, error)
 
 
-@contextlib.contextmanager
-def _told_while_waiting(session: Session, local: Sequence[_Row], url: str) -> Iterator[None]:
+def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str) -> None:
     """Where the store is slow to answer, show what is here, and say what is waited for."""
-
-    def tell() -> None:
-        terminal = session.terminal
-        if local and not terminal.json:
-            now = datetime.now(timezone.utc)
-            terminal.table(list(_COLUMNS), [row.cells(now) for row in local])
-        terminal.note(f"waiting for {url}, which does not answer; Ctrl-C stops")
-
-    timer = threading.Timer(PATIENCE, tell)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join(1.0)  # what it says comes before what follows
+    terminal = session.terminal
+    if local and not terminal.json:
+        now = datetime.now(timezone.utc)
+        terminal.table(list(_COLUMNS), [row.cells(now) for row in local], whole="KEY")
+    terminal.note(f"waiting for {url}, which does not answer; Ctrl-C stops")
 
 
 def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:

@@ -117,6 +117,7 @@ class Session:
         """The entry of a command that leaves its files alone; its warnings are shown."""
         installation = self.installation()
         database = self.chosen(installation, database_id)
+        self.terminal.entry = database_id
         for warning in self.warnings(installation, database_id):
             self.terminal.warn(warning)
         return database

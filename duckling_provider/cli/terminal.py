@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from duckling_provider.base.cancellation import ProgressCallback
 
+#: Seconds until a command says that it waits for the store.
+PATIENCE = 3.0
 #: Seconds between two progress lines where there is no terminal.
 _SPARSE = 30.0
 #: Columns of a table that goes to a file or a pipe, where nothing may be folded or cut.
@@ -38,6 +40,8 @@ class Terminal:
 
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
+        #: The id of the entry that the command is about, for advice.
+        self.entry = "ID"
         self._secrets: tuple[str, ...] | None = None
         self._live: Console | None = None
 
@@ -70,13 +74,27 @@ class Terminal:
         """One line of the result for a person; nothing with `json`."""
         if not self.json:
             sys.stdout.write(self.hide(line) + "\n")
+            sys.stdout.flush()  # into a pipe or a file, too: whoever watches it sees each line when it is due
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table with a heading; columns whose heading ends in ``>`` are right-aligned."""
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: str = "") -> None:
+        """A table with a heading; columns whose heading ends in ``>`` are right-aligned.
+
+        :param whole: the column that is to be copied: on a terminal too narrow for the table, each row becomes two
+            lines, one with that cell, one with the others.
+        """
+        from rich.cells import cell_len
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
+        widths = [max(map(cell_len, column)) + 2 for column in zip(columns, *rows, strict=True)]
+        if whole in columns and sum(widths) > console.width:
+            at = columns.index(whole)
+            for row in rows:
+                self.say(row[at])
+                self.say("  " + "  ".join(cell for number, cell in enumerate(row) if cell and number != at))
+            return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
             right = name.endswith(">")
@@ -84,7 +102,7 @@ class Terminal:
         for row in rows:
             # Text, not str: brackets in names are no markup.
             table.add_row(*(Text(self.hide(cell)) for cell in row))
-        Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
+        console.print(table)
 
     # -- stderr -----------------------------------------------------------------------------------------------------
 
@@ -128,7 +146,9 @@ class Terminal:
     def explain(self, error: Exception) -> tuple[str, str | None]:
         """(cause, hint) of an error; the message of a foreign one is shown only when secrets can be told from it."""
         if isinstance(error, DucklingError):
-            hint = "duckling list ID shows the backups there are." if isinstance(error, NotFoundError) else None
+            hint = (
+                f"duckling list {self.entry} shows the backups there are." if isinstance(error, NotFoundError) else None
+            )
             cause = ": ".join(part for part in (error.subject, error.operation, error.cause) if part)
             return cause, error.hint or hint
         if isinstance(error, OSError) and error.strerror:
@@ -137,6 +157,24 @@ class Terminal:
         place = f" at {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
         words = f": {error}" if self._secrets is not None and str(error) else ""
         return f"unexpected {type(error).__name__}{place}{words}", "DUCKLING_DEBUG=1 shows the whole traceback."
+
+    @staticmethod
+    def wait_begins(tell: Callable[[], object]) -> threading.Timer:
+        """Call `tell` after `PATIENCE`, unless what is returned is cancelled before."""
+        timer = threading.Timer(PATIENCE, tell)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    @contextlib.contextmanager
+    def patience(self, tell: Callable[[], object]) -> Iterator[None]:
+        """Call `tell` once when the block takes longer than `PATIENCE`; it has ended before what follows."""
+        timer = self.wait_begins(tell)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join(1.0)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:

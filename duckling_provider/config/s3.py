@@ -43,7 +43,18 @@ CLIENT: Encryption = "client-aes256"
 
 _MAX_PREFIX = 900  # bytes; an S3 key has at most 1,024, and the backup's own name with ".mac" follows
 _MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256  # S3's limits for object tags
-_PROVIDERS = (".amazonaws.com", ".digitaloceanspaces.com", ".backblazeb2.com", ".cloudflarestorage.com")
+_PROVIDERS = (
+    ".amazonaws.com",
+    ".backblazeb2.com",
+    ".cloudflarestorage.com",
+    ".digitaloceanspaces.com",
+    ".googleapis.com",
+    ".linodeobjects.com",
+    ".ovh.net",
+    ".scw.cloud",
+    ".wasabisys.com",
+    ".your-objectstorage.com",
+)
 
 
 def _key(value: Any) -> EncryptionKey | None:

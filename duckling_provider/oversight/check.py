@@ -38,7 +38,7 @@ from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
 from duckling_provider.replica.origin import Origin
 from duckling_provider.replica.read_copy import readers_of, require_read_copy
-from duckling_provider.stores.store import BackupSource, Store
+from duckling_provider.stores.store import BackupSource, Store, unheard
 
 #: Objects that are asked for at the same time.
 _AT_ONCE = 8
@@ -53,8 +53,13 @@ class CheckStep:
     error: str | None = None
 
 
-def check_database(database: Database, store: Store | None) -> Iterator[CheckStep]:
-    """Look at the replica, the local backup folder and the store; yields each step as it is done."""
+def check_database(
+    database: Database, store: Store | None, *, begin: Callable[[str], object] = unheard
+) -> Iterator[CheckStep]:
+    """Look at the replica, the local backup folder and the store; yields each step as it is done.
+
+    :param begin: called with the name of each step that asks the store, before it does.
+    """
     try:
         database.require_host()
     except WrongHostError as error:
@@ -67,37 +72,37 @@ def check_database(database: Database, store: Store | None) -> Iterator[CheckSte
         yield _step("local backups", lambda: _folder(database))
         if database.read_copy is not None:
             yield _step("copy for readers", lambda: _read_copy(database))
-    yield from _dates(database, store)
-    yield from _origins(database, store)
+        yield from _dates(LocalBackups(database))
     if store is None:
         yield CheckStep("store", "S3 is not configured for this database: local backups only")
         return
-    for probe in store.probe(store.prefix):
+    answers = True
+    for probe in store.probe(store.prefix, begin=begin):
+        answers = not probe.last
         works = f"{probe.action} works" + (f"; {probe.note}" if probe.note else "")
         yield CheckStep(f"store: {probe.name}", "" if probe.error else works, probe.error)
     if store.clock_fault:
         yield CheckStep("clock", error=store.clock_fault)
+    if answers:
+        begin("dates")
+        yield from _dates(store)
+        yield from _origins(database, store)
 
 
-def _dates(database: Database, store: Store | None) -> Iterator[CheckStep]:
-    """A step about each place with backups whose date can't be true; where all is well, or it can't be listed, none."""
-    here: list[BackupSource] = [LocalBackups(database)] if database.is_here else []
-    now = datetime.now(timezone.utc)
-    for source in (*here, *([store] if store is not None else [])):
-        # What makes a listing fail is told by the steps about the folder and the store.
-        with contextlib.suppress(DucklingError, OSError):
-            faults = date_faults(list_backups(source), now=now, url=source.url)
-            if faults:
-                hint = "They are never latest. Delete them once they are of no use: duckling delete."
-                yield CheckStep("dates", error=f"{'; '.join(faults)}. {hint}")
+def _dates(source: BackupSource) -> Iterator[CheckStep]:
+    """A step about backups whose date can't be true; where all is well, or they can't be listed, none."""
+    # What makes a listing fail is told by the steps about the folder and the store.
+    with contextlib.suppress(DucklingError, OSError):
+        faults = date_faults(list_backups(source), now=datetime.now(timezone.utc), url=source.url)
+        if faults:
+            hint = "They are never latest. Delete them once they are of no use: duckling delete."
+            yield CheckStep("dates", error=f"{'; '.join(faults)}. {hint}")
 
 
-def _origins(database: Database, store: Store | None) -> Iterator[CheckStep]:
+def _origins(database: Database, store: Store) -> Iterator[CheckStep]:
     """A step where the newest backups in the store are of several replicas, or of another one than is here."""
     # What makes a listing fail is told by the steps about the store.
     with contextlib.suppress(DucklingError, OSError):
-        if store is None:
-            return
         now = datetime.now(timezone.utc)
         whole = [b for b in list_backups(store) if is_complete(b, store.mode) and not b.misdated(now)]
         fault, _ = origin_fault(database, store, whole)

@@ -1,9 +1,12 @@
 """How many requests to a store are under way at once: more while that makes a transfer faster, fewer when the store
 asks for that. The rule that TCP has for its window: quickly up at first, then by one, and by half down.
+
+And how long a request waits before it is made again.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +17,15 @@ FIRST = 4
 _GAIN = 1.1
 #: Rounds without a trial after one that was of no use.
 _REST = 8
+#: Seconds between two tries of a request, at most.
+_LONGEST_PAUSE = 16.0
+
+
+def pause_after(attempt: int) -> float:
+    """Seconds to wait after the try of that number, from 1, failed: after five, a store or a proxy that restarts has
+    had 15 to 31 seconds. Chance spreads the requests that failed at the same moment.
+    """
+    return min(2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True)

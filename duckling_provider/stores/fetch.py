@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.interruptible import Workers
+from duckling_provider.stores import concurrency
 from duckling_provider.stores.concurrency import Concurrency
 from duckling_provider.stores.parts import MIB
 from duckling_provider.stores.store import BackupSource
@@ -30,7 +31,7 @@ WINDOW = 32 * MIB
 KEPT = 2
 #: Requests at once, at most.
 THREADS = 16
-ATTEMPTS = 5
+ATTEMPTS = 6
 
 
 def fetch(
@@ -199,7 +200,8 @@ class _Reading:
                 return
             except StoreError as error:
                 self._concurrency.refused()
-                if not error.retryable or attempt == ATTEMPTS - 1:
+                # What has a code was refused as often as the store's client asks.
+                if not error.retryable or error.code or attempt == ATTEMPTS - 1:
                     if wanted.arrived == wanted.start and error.code in {"InvalidRange", "416"}:
                         raise IntegrityError(
                             f"the object ends before byte {wanted.start}",
@@ -207,7 +209,7 @@ class _Reading:
                             hint="It was truncated.",
                         ) from error
                     raise
-                self.control.sleep(0.2 * 2**attempt)
+                self.control.sleep(concurrency.pause_after(attempt + 1))
 
     def _receive_from(self, wanted: _Range, start: int) -> None:
         stream = self._store.open_range(self._key, start, wanted.stop, etag=self._etag)

@@ -12,7 +12,7 @@ import copy
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Final, TypedDict, cast
+from typing import IO, TYPE_CHECKING, Final, TypedDict, TypeVar, cast
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -27,7 +27,7 @@ from duckling_provider.base.interruptible import interruptible
 from duckling_provider.config.databases import Database, S3Settings
 from duckling_provider.stores.clock import StoreClock
 from duckling_provider.stores.s3_client import Credentials, default_credentials, make_client
-from duckling_provider.stores.s3_errors import BAD_CREDENTIALS, UNEXPLAINED, Translator
+from duckling_provider.stores.s3_errors import UNEXPLAINED, UNKNOWN_TO_THE_STORE, Translator
 from duckling_provider.stores.s3_multipart import (
     Digests,
     MultipartUpload,
@@ -38,6 +38,7 @@ from duckling_provider.stores.s3_multipart import (
 from duckling_provider.stores.s3_probe import Probe
 from duckling_provider.stores.s3_receive import DirectReceiver
 from duckling_provider.stores.store import (
+    BAD_CREDENTIALS,
     OCTETS,
     SSE_ALGORITHM,
     Body,
@@ -46,13 +47,17 @@ from duckling_provider.stores.store import (
     ProbeStep,
     RangeStream,
     StoredObject,
+    Swept,
     UploadLog,
+    unheard,
 )
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import StorageClassType
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
+
+T = TypeVar("T")
 
 #: Where all parts but the last must be of one size (Cloudflare R2, "Multipart upload").
 _EQUAL_PARTS = ".r2.cloudflarestorage.com"
@@ -103,11 +108,15 @@ class S3Store:
         self._control: Control | None = None
         self._translator = Translator(url=self.url, region=settings.region, endpoint=settings.endpoint)
         self._digests = Digests()
-        self._client: S3Client = make_client(settings, credentials)
-        self._receiver = None
-        if settings.receive == "direct":
-            self._receiver = DirectReceiver(self._client, credentials.for_botocore(), bucket=self._bucket)
+        self._credentials = credentials
         self._clock = StoreClock()
+        self._connect()
+
+    def _connect(self, *, silent_attempts: int | None = None) -> None:
+        self._client: S3Client = make_client(self._settings, self._credentials, silent_attempts=silent_attempts)
+        self._receiver = None
+        if self._settings.receive == "direct":
+            self._receiver = DirectReceiver(self._client, self._credentials.for_botocore(), bucket=self._bucket)
         self._client.meta.events.register("after-call.s3", self._clock.observe)
 
     @property
@@ -141,6 +150,14 @@ class S3Store:
         bound = copy.copy(self)
         bound._control = control  # noqa: SLF001 - of our own class
         return bound
+
+    def afresh(self) -> S3Store:
+        return self._connected()
+
+    def _connected(self, *, silent_attempts: int | None = None) -> S3Store:
+        again = copy.copy(self)
+        again._connect(silent_attempts=silent_attempts)  # noqa: SLF001 - of our own class
+        return again
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -186,13 +203,18 @@ class S3Store:
             if body is not None:
                 return self._translator.stream(body, key, self._control)
         condition: _Condition = {"IfMatch": etag} if etag else {}
-        with self._translator.errors("s3:GetObject", key):
-            answer = interruptible(
-                lambda: self._client.get_object(
-                    Bucket=self._bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
-                ),
-                self._control,
-            )
+
+        def ask() -> GetObjectOutputTypeDef:
+            with self._translator.errors("s3:GetObject", key):
+                return interruptible(
+                    lambda: self._client.get_object(
+                        Bucket=self._bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
+                    ),
+                    self._control,
+                )
+
+        # An object whose ETag is known was there a moment ago.
+        answer = self._shown(ask) if etag else ask()
         if start and answer["ContentLength"] > stop - start and not answer.get("ContentRange"):
             answer["Body"].close()
             raise StoreError(
@@ -283,7 +305,7 @@ class S3Store:
 
     def confirmed(self, key: str, size: int) -> StoredObject:
         """HEAD after a PUT: stores have been seen to answer 200 and drop bytes or the encryption that was asked for."""
-        stored = self._shown(key)
+        stored = self._shown(lambda: self.head(key))
         wanted = SSE_ALGORITHM.get(self._settings.encryption)
         problem = None
         if stored.size != size:
@@ -308,13 +330,14 @@ class S3Store:
             problem, subject=self.url + key, hint=f"{fate} Use a store that supports this mode, or client-aes256."
         )
 
-    def _shown(self, key: str) -> StoredObject:
+    def _shown(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns of an object that is there, though some servers of a store may not know of it yet."""
         for pause in _SHOWN_AFTER:
             try:
-                return self.head(key)
+                return ask()
             except NotFoundError:
                 (self._control or Control()).sleep(pause)
-        return self.head(key)
+        return ask()
 
     def delete(self, key: str) -> bool:
         try:
@@ -324,8 +347,8 @@ class S3Store:
             return False
         return bool(answer.get("DeleteMarker", False))
 
-    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
-        count = 0
+    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> Swept:
+        count, left, note = 0, [], ""
         try:
             with self._translator.errors("s3:ListBucketMultipartUploads", prefix):
                 paginator = self._client.get_paginator("list_multipart_uploads")
@@ -333,16 +356,19 @@ class S3Store:
                 while (page := interruptible(lambda: next(pages, None), self._control)) is not None:
                     for row in page.get("Uploads", []):
                         if abandoned(row["Key"], row["Initiated"]):
-                            self.abort(row["Key"], row["UploadId"])
-                            count += 1
+                            try:
+                                self.abort(row["Key"], row["UploadId"])
+                                count += 1
+                            except StoreError as error:
+                                left.append(f"an unfinished upload could not be aborted: {error}")
         except NotFoundError:
             pass  # what some stores answer when there are none
         except StoreError as error:
-            # Some stores do not list uploads, and some credentials may not: the bucket's own lifecycle rule has to do
-            # it then.
-            if error.retryable:
-                raise
-        return count
+            if error.code in UNKNOWN_TO_THE_STORE:
+                note = f"{self.url} lists no unfinished uploads: a lifecycle rule of the bucket must remove them"
+            else:
+                left.append(f"unfinished uploads could not be listed: {error}")
+        return Swept(count, tuple(left), note)
 
     def abort(self, key: str, upload_id: str) -> None:
         interruptible(
@@ -352,8 +378,10 @@ class S3Store:
 
     # -- connection test --------------------------------------------------------------------------------------------
 
-    def probe(self, prefix: str) -> Iterator[ProbeStep]:
-        return Probe(self, self._client, self._translator, self._settings).steps(prefix)
+    def probe(self, prefix: str, *, begin: Callable[[str], object] = unheard) -> Iterator[ProbeStep]:
+        # Whoever tests a connection is told of the first request that gets no answer.
+        store = self._connected(silent_attempts=1)
+        return Probe(store, store._client, self._translator, self._settings, begin).steps(prefix)  # noqa: SLF001 - ours
 
     def reach(self) -> None:
         """HeadBucket: whether the bucket is there, for these credentials.

@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import botocore.credentials
 import botocore.loaders
@@ -26,13 +26,20 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConfigParseError,
+    ConnectionError,  # noqa: A004 - its name
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
     PartialCredentialsError,
     ProfileNotFound,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
 )
 
 from duckling_provider.base.errors import ConfigError, UnavailableError
 from duckling_provider.config.databases import S3Settings
-from duckling_provider.stores import fetch
+from duckling_provider.stores import concurrency, fetch
 from duckling_provider.stores.s3_guard import refuse_strange_answers
 
 if TYPE_CHECKING:
@@ -43,7 +50,29 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
-ATTEMPTS = 5
+#: Tries of a request that the store, or a proxy before it, could not serve just then.
+ATTEMPTS = 6
+#: Of one that was not answered in time, and of one to an address where no server listens: those take long, or would be
+#: refused again.
+SILENT_ATTEMPTS, REFUSED_ATTEMPTS = 3, 3
+#: Answers after which a request is made again: by status, since a proxy knows no codes, and by code.
+_PASSING_STATUS = frozenset({429, 500, 502, 503, 504})
+_PASSING_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "PriorRequestNotComplete",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    }
+)
 
 _SIGNATURE = "s3v4"
 
@@ -105,8 +134,11 @@ def default_credentials(database_id: str) -> Credentials:
     return Credentials(keys.access_key, keys.secret_key, keys.token, session)
 
 
-def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
-    """A client for the store of `settings`; it may be used by several threads."""
+def make_client(settings: S3Settings, credentials: Credentials, *, silent_attempts: int | None = None) -> S3Client:
+    """A client for the store of `settings`; it may be used by several threads.
+
+    :param silent_attempts: tries of a request that is not answered in time, in place of `SILENT_ATTEMPTS`.
+    """
     made = _session_of_our_own(credentials).create_client(
         "s3",
         region_name=settings.region,
@@ -119,7 +151,7 @@ def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
             ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # missing in the stubs
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": 1},  # see `try_again`
             max_pool_connections=max(settings.max_concurrency, fetch.THREADS) + 4,
             tcp_keepalive=True,
         ),
@@ -128,7 +160,42 @@ def make_client(settings: S3Settings, credentials: Credentials) -> S3Client:
     sign_known_payloads(client, unsigned=not settings.signs_payloads)
     send_whole_blocks(client)
     refuse_strange_answers(client, endpoint=settings.endpoint)
+    try_again(client, silent_attempts=SILENT_ATTEMPTS if silent_attempts is None else silent_attempts)
     return client
+
+
+def try_again(client: S3Client, *, silent_attempts: int) -> None:
+    """Let `client` make requests again that failed in passing, see `concurrency.pause_after`.
+
+    botocore's own retries are off: only for the codes of throttling do they wait at all, so a store behind a proxy that
+    answers 503 while it restarts, or a connection that is reset, would be given up within a second.
+    """
+
+    def pause(
+        attempts: int,
+        response: tuple[Any, dict[str, Any]] | None,
+        caught_exception: Exception | None,
+        **_: object,
+    ) -> float | None:
+        most = min(ATTEMPTS, _attempts(response, caught_exception, silent=silent_attempts))
+        return concurrency.pause_after(attempts) if attempts < most else None
+
+    client.meta.events.register("needs-retry.s3", pause)  # type: ignore[arg-type]  # the stubs know no answers
+
+
+def _attempts(response: tuple[Any, dict[str, Any]] | None, error: Exception | None, *, silent: int) -> int:
+    """How often a request may be made in all that ended so."""
+    if response is not None:
+        code = response[1].get("Error", {}).get("Code")
+        return ATTEMPTS if response[0].status_code in _PASSING_STATUS or code in _PASSING_CODES else 1
+    if isinstance(error, (ReadTimeoutError, ConnectTimeoutError)):
+        return silent
+    if isinstance(error, (EndpointConnectionError, ProxyConnectionError)):
+        return REFUSED_ATTEMPTS
+    if isinstance(error, SSLError) or not isinstance(error, (ConnectionError, HTTPClientError)):
+        return 1
+    # An address that can't be parsed, such as a proxy's.
+    return 1 if isinstance(error.kwargs.get("error"), ValueError) else ATTEMPTS
 
 
 class _Given(botocore.credentials.CredentialProvider):

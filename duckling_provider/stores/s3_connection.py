@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -14,6 +16,7 @@ from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     CredentialRetrievalError,
+    HTTPClientError,
     MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -27,6 +30,10 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import StoreError
 from duckling_provider.base.interruptible import interruptible
 
+#: The code of a request that got no answer at all.
+NO_ANSWER = "NoAnswer"
+#: What botocore takes for an HTTP proxy: ``http(s)://user:password@host:port``, of which only the host is needed.
+_PROXY = re.compile(r"((https?:)?//)?([^/]*@)?(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.IGNORECASE)
 #: Operations of services that hand out a role's credentials.
 _GIVES_CREDENTIALS = frozenset(
     {"AssumeRole", "AssumeRoleWithWebIdentity", "AssumeRoleWithSAML", "GetRoleCredentials", "CreateToken"}
@@ -104,22 +111,40 @@ def connection_fault(error: Exception, endpoint: str | None, subject: str) -> St
     """The error of a request that got no answer."""
     if isinstance(error, SSLError):
         return _tls_fault(_innermost(error), endpoint, subject)
+    variable = proxy_variable(endpoint)
+    no_proxy = bool(variable) and not _PROXY.fullmatch(os.environ[variable])
+    if no_proxy and type(error) in {ProxyConnectionError, HTTPClientError}:
+        return StoreError(
+            f"{variable} names no HTTP proxy",
+            code=NO_ANSWER,
+            subject=subject,
+            hint="Write http://host:port there (other kinds of proxies can't be used), or name the store in NO_PROXY.",
+            retryable=False,
+        )
     if isinstance(error, ProxyConnectionError):
         return _proxy_fault(error, endpoint, subject)
     hint = "Check s3.endpoint and the network."
     if isinstance(error, ConnectionClosedError) and (endpoint or "").startswith("http://"):
         hint += " A port that speaks TLS wants https:// there."
-    return StoreError(f"no answer from the store: {str(error).rstrip('.')}", subject=subject, hint=hint)
+    return StoreError(f"no answer from the store: {str(error).rstrip('.')}", code=NO_ANSWER, subject=subject, hint=hint)
+
+
+def proxy_variable(endpoint: str | None) -> str:
+    """The variable of the environment that names the HTTP proxy for requests to `endpoint`; empty where none does."""
+    scheme = "http" if (endpoint or "").startswith("http://") else "https"
+    # The order of urllib.request.getproxies.
+    return next((name for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY") if os.environ.get(name)), "")
 
 
 def _proxy_fault(error: BotoCoreError, endpoint: str | None, subject: str) -> StoreError:
     told, at = _innermost(error), endpoint or "AWS"
     # botocore hides its password.
     address = str(error.kwargs.get("proxy_url", ""))
-    variable = "HTTP_PROXY" if at.startswith("http://") else "HTTPS_PROXY"
+    variable = proxy_variable(endpoint) or "HTTPS_PROXY"
     words, hint, passing = next(fault[1:] for fault in _PROXY_FAULTS if fault[0] in told)
     return StoreError(
         f"the HTTP proxy {address}: {words.format(endpoint=at)} ({told})",
+        code=NO_ANSWER,
         subject=subject,
         hint=hint.format(variable=variable),
         retryable=passing,
@@ -130,8 +155,9 @@ def _tls_fault(text: str, endpoint: str | None, subject: str) -> StoreError:
     for words, cause, hint in _TLS_FAULTS:
         if any(word in text.lower() for word in words):
             told = f"{cause.format(endpoint=endpoint or 'AWS')}: {text}"
-            return StoreError(told, subject=subject, hint=hint, retryable=False)
-    return StoreError(f"the TLS connection failed: {text}", subject=subject, hint="Check s3.endpoint and the network.")
+            return StoreError(told, code=NO_ANSWER, subject=subject, hint=hint, retryable=False)
+    cause = f"the TLS connection failed: {text}"
+    return StoreError(cause, code=NO_ANSWER, subject=subject, hint="Check s3.endpoint and the network.")
 
 
 class ResponseBody(Protocol):

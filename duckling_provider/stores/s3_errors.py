@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -23,9 +24,9 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,
     DucklingError,
-    IntegrityError,
     NoSuchBucketError,
     NotFoundError,
+    ReplacedError,
     StoreError,
 )
 from duckling_provider.stores.s3_connection import (
@@ -34,6 +35,7 @@ from duckling_provider.stores.s3_connection import (
     connection_fault,
     credentials_fault,
     is_about_credentials,
+    proxy_variable,
 )
 from duckling_provider.stores.s3_guard import StrangeAnswerError
 from duckling_provider.stores.store import IN_ARCHIVE
@@ -42,21 +44,6 @@ from duckling_provider.stores.store import IN_ARCHIVE
 DIGEST_WANTED = "MissingUploadObjectWithObjectLockHeaders"
 #: The codes of "this store can't do that": no fault of the request, and none that passes.
 UNKNOWN_TO_THE_STORE = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405"})
-#: The codes of wrong keys, or keys that have ended: no permission would help.
-BAD_CREDENTIALS = frozenset(
-    {
-        "AuthenticationRequired",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidSecurity",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-        "Unauthorized",
-        "401",
-    }
-)
 #: The codes of a refusal of HEAD, whose answer has no body to say why.
 UNEXPLAINED = frozenset({"400", "401", "403"})
 #: What botocore raises where an answer lacks what it must have, or has it in another form.
@@ -72,7 +59,9 @@ _NAMED_ACTION = re.compile(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z]+)"
 class _Meaning:
     """A row: `codes` as the store sends them, `says` a pattern that its message must have (None: any).
 
-    `cause` and `hint` may name ``{url}``, ``{bucket}``, ``{key}``, ``{region}``, ``{endpoint}``.
+    `cause` and `hint` may name ``{bucket}``, ``{key}``, ``{region}``, ``{found}`` (the region that the store tells),
+    ``{variable}`` (of the environment, that names the HTTP proxy). `of` are the operations that it is about, all by
+    default.
     """
 
     codes: frozenset[str]
@@ -81,6 +70,8 @@ class _Meaning:
     retryable: bool = False
     error: type[StoreError] = StoreError
     says: str | None = None
+    of: str = ""
+    names_region: bool = False
 
 
 def _row(codes: str, cause: str, hint: str, **more: Any) -> _Meaning:
@@ -98,6 +89,10 @@ _LOCKED = (
 _DIGEST = (
     "the bucket takes uploads only with a digest of their bytes",
     "A proxy before the store may take the header Content-MD5 away.",
+)
+_OTHER_REGION = (
+    "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException InvalidRegion "
+    "InvalidLocationConstraint 301 302 307"
 )
 #: The first row that fits counts. Rows that read the message come before those that know the code alone.
 _MEANINGS = (
@@ -201,7 +196,14 @@ _MEANINGS = (
     _row(
         "407",
         "the HTTP proxy wants a user name and a password",
-        "Put them into HTTPS_PROXY, or name the store in NO_PROXY.",
+        "Put them into {variable}, or name the store in NO_PROXY.",
+    ),
+    _row(
+        "NotImplemented 501 MethodNotAllowed 405",
+        "the store can't do that",
+        "If s3.tags, s3.storageClass and a server-side s3.encryption are left out and it stays, this store takes no "
+        "uploads in parts: use another one, or raise s3.partSizeMiB (5120 at most) above the size of the backup.",
+        of="CreateMultipartUpload UploadPart CompleteMultipartUpload",
     ),
     _row(
         "NotImplemented 501 MethodNotAllowed 405",
@@ -216,8 +218,14 @@ _MEANINGS = (
     ),
     _row("NoSuchBucket", "", _CHECK_BUCKET, error=NoSuchBucketError),
     _row(
-        "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException "
-        "InvalidRegion InvalidLocationConstraint 301",
+        _OTHER_REGION,
+        "the bucket lives in the region {found!r}, not in {region!r}",
+        "Set s3.region to {found}, and s3.endpoint, where there is one, to that region's.",
+        error=NoSuchBucketError,
+        names_region=True,
+    ),
+    _row(
+        _OTHER_REGION,
         "the bucket lives in another region than {region!r}",
         "Set s3.region to the bucket's region, and s3.endpoint, where there is one, to that region's.",
         error=NoSuchBucketError,
@@ -258,6 +266,7 @@ class Translator:
 
     def __init__(self, *, url: str, region: str, endpoint: str | None) -> None:
         self._url, self._region, self._endpoint = url, region, endpoint
+        self._bucket = url.removeprefix("s3://").rstrip("/")
 
     @contextlib.contextmanager
     def errors(self, action: str, key: str, control: Control | None = None) -> Iterator[None]:
@@ -306,14 +315,15 @@ class Translator:
             )
         if code in _MISSING:
             if action in _OF_THE_BUCKET:
-                return NoSuchBucketError("no such bucket", code=code, subject=subject, hint=_CHECK_BUCKET)
+                return NoSuchBucketError("no such bucket", code=code, subject=subject, hint=self._check_bucket())
             return NotFoundError("no such object", subject=subject)
         if code in {"PreconditionFailed", "412"} and action == "s3:GetObject":
-            return IntegrityError("the object was replaced while it was being read", subject=subject, hint="Try again.")
+            return ReplacedError("the object was replaced while it was being read", subject=subject, hint="Try again.")
         named = _NAMED_ACTION.search(message)
         if named:
             return self._denied(text, code, named[1], key, explicit="explicit deny" in message)
-        meaning = _meaning(code, message)
+        found = _told_region(error)
+        meaning = _meaning(code, message, error.operation_name, region=found)
         if meaning is None and (code in _DENIED or status == 403):
             return self._denied(text, code, action, key)
         if meaning is None:
@@ -324,12 +334,31 @@ class Translator:
                 hint=self._unknown_hint(code, status, bodiless=error.operation_name.startswith("Head")),
                 retryable=status >= 500,
             )
-        names = {"bucket": self._url.removeprefix("s3://").rstrip("/"), "key": key, "region": self._region}
+        names = {
+            "bucket": self._bucket,
+            "key": key,
+            "region": self._region,
+            "found": found,
+            "variable": proxy_variable(self._endpoint) or "HTTPS_PROXY",
+        }
         cause, hint = meaning.cause.format(**names), meaning.hint.format(**names)
+        if hint == _CHECK_BUCKET:
+            hint = self._check_bucket()
         cause = f"{text} ({cause})" if cause else text
         if meaning.error is AccessDeniedError:
             return AccessDeniedError(cause, action=action, code=code, subject=subject, hint=hint)
         return meaning.error(cause, code=code, subject=subject, hint=hint, retryable=meaning.retryable)
+
+    def _check_bucket(self) -> str:
+        """What to do about a bucket that is not found."""
+        at = urlsplit(self._endpoint or "")
+        in_host = f"{at.hostname}".startswith(f"{self._bucket}.")
+        if not in_host and at.path.strip("/").rpartition("/")[2] != self._bucket:
+            return _CHECK_BUCKET
+        return (
+            "s3.endpoint holds the bucket's name, and it is added once more: leave it out there, unless the host "
+            "itself is called so."
+        )
 
     def _denied(self, text: str, code: str, action: str, key: str, *, explicit: bool = False) -> AccessDeniedError:
         # S3 tells "not there" from "not allowed" only to those who may list.
@@ -340,6 +369,8 @@ class Translator:
         hint = f"{first} {action}{listing} to these credentials {place}."
         if explicit:
             hint = f"A policy denies it explicitly, and no permission outweighs that: take {action} out of that policy."
+        elif code == "403" and (self._endpoint or "").startswith("http://") and proxy_variable(self._endpoint):
+            hint += f" Or the HTTP proxy of {proxy_variable(self._endpoint)} refuses: name the store in NO_PROXY."
         return AccessDeniedError(
             f"{text}; {action} is not allowed" + (", or the keys are wrong" if code == "403" else ""),
             action=action,
@@ -381,8 +412,21 @@ def _told(error: ClientError) -> tuple[str, str]:
     return str(told.get("Code") or status), str(told.get("Message") or "").strip().rstrip(".")
 
 
-def _meaning(code: str, message: str) -> _Meaning | None:
+def _told_region(error: ClientError) -> str:
+    """The bucket's region, where the answer tells it."""
+    told: dict[str, Any] = {**error.response.get("Error", {})}
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = str(headers.get("x-amz-bucket-region") or told.get("Region") or "")
+    return region if re.fullmatch(r"[A-Za-z0-9-]{1,63}", region) else ""
+
+
+def _meaning(code: str, message: str, operation: str = "", *, region: str = "") -> _Meaning | None:
     for row in _MEANINGS:
-        if code in row.codes and (row.says is None or re.search(row.says, message)):
+        if (
+            code in row.codes
+            and (row.says is None or re.search(row.says, message))
+            and (not row.of or operation in row.of.split())
+            and (not row.names_region or region)
+        ):
             return row
     return None

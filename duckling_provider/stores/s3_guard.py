@@ -33,6 +33,8 @@ _ROOTS = {
 #: Operations whose answers have the object's own content type, and those that must name the version of the object.
 _WITH_TYPE = {"HeadObject", "GetObject"}
 _WITH_ETAG = {*_WITH_TYPE, "PutObject", "UploadPart"}
+#: Statuses of which a store tells the reason in XML, as a proxy does not.
+_REFUSALS = {401, 403, 404}
 
 
 def refuse_strange_answers(client: S3Client, *, endpoint: str | None) -> None:
@@ -46,6 +48,17 @@ def refuse_strange_answers(client: S3Client, *, endpoint: str | None) -> None:
             # On AWS, and where the answer names the bucket's region, botocore asks there, once.
             if not headers.get("x-amz-bucket-region") and not _is_aws(endpoint):
                 raise _redirect(endpoint, headers.get("location") or _told_endpoint(response_dict["body"]))
+        elif status in _REFUSALS and _is_of_a_proxy(status, response_dict["body"]):
+            raise StrangeAnswerError(
+                f"{status}: the answer is no S3 store's, but of a proxy or a firewall before it",
+                "Its log says why. Have it let these requests through; an HTTP proxy of this machine is passed by with "
+                "NO_PROXY.",
+            )
+        elif 200 <= status < 300 and _lacks_etag(operation_model.name, headers, response_dict["body"]):
+            raise StrangeAnswerError(
+                "the answer has no ETag, which S3 stores name each object and each part by",
+                "A proxy before the store may take that header away: have it let ETag through. Or this is no S3 store.",
+            )
         elif 200 <= status < 300 and not _is_s3(operation_model.name, headers, response_dict["body"]):
             raise StrangeAnswerError(
                 f"what answers at {endpoint or 'this address'} is no S3 store",
@@ -67,9 +80,27 @@ def _is_aws(endpoint: str | None) -> bool:
     return endpoint is None or (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
+def _is_page(body: Any) -> bool:
+    return isinstance(body, bytes) and body[:200].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _is_of_a_proxy(status: int, body: Any) -> bool:
+    """Whether the body of a refusal is none of a store's. Without one, as after a HEAD, nothing tells."""
+    if not isinstance(body, bytes) or not body.strip():
+        return False
+    # What is missing, simple stores say in a line of text.
+    return _is_page(body) if status == 404 else re.search(rb"<([\w.-]+:)?(Error|Code)\b", body[:2000]) is None
+
+
+def _lacks_etag(operation: str, headers: Any, body: Any) -> bool:
+    """Whether an answer that may be a store's does not name the version of the object."""
+    page = "text/html" in str(headers.get("content-type", "")).lower()
+    return operation in _WITH_ETAG and not (headers.get("etag") or page or (isinstance(body, bytes) and body.strip()))
+
+
 def _is_s3(operation: str, headers: Any, body: Any) -> bool:
     page = "text/html" in str(headers.get("content-type", "")).lower()
-    if isinstance(body, bytes) and body[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if _is_page(body):
         return False
     # Some stores call an answer without a body a page. No backup is one.
     if page and (operation in _WITH_TYPE or (operation == "HeadBucket" and headers.get("content-length", "0") != "0")):
@@ -101,6 +132,16 @@ def _redirect(endpoint: str | None, location: str) -> StrangeAnswerError:
         return StrangeAnswerError(
             f"the endpoint {endpoint} redirects elsewhere on the same host",
             "Check s3.endpoint: this address belongs to a login or a console, or the path is wrong.",
+        )
+    if url.scheme not in {"", "http", "https"}:
+        return StrangeAnswerError(
+            f"the endpoint {endpoint} redirects to {address}, where no S3 store can be",
+            "Check s3.endpoint: another service answers there.",
+        )
+    if own.scheme == "https" and url.scheme == "http":
+        return StrangeAnswerError(
+            f"the endpoint {endpoint} redirects to {address}, without TLS",
+            "A proxy that ends TLS may not know of it: correct its redirects. Backups would travel in plain text.",
         )
     return StrangeAnswerError(
         f"the endpoint {endpoint} redirects to {address}",

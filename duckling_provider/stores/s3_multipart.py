@@ -39,7 +39,7 @@ from duckling_provider.stores.s3_errors import (
     demands_digest,
     refuses_part_number,
 )
-from duckling_provider.stores.store import Body, Copies, CopyRefusedError, UploadLog
+from duckling_provider.stores.store import BAD_CREDENTIALS, Body, Copies, CopyRefusedError, UploadLog
 
 if TYPE_CHECKING:
     import io
@@ -162,8 +162,10 @@ class MultipartUpload:
                 before_visible()
             self._complete()
         except BaseException as error:
-            # A passing failure leaves the parts for the next try; everything else leaves nothing behind in the store.
-            passing = isinstance(error, StoreError) and error.retryable and self._log is not None
+            # A passing failure leaves the parts for the next try, and so do keys that have ended, which could remove
+            # nothing. Everything else leaves nothing behind in the store.
+            goes_on = isinstance(error, StoreError) and (error.retryable or error.code in BAD_CREDENTIALS)
+            passing = goes_on and self._log is not None
             if not passing:
                 self._give_up()
             raise

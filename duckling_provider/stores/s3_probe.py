@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Protocol
 from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
 from duckling_provider.config.databases import S3Settings
 from duckling_provider.stores.parts import SAFE_PARTS, TooManyPartsError
-from duckling_provider.stores.s3_errors import (
-    BAD_CREDENTIALS,
-    UNKNOWN_TO_THE_STORE,
-    Translator,
-)
+from duckling_provider.stores.s3_connection import NO_ANSWER
+from duckling_provider.stores.s3_errors import UNKNOWN_TO_THE_STORE, Translator
 from duckling_provider.stores.s3_multipart import ObjectOptions, bytes_md5
-from duckling_provider.stores.store import IN_ARCHIVE, KEPT_VERSIONS, OCTETS, BytesBody, ProbeStep, Store, StoredObject
+from duckling_provider.stores.store import (
+    BAD_CREDENTIALS,
+    IN_ARCHIVE,
+    KEPT_VERSIONS,
+    OCTETS,
+    BytesBody,
+    ProbeStep,
+    Store,
+    StoredObject,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -41,7 +47,17 @@ class ProbedStore(Store, Protocol):
 class Probe:
     """One connection test, by one client."""
 
-    def __init__(self, store: ProbedStore, client: S3Client, translator: Translator, settings: S3Settings) -> None:
+    def __init__(
+        self,
+        store: ProbedStore,
+        client: S3Client,
+        translator: Translator,
+        settings: S3Settings,
+        begin: Callable[[str], object],
+    ) -> None:
+        self._begun = begin
+        #: Why the store can't be asked any more: the first request that got no answer.
+        self._dead: DucklingError | None = None
         self._store, self._client, self._errors, self._settings = store, client, translator.errors, settings
         self._bucket = settings.bucket
         self._key, self._upload_id = "", ""
@@ -53,13 +69,15 @@ class Probe:
         self._key = f"{prefix}duckling-check-{time.time_ns()}"
         try:
             yield from self._steps()
+            if self._dead is not None and not self._clean:
+                yield from self._try_to_tidy_up()
         finally:
             self._tidy_up()
 
     def _steps(self) -> Generator[ProbeStep, None, None]:
-        error = yield from self._try("bucket", "s3:ListBucket", self._store.reach)
-        if error is not None and (not isinstance(error, AccessDeniedError) or error.code in BAD_CREDENTIALS):
-            return  # no bucket, no answer or wrong keys: every further step would say the same
+        yield from self._try("bucket", "s3:ListBucket", self._store.reach, decides=True)
+        if self._dead is not None:
+            return
         self._clean = False
         put = "put, and head with encryption"
         error = yield from self._try(put, "s3:PutObject", lambda: self._store.put(self._key, BytesBody(_CONTENT)))
@@ -77,17 +95,26 @@ class Probe:
         yield from self._try("delete", "s3:DeleteObject", self._delete)
 
     def _try(
-        self, name: str, action: str, step: Callable[[], object], *, silent: bool = False
+        self, name: str, action: str, step: Callable[[], object], *, silent: bool = False, decides: bool = False
     ) -> Generator[ProbeStep, None, DucklingError | None]:
-        """:returns: why it failed, also when that was reported before."""
+        """:param decides: no bucket, no answer or wrong keys: every further step would say the same.
+        :returns: why it failed, also when that was reported before.
+        """
+        if self._dead is not None:
+            return self._dead
+        self._begun(name)
         self._note = ""
         try:
             step()
         except DucklingError as error:
             cause = ("denied", error.action) if isinstance(error, AccessDeniedError) else (error.cause,)
+            if (isinstance(error, StoreError) and error.code == NO_ANSWER) or (
+                decides and (not isinstance(error, AccessDeniedError) or error.code in BAD_CREDENTIALS)
+            ):
+                self._dead = error
             if cause not in self._told:
                 self._told.add(cause)
-                yield ProbeStep(name, action, str(error))
+                yield ProbeStep(name, action, str(error), last=self._dead is not None)
             return error
         if not silent:
             yield ProbeStep(name, action, note=self._note)
@@ -214,6 +241,18 @@ class Probe:
         if self._store.delete(self._key):
             self._note = KEPT_VERSIONS
         self._clean = not self._told
+
+    def _try_to_tidy_up(self) -> Iterator[ProbeStep]:
+        """One request that gets no answer is enough: then say what may be left."""
+        self._begun("tidy up")
+        self._clean = True
+        try:
+            if self._upload_id:
+                self._store.abort(self._key, self._upload_id)
+            self._store.delete(self._key)
+        except DucklingError:
+            left = f"{self._store.url}{self._key} may still be there, as an object or as an unfinished upload"
+            yield ProbeStep("tidy up", "s3:DeleteObject", left, last=True)
 
     def _tidy_up(self) -> None:
         """Remove what a failed step may have left. What can't be removed was reported by its step."""

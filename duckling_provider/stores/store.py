@@ -23,6 +23,21 @@ from duckling_provider.stores.parts import Cut
 
 OCTETS = "application/octet-stream"
 
+#: The codes of wrong keys, or keys that have ended: no permission would help.
+BAD_CREDENTIALS = frozenset(
+    {
+        "AuthenticationRequired",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "Unauthorized",
+        "401",
+    }
+)
 #: The code of "not readable before it is thawed".
 IN_ARCHIVE = "InvalidObjectState"
 #: What a deletion in a bucket with versions means; "deleted" alone would be wrong.
@@ -107,15 +122,31 @@ class BytesBody:
         return io.BytesIO(self.data)
 
 
+def unheard(_: str) -> None:
+    """For callers that want no notice of each step."""
+
+
 @dataclass(frozen=True)
 class ProbeStep:
-    """One step of a connection test: what was tried, the IAM action it needs, what went wrong (None: nothing), and
-    what else was found.
+    """One step of a connection test: what was tried, the IAM action it needs, what went wrong (None: nothing), what
+    else was found, and whether the test ends here, since all that follows would fail as well.
     """
 
     name: str
     action: str
     error: str | None = None
+    note: str = ""
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What became of unfinished uploads: how many were aborted, and of each that could not be, or of all where they
+    could not be listed, why. `note` says that the store knows no such listing, which is no fault.
+    """
+
+    aborted: int = 0
+    left: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -156,6 +187,9 @@ class BackupSource(Protocol):
     def under(self, control: Control) -> BackupSource:
         """The same store; a cancellation of `control` ends the wait for its answers within a second."""
 
+    def afresh(self) -> BackupSource:
+        """The same store over new connections, where it has any."""
+
     def open_range(self, key: str, start: int, stop: int, *, etag: str = "") -> RangeStream:
         """Bytes `start` to before `stop` as a stream; with `etag`, only of that very version of the object."""
 
@@ -191,6 +225,7 @@ class Store(BackupSource, Protocol):
         """Whether all parts of an object but the last must be of one size."""
 
     def under(self, control: Control) -> Store: ...
+    def afresh(self) -> Store: ...
 
     def put(
         self,
@@ -215,11 +250,13 @@ class Store(BackupSource, Protocol):
         :raises CopyRefusedError: the store refuses the first copy, before anything was sent.
         """
 
-    def probe(self, prefix: str) -> Iterator[ProbeStep]:
-        """Try under `prefix` what backups need, for real, and clean up."""
+    def probe(self, prefix: str, *, begin: Callable[[str], object] = unheard) -> Iterator[ProbeStep]:
+        """Try under `prefix` what backups need, for real, and clean up. `begin` is called with each step's name."""
 
-    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> int:
-        """Abort unfinished uploads for which ``abandoned(key, begun)`` holds; returns how many."""
+    def sweep(self, prefix: str, *, abandoned: Callable[[str, datetime], bool]) -> Swept:
+        """Abort unfinished uploads for which ``abandoned(key, begun)`` holds. One that can't be aborted keeps none of
+        the others; raises nothing but a cancellation.
+        """
 
     def abort(self, key: str, upload_id: str) -> None:
         """Abort one unfinished upload; one that is gone is fine."""

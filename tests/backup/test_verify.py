@@ -9,8 +9,10 @@ import shutil
 
 import pytest
 
+from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.states import read_state
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.cancellation import Control
@@ -21,8 +23,10 @@ from duckling_provider.base.errors import (
     IntegrityError,
     ModeError,
     NotFoundError,
+    StoreError,
     WrongKeyError,
 )
+from duckling_provider.stores import s3
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -249,6 +253,68 @@ def test_an_extended_object_is_found(moto_server, stored, mode, more):
     backup.put(backup.data() + random.Random(0).randbytes(more))
     with pytest.raises(IntegrityError):
         backup.verify()
+
+
+class BadLine:
+    """Alters one bit of each large answer, at most `times`; each time another one."""
+
+    def __init__(self, proxy, key, times):
+        self._key, self.left, self.read = key, times, 0
+        proxy.alter = self
+
+    def __call__(self, seen, content):
+        if seen.operation != "GetObject" or seen.key != self._key or len(content) < 1000:
+            return content
+        self.read += 1
+        if self.left == 0:
+            return content
+        self.left -= 1
+        spoiled = bytearray(content)
+        spoiled[-100 - self.left] ^= 1
+        return bytes(spoiled)
+
+
+def state_of(stored):
+    listed = next(found for found in list_backups(stored.store()) if found.key == stored.key)
+    return read_state(stored.database, stored.store(), listed).name
+
+
+@pytest.mark.parametrize("mode", ["none", "client-aes256"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_readings_that_differ_disprove_nothing(moto_server, stored, make_proxy, mode, times):
+    found = stored(moto_server, encryption=mode)
+    proxy = make_proxy(moto_server)
+    line = BadLine(proxy, found.key, times)
+    found.through(proxy.server)
+    with pytest.raises(StoreError, match="two readings of it differ") as caught:
+        found.verify()
+    assert caught.value.retryable
+    assert line.read == 2
+    assert state_of(found) == "uploaded"
+    found.verify()
+    assert state_of(found) == "verified"
+
+
+@pytest.mark.parametrize("mode", ["none", "client-aes256"])
+def test_damage_is_noted_after_a_second_reading_and_forgotten_after_a_good_one(
+    moto_server, stored, make_proxy, monkeypatch, mode
+):
+    found = stored(moto_server, encryption=mode)
+    sound = found.data()
+    found.flip(-100)
+    proxy = make_proxy(moto_server)
+    line = BadLine(proxy, found.key, 0)
+    found.through(proxy.server)
+    found.store()
+    made = []
+    monkeypatch.setattr(s3, "make_client", lambda *a, real=s3.make_client, **k: made.append(1) or real(*a, **k))
+    with pytest.raises(IntegrityError, match="read twice, with the same result"):
+        found.verify()
+    assert (line.read, len(made)) == (2, 1)
+    assert state_of(found) == "disproved"
+    found.put(sound)
+    found.verify()
+    assert state_of(found) == "verified"
 
 
 def test_two_blocks_that_changed_places_are_found(moto_server, stored):

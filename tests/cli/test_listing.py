@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import os
 import re
 import signal
 import threading
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from duckling_provider.backup import retention
 from duckling_provider.base.moments import iso
-from duckling_provider.cli import listing
+from duckling_provider.cli import terminal
 from duckling_provider.cli.app import run
 from duckling_provider.cli.terminal import Terminal
 
@@ -248,6 +252,109 @@ def test_a_mistake_on_the_command_line_is_one_line_and_a_hint(duckling, words, c
     assert hint in lines[1]
 
 
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 50, 80, 120])
+def test_a_key_is_never_broken_on_a_narrow_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    key = f"production/{OLD}"
+    with contextlib.redirect_stdout(_Screen()) as screen:
+        Terminal().table(["WHERE", "KEY", "SIZE>"], [["local", OLD, "1 MiB"], ["s3", key, "2 MiB"]], whole="KEY")
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()]
+    assert any(key in line for line in lines)
+    if columns < 60:
+        assert lines == [OLD, "  local  1 MiB", key, "  s3  2 MiB"]
+    else:
+        assert lines[0].split() == ["WHERE", "KEY", "SIZE"]
+
+
+def test_a_line_is_seen_when_it_is_said_in_a_pipe_too():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with open(writer, "w", encoding="utf-8") as pipe, contextlib.redirect_stdout(pipe):
+        Terminal().say("production")
+        assert os.read(reader, 100) == b"production\n"
+    os.close(reader)
+
+
+def test_a_check_says_what_it_waits_for(duckling, installation, s3_server, two, make_proxy, monkeypatch):
+    told, proxy = threading.Event(), make_proxy(s3_server)
+    said = Terminal.note
+
+    def note(self: Terminal, line: str) -> None:
+        said(self, line)
+        if "waiting for" in line:
+            told.set()
+
+    monkeypatch.setattr(Terminal, "note", note)
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    proxy.before = lambda _: told.wait(60) and None
+    installation.write(installation.entry("crm", s3={**two, "endpoint": proxy.server.endpoint}))
+    done = duckling("check", "crm")
+    assert f"waiting for s3://{two['bucket']}/, which does not answer (bucket)" in done.err
+    assert "ok      store: bucket" in done.out
+
+
+def test_a_missing_backup_is_answered_with_the_command_that_lists_this_entry(duckling, two):
+    done = duckling("verify", "crm", OLD)
+    assert done.code == 1
+    assert "duckling list crm" in done.err
+
+
+# ---- what is left of uploads -------------------------------------------------------------------------------
+
+
+def test_a_cleanup_names_each_upload_that_stays_and_ends_with_an_error(
+    duckling, installation, moto_server, make_proxy, small_replica, monkeypatch
+):
+    bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
+    small_replica(installation.replica())
+    installation.write(installation.entry(s3=proxy.server.s3(bucket)))
+    assert duckling("backup", "production").code == 0
+    stamps = ("2025-03-01T14-32-11-482Z", "2025-03-02T14-32-11-482Z", "2025-03-03T14-32-11-482Z")
+    names = [f"production/backup-{stamp}.db" for stamp in stamps]
+    for key in names:
+        moto_server.client().create_multipart_upload(Bucket=bucket, Key=key)
+    refused = {"AbortMultipartUpload": (403, "AccessDenied")}
+    proxy.before = lambda seen: refused.get(seen.operation) if seen.key != names[1] else None
+    monkeypatch.setattr(retention, "ABANDONED_AFTER", timedelta(0))
+    done = duckling("cleanup", "production", "--json")
+    assert done.code == 1
+    assert (done.json["success"], done.json["uploadsAborted"]) == (False, 1)
+    for name, left in zip((names[0], names[2]), done.json["uploadsLeft"], strict=True):
+        assert name in left
+    assert done.json["error"] == done.json["uploadsLeft"][0]
+
+
+def test_an_upload_whose_token_ends_is_gone_on_with(duckling, installation, moto_server, make_proxy, big_replica):
+    bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
+    big_replica(installation.replica())
+    fields = {"encryption": "client-aes256", "encryptionKey": KEY, "partSizeMiB": 5, "maxConcurrency": 1}
+    installation.write(installation.entry(s3=proxy.server.s3(bucket, **fields)))
+    ended: list[str] = []
+
+    def answer(seen: Any) -> tuple[int, str] | None:
+        if seen.part == 3:
+            ended.append("the token")
+        return (400, "ExpiredToken") if ended else None
+
+    proxy.before = answer
+    done = duckling("backup", "production")
+    assert done.code == 1
+    assert "duckling backup production --resume" in done.err
+    assert (done.out + done.err).count("The session token has ended") == 1
+    ended.clear()
+    proxy.before = lambda _: None
+    proxy.seen.clear()
+    again = duckling("backup", "production", "--resume", "--json")
+    assert again.json["resumed"] is True
+    assert proxy.count("UploadPart") == 4
+
+
 def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_server, two, make_proxy, monkeypatch):
     proxy, told = make_proxy(s3_server), threading.Event()
     tell = Terminal.note
@@ -261,7 +368,7 @@ def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_ser
         assert told.wait(60)
 
     monkeypatch.setattr(Terminal, "note", note)
-    monkeypatch.setattr(listing, "PATIENCE", 0.0)
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
     proxy.before = hang
     installation.write(installation.entry("crm", s3={**two, "endpoint": proxy.server.endpoint}))
     done = duckling("list", "crm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -238,6 +239,45 @@ def test_a_dead_endpoint_is_told_once(s3_server, check, monkeypatch):
     complaints = failed(check(s3_server, "bucket", endpoint="http://127.0.0.1:9"))
     assert list(complaints) == ["store: bucket"]
     assert "s3.endpoint" in complaints["store: bucket"]
+
+
+SILENT = {
+    "HeadBucket": "store: bucket",
+    "PutObject": "store: put, and head with encryption",
+    "UploadPart": "store: multipart upload",
+}
+
+
+@pytest.fixture
+def hanging(moto_server, make_proxy, monkeypatch):
+    """``hanging(operations)``: a proxy that keeps such requests waiting."""
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT", 0.5)
+    proxy, over = make_proxy(moto_server), threading.Event()
+
+    def make(*operations):
+        proxy.before = lambda seen: over.wait(60) and None if seen.operation in operations else None
+        return proxy
+
+    yield make
+    over.set()
+
+
+@pytest.mark.parametrize("silent", SILENT)
+def test_a_store_that_hangs_is_told_once_and_asked_no_more(moto_server, check, hanging, silent):
+    proxy, bucket = hanging(silent), moto_server.new_bucket()
+    steps = check(proxy.server, bucket)
+    assert list(failed(steps)) == [SILENT[silent]] == list(steps)[-1:]
+    assert "no answer from the store" in steps[SILENT[silent]].error
+    assert proxy.count(silent) == 1
+    assert moto_server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+
+
+def test_what_may_be_left_at_a_store_that_no_longer_answers_is_named(moto_server, check, hanging):
+    proxy = hanging("PutObject", "DeleteObject")
+    steps = check(proxy.server, moto_server.new_bucket())
+    assert list(failed(steps)) == ["store: put, and head with encryption", "store: tidy up"]
+    assert "duckling-check-" in steps["store: tidy up"].error
+    assert proxy.operations() == ["HeadBucket", "PutObject", "DeleteObject"]
 
 
 def test_encryption_that_the_store_drops_is_told(moto_server, check, make_proxy):

@@ -222,6 +222,24 @@ def test_a_proxy_that_does_not_answer_is_named(store_at, monkeypatch, scheme):
     assert "the-password" not in str(told)
 
 
+@pytest.mark.parametrize(
+    "value", ["http//proxy:3128", "socks5://127.0.0.1:1080", "http://[bad", "http://host:port", "a b"]
+)
+def test_a_variable_that_names_no_proxy_is_named(store_at, monkeypatch, value):
+    monkeypatch.setenv("https_proxy", value)
+    told = failure(store_at("https://store.example"))
+    assert told.cause == "https_proxy names no HTTP proxy"
+    assert not told.retryable
+
+
+def test_the_proxy_that_wants_a_password_is_named_by_its_own_variable(store_at, proxy, monkeypatch):
+    proxy.refusal = "407 Proxy Authentication Required"
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("HTTPS_PROXY", "http://another.example")
+    told = failure(store_at("http://store.example:9"))
+    assert "Put them into http_proxy" in told.hint
+
+
 # ---- credentials that end ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,219 @@
+"""What is asked again and for how long, which refusals are a proxy's, and what is left of unfinished uploads."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from fixtures.store_double import Answer, error, page
+from fixtures.stores import server_at
+
+from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
+from duckling_provider.stores import concurrency, s3, s3_client
+from duckling_provider.stores.concurrency import pause_after
+from duckling_provider.stores.fetch import fetch
+from duckling_provider.stores.store import BytesBody, UploadLog
+
+pytestmark = pytest.mark.server
+
+PART = 5 << 20
+KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
+
+
+class Parts:
+    """Zero bytes in two parts of 5 MiB."""
+
+    part_size, count, size = PART, 2, 2 * PART
+
+    def open(self, index):
+        return io.BytesIO(bytes(PART))
+
+
+CALLS = {
+    "put": lambda store: store.put(KEY, BytesBody(b"x")),
+    "multipart": lambda store: store.put(KEY, Parts()),
+    "head": lambda store: store.head(KEY),
+    "get": lambda store: store.open_range(KEY, 0, 1),
+    "list": lambda store: list(store.list("production/")),
+    "reach": lambda store: store.reach(),
+}
+
+
+def failure(call, store):
+    with pytest.raises(DucklingError) as caught:
+        CALLS[call](store)
+    return caught.value
+
+
+@pytest.fixture
+def double(make_double, monkeypatch):
+    """A store that answers as it is told to; each request is made once."""
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "_SHOWN_AFTER", (0.0, 0.0))
+    return make_double()
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """The pauses that were made, in seconds; none is waited for."""
+    pauses = []
+    monkeypatch.setattr(concurrency, "pause_after", lambda attempt: pauses.append(pause_after(attempt)) or 0.0)
+    return pauses
+
+
+# ---- what is asked again -----------------------------------------------------------------------------------
+
+PASSES = {"bare 503": Answer(503), "reset": Answer(reset=True), "coded": error(503, "SlowDown")}
+
+
+@pytest.mark.parametrize("answer", PASSES)
+@pytest.mark.parametrize("operation,call", [("HeadObject", "head"), ("UploadPart", "multipart")])
+def test_what_may_pass_is_asked_again_for_tens_of_seconds(store_at, make_double, waited, operation, call, answer):
+    double = make_double()
+    double.answers(operation, PASSES[answer])
+    assert failure(call, store_at(server_at(double.endpoint), "bucket", maxConcurrency=1)).retryable
+    assert double.seen[operation] == s3_client.ATTEMPTS
+    assert 15 <= sum(waited) <= 31
+
+
+def test_what_will_not_pass_is_not_waited_for(store_at, make_double, waited):
+    double = make_double()
+    failure("list", store_at(server_at(double.endpoint.replace("http://", "https://")), "bucket"))
+    assert waited == []
+    failure("list", store_at(server_at("http://127.0.0.1:9"), "bucket"))
+    assert len(waited) == s3_client.REFUSED_ATTEMPTS - 1
+
+
+def test_a_download_is_given_up_after_the_tries_of_the_client(store_at, make_double):
+    double = make_double()
+    double.answers("GetObject", error(503, "SlowDown"))
+    with pytest.raises(StoreError, match="SlowDown"):
+        list(fetch(store_at(server_at(double.endpoint), "bucket"), KEY, size=10, etag='"e"', threads=1))
+    assert double.seen["GetObject"] == s3_client.ATTEMPTS
+
+
+def test_an_object_that_was_there_a_moment_ago_is_asked_for_again(store_at, moto_server, make_proxy, monkeypatch):
+    monkeypatch.setattr(s3, "_SHOWN_AFTER", (0.0, 0.0))
+    bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
+    store = store_at(proxy.server, bucket)
+    stored = store.put(KEY, BytesBody(b"there"))
+    proxy.before = lambda _: (404, "NoSuchKey") if proxy.count("GetObject") == 1 else None
+    assert store.open_range(KEY, 0, 5, etag=stored.etag).read() == b"there"
+    proxy.seen.clear()
+    with pytest.raises(NotFoundError):
+        store.open_range(KEY, 0, 5)
+    assert proxy.count("GetObject") == 1
+
+
+# ---- what is not the store's answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation,call", [("PutObject", "put"), ("UploadPart", "multipart"), ("HeadObject", "head")])
+def test_an_answer_without_its_etag_says_so(store_at, double, operation, call):
+    double.size = 2 * PART if call == "multipart" else 1
+    double.answers(operation, Answer(200))
+    told = failure(call, store_at(server_at(double.endpoint), "bucket", maxConcurrency=1))
+    assert "no ETag" in str(told)
+    assert "proxy" in told.hint
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("body", [page(403, "Blocked").body, b'{"blocked": true}', b"Request denied. Support ID 1"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_refusal_that_is_no_store_s_is_a_proxy_s(store_at, double, status, body, call):
+    double.answers("*", Answer(status, body))
+    told = failure(call, store_at(server_at(double.endpoint), "bucket"))
+    assert "a proxy or a firewall before it" in str(told)
+    assert not isinstance(told, AccessDeniedError)
+    assert not told.retryable
+
+
+def test_a_missing_page_of_a_site_is_no_missing_object(store_at, double):
+    double.answers("GetObject", page(404, "Not Found"))
+    assert "a proxy or a firewall" in str(failure("get", store_at(server_at(double.endpoint), "bucket")))
+
+
+@pytest.mark.parametrize(
+    "location,word",
+    [
+        ("ftp://files.example/x", "where no S3 store can be"),
+        ("https://b.example/", "set s3.endpoint to https://b.example"),
+    ],
+)
+def test_a_redirect_to_what_can_be_no_store_is_no_advice(store_at, double, location, word):
+    double.answers("*", Answer(302, b"", {"Location": location}))
+    told = failure("list", store_at(server_at(double.endpoint), "bucket"))
+    assert word in str(told)
+    assert "set s3.endpoint to ftp" not in str(told)
+
+
+# ---- advice that fits --------------------------------------------------------------------------------------
+
+
+def test_a_store_that_takes_no_uploads_in_parts_is_told_as_such(store_at, double):
+    double.answers("CreateMultipartUpload", error(501, "NotImplemented"))
+    told = failure("multipart", store_at(server_at(double.endpoint), "bucket"))
+    assert "takes no uploads in parts" in told.hint
+    assert "s3.partSizeMiB" in told.hint
+
+
+REGIONS = {
+    "header": Answer(301, b"", {"x-amz-bucket-region": "eu-west-3"}),
+    "body": error(400, "AuthorizationHeaderMalformed", "wrong", "<Region>eu-west-3</Region>"),
+}
+
+
+@pytest.mark.parametrize("answer", REGIONS)
+@pytest.mark.parametrize("call", ["put", "list", "reach"])
+def test_the_region_that_an_answer_names_is_told(store_at, double, answer, call):
+    double.answers("*", REGIONS[answer])
+    told = failure(call, store_at(server_at(double.endpoint), "bucket"))
+    assert "Set s3.region to eu-west-3" in told.hint
+
+
+def test_a_bucket_that_stands_in_the_endpoint_is_told_as_such(store_at, double):
+    double.answers("*", error(404, "NoSuchBucket"))
+    assert "leave it out" in failure("list", store_at(server_at(f"{double.endpoint}/bucket"), "bucket")).hint
+    assert "leave it out" not in failure("list", store_at(server_at(double.endpoint), "bucket")).hint
+
+
+# ---- unfinished uploads ------------------------------------------------------------------------------------
+
+
+def test_an_upload_that_cannot_be_aborted_keeps_none_of_the_others(store_at, moto_server, make_proxy):
+    bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
+    for key in ("production/a", "production/b", "production/c"):
+        moto_server.client().create_multipart_upload(Bucket=bucket, Key=key)
+
+    def refuse(seen):
+        return (403, "AccessDenied") if seen.operation == "AbortMultipartUpload" and seen.key[-1] in "ac" else None
+
+    proxy.before = refuse
+    swept = store_at(proxy.server, bucket).sweep("production/", abandoned=lambda *_: True)
+    assert swept.aborted == 1
+    assert ["production/a:" in swept.left[0], "production/c:" in swept.left[1]] == [True, True]
+    assert "s3:AbortMultipartUpload" in swept.left[0]
+
+
+@pytest.mark.parametrize("code,status", [("AccessDenied", 403), ("SlowDown", 503)])
+def test_uploads_that_cannot_be_listed_are_told(store_at, double, code, status):
+    double.answers("ListMultipartUploads", error(status, code))
+    swept = store_at(server_at(double.endpoint), "bucket").sweep("production/", abandoned=lambda *_: True)
+    assert code in swept.left[0]
+
+
+def test_a_store_without_a_listing_of_uploads_is_no_fault(store_at, double):
+    double.answers("ListMultipartUploads", error(501, "NotImplemented"))
+    swept = store_at(server_at(double.endpoint), "bucket").sweep("production/", abandoned=lambda *_: True)
+    assert not swept.left
+    assert "lifecycle rule" in swept.note
+
+
+def test_keys_that_ended_in_an_upload_keep_its_parts(store_at, double, tmp_path):
+    log = UploadLog(tmp_path / "log", {})
+    double.size = 2 * PART
+    double.answers("UploadPart", error(400, "ExpiredToken"))
+    with pytest.raises(AccessDeniedError, match="session token"):
+        store_at(server_at(double.endpoint), "bucket").put(KEY, Parts(), upload_log=log)
+    assert double.seen["AbortMultipartUpload"] == 0
+    assert log.load() is not None
