@@ -5,6 +5,7 @@ Helpers are fixtures that return functions or small objects, because test folder
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -195,20 +196,38 @@ def _python(program: str, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_replica(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``make_once(name, make) -> folder``: what `make` put there, once for all processes that share the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, ready = shared / f"made-{name}", shared / f"made-{name}.ready"
+        if not ready.exists():
+            with (shared / f"made-{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not ready.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                    make(folder)
+                    ready.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_replica(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[..., Path]:
     """``make_replica(path, rows=2000, seed=0, storage="v1.5.0", wal=False) -> path``: a DuckDB file that is not open.
 
     `rows` customers and twice as many orders; another `seed` makes other contents; with `wal` ten more customers are
     committed, but only in a ``.wal`` beside it.
     """
 
-    templates = tmp_path_factory.mktemp("replicas")
-
     def make(path: Path, *, rows: int = 2000, seed: int = 0, storage: str = "v1.5.0", wal: bool = False) -> Path:
         # Each kind is made once: a process that imports DuckDB costs more than most tests.
-        template = templates / f"{rows}-{seed}-{storage}-{wal}.db"
-        if not template.exists():
-            _python(_MAKE, template, rows, seed, storage, int(wal))
+        program = lambda folder: _python(_MAKE, folder / "replica.db", rows, seed, storage, int(wal))  # noqa: E731
+        template = make_once(f"replica-{rows}-{seed}-{storage}-{wal}", program) / "replica.db"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(template, path)
         if wal:

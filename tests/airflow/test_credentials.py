@@ -11,7 +11,6 @@ from fixtures.store_double import XML, Answer, error
 from fixtures.stores import server_at
 
 from duckling_provider.base.errors import StoreError
-from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.stores import s3_client
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
@@ -65,6 +64,8 @@ def services(installation, make_double, monkeypatch):
 def test_the_role_of_a_connection_is_renewed_between_parts(services):
     store, tokens = services
     tokens.answers("*", role("first"))
+    from duckling_provider.hooks.duckling import DucklingHook
+
     client = DucklingHook("production").store()
     client.put("x.db", Parts(lambda: tokens.answers("*", role("second", 7200))))
     assert store.signed_by == ["first"] * 2 + ["second"] * 4
@@ -73,6 +74,8 @@ def test_the_role_of_a_connection_is_renewed_between_parts(services):
 def test_a_role_that_is_taken_away_meanwhile_is_no_fault_of_the_store(services):
     store, tokens = services
     tokens.answers("*", role("first"))
+    from duckling_provider.hooks.duckling import DucklingHook
+
     client = DucklingHook("production").store()
     denied = error(403, "AccessDenied", "not authorized to perform: sts:AssumeRole")
     with pytest.raises(StoreError, match="credentials can't be renewed") as caught:
