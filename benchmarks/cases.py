@@ -287,6 +287,7 @@ def _place_object(path: Path, folder: Path) -> None:
     """Put the object of a snapshot where both servers find it."""
     from duckling_provider import config
     from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.formats.crypto import CtrCipher
     from duckling_provider.formats.upload_body import SnapshotBody
 
     database = config.load().database(DATABASE)
@@ -296,7 +297,10 @@ def _place_object(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     key, iv = database.s3.encryption_key, bytes.fromhex(snapshot.iv)
     checksums, checksum_key = snapshot.part_checksums, bytes.fromhex(snapshot.checksum_key)
-    with SnapshotBody(path, snapshot.plan, checksums=checksums, checksum_key=checksum_key, key=key, iv=iv) as body:
+    cipher = CtrCipher(key, iv)
+    with SnapshotBody(
+        path, snapshot.plan, checksums=checksums, checksum_key=checksum_key, cipher=cipher, lead=iv
+    ) as body:
         with (folder / path.name).open("wb") as file:
             for part in range(body.count):
                 shutil.copyfileobj(body.open(part), file, MIB)

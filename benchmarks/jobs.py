@@ -195,6 +195,7 @@ def _send_share(
     from concurrent.futures import ThreadPoolExecutor
 
     from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.formats.crypto import CtrCipher
     from duckling_provider.formats.upload_body import SnapshotBody
     from duckling_provider.stores.s3_client import send_whole_blocks, sign_known_payloads
 
@@ -209,8 +210,8 @@ def _send_share(
             snapshot.plan,
             checksums=snapshot.part_checksums,
             checksum_key=bytes.fromhex(snapshot.checksum_key),
-            key=database.s3.encryption_key,
-            iv=bytes.fromhex(snapshot.iv or ""),
+            cipher=CtrCipher(database.s3.encryption_key, bytes.fromhex(snapshot.iv or "")),
+            lead=bytes.fromhex(snapshot.iv or ""),
         ) as body,
         ThreadPoolExecutor(CONCURRENCY // count) as pool,
     ):

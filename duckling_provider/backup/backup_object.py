@@ -1,8 +1,8 @@
 """What a stored backup is, decided by the object itself, and which one ``latest`` means.
 
-The object tells its mode by its metadata, its ``.mac`` and its first bytes; the configuration tells what is expected.
-Where they contradict each other, or the object contradicts itself, that is an error before anything is downloaded:
-ciphertext must never become a replica, and no plain file may pass for an encrypted one.
+The object tells its mode by its metadata, its ``.mac``, its first and its last bytes; the configuration tells what is
+expected. Where they contradict each other, or the object contradicts itself, that is an error before anything is
+downloaded: ciphertext must never become a replica, and no plain file may pass for an encrypted one.
 Metadata is a help, never a need: other implementations write none, and some stores forget it.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from duckling_provider.backup.key_choice import choose_key
+from duckling_provider.backup.key_choice import choose_key, find_trailer, is_format_2
 from duckling_provider.backup.names import (
     LATEST,
     LATEST_TESTED,
@@ -47,13 +47,14 @@ from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, MODES
 from duckling_provider.formats.crypto import IV_BYTES, parse_mac
+from duckling_provider.formats.trailer import FORMAT, MOST_FOOTER_BYTES, Trailer, index_bytes
 from duckling_provider.replica.blocks import has_magic
 from duckling_provider.replica.origin import Origin, conflict, read_origin
 from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "1"
+_FORMATS = ("1", str(FORMAT))
 _HEAD_BYTES = 64
 #: So many of the newest backups must be of one replica.
 _COMPARED = 3
@@ -71,6 +72,7 @@ def describe(
     origin: str | None = None,
     identity: str | None = None,
     rows: str | None = None,
+    object_format: int = 1,
 ) -> dict[str, str]:
     """The metadata of an object.
 
@@ -79,11 +81,12 @@ def describe(
     :param sha256: of the ``.db`` file in hex; only for modes without client encryption, since it would tell
         ciphertexts of equal files apart.
     :param origin: of the replica, see `replica.origin`.
-    :param identity: for client-aes256, see `EncryptionKey.identity`.
+    :param identity: for client-aes256 in format 1, see `EncryptionKey.identity`.
     :param rows: of the numbers of rows in all tables, see `replica.reading.rows_digest`.
+    :param object_format: all but client-aes256 know 1 only.
     """
     metadata = {
-        "duckling-format": _FORMAT,
+        "duckling-format": str(object_format),
         "duckling-mode": mode,
         "duckling-size": str(size),
         "duckling-database": database,
@@ -115,7 +118,8 @@ class StoredBackup:
 
     `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has
     one; `origin` is the replica that it is of, None where that is not known; `rows` is what
-    `replica.reading.rows_digest` made of the rows of its tables, None where the metadata doesn't tell.
+    `replica.reading.rows_digest` made of the rows of its tables, None where the metadata doesn't tell; `trailer` is the
+    proven one of an object of format 2.
     """
 
     key: str
@@ -128,6 +132,7 @@ class StoredBackup:
     sha256: str | None
     origin: Origin | None = None
     rows: str | None = None
+    trailer: Trailer | None = None
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -152,9 +157,10 @@ def resolve(
 ) -> str:
     """The key that ``latest`` means, or "newest before that time", by a bare file name or by a full key.
 
-    Incomplete uploads (client-aes256 without a ``.mac``) are never the latest, and neither are those that were
-    disproved. ``latest`` is the newest that is recorded as verified, ``latest-tested`` the newest that a drill
-    restored. Where nothing is recorded, ``latest`` is the newest complete one, with a warning in the log.
+    Incomplete uploads (client-aes256 without a ``.mac``) are never the latest, neither are those that were disproved,
+    nor those of format 1 where the entry has format 2. ``latest`` is the newest that is recorded as verified,
+    ``latest-tested`` the newest that a drill restored. Where nothing is recorded, ``latest`` is the newest complete
+    one, with a warning in the log.
 
     :param proven: False: the newest complete one is wanted, to be looked at.
     :param quiet: nothing is taken yet: what is passed over is not logged.
@@ -176,15 +182,40 @@ def resolve(
     where = store.url + store.prefix
     now = datetime.now(timezone.utc)
     _require_clock(database, store, complete, now=now)
-    found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before, quiet=quiet)
-    candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
+    while True:
+        found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before, quiet=quiet)
+        candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
+        if proven or key == LATEST_TESTED:
+            found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED, quiet=quiet)
+        if not _is_downgrade(database, store, found, quiet=quiet):
+            break
+        complete.remove(found)
     if proven or key == LATEST_TESTED:
-        found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED, quiet=quiet)
         _require_keys(database, store, [b for b in candidates if b.created > found.created][:_COMPARED])
         candidates = [b for b in candidates if b.created <= found.created]
     if not any_origin:
         _require_own(database, store, candidates, quiet=quiet)
     return found.key
+
+
+def _is_downgrade(database: Database, store: BackupSource, backup: ListedBackup, *, quiet: bool) -> bool:
+    """Whether a backup is of format 1 where the entry has 2: nothing binds such an object to its name.
+
+    One whose metadata tell of format 2 has lost its end: it is damaged, and no older one is taken in silence.
+    """
+    s3 = database.s3
+    if s3 is None or s3.object_format != FORMAT or store.mode != CLIENT or is_format_2(store, backup.key, backup.size):
+        return False
+    if store.head(backup.key).metadata.get("duckling-format") == str(FORMAT):
+        return False
+    if not quiet:
+        log.warning(
+            "%s%s is passed over: it is of format 1, and s3.objectFormat is %d; it can be restored by its key",
+            store.url,
+            backup.key,
+            FORMAT,
+        )
+    return True
 
 
 def _require_clock(database: Database, store: BackupSource, backups: Sequence[ListedBackup], *, now: datetime) -> None:
@@ -287,14 +318,10 @@ def identify_backup(
     metadata = stored.metadata
     owner = metadata.get("duckling-database")
     if owner is not None and owner != database.id and not chosen:
-        raise ModeError(
-            f"the newest backup here is of the database {owner!r}, not of {database.id!r}",
-            subject=subject,
-            hint="Two databases may share this prefix. If the entry was renamed, name the key.",
-        )
+        raise _of_another(owner, database, subject=subject)
     if owner is not None and owner != database.id:
         log.warning("%s is a backup of the database %r, not of %r", subject, owner, database.id)
-    if metadata.get("duckling-format", _FORMAT) != _FORMAT:
+    if metadata.get("duckling-format", _FORMATS[0]) not in _FORMATS:
         raise ModeError(
             f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
         )
@@ -307,6 +334,11 @@ def identify_backup(
             "backup.",
         )
     mac = _read_mac(store, key)
+    keys = database.s3.reading_keys if expected == CLIENT and database.s3 is not None else ()
+    found = find_trailer(store, stored, keys, archived=archived) if keys else None
+    if found is not None:
+        backup = _of_format_2(database, stored, mac, *found, chosen=chosen, subject=subject)
+        return _compared(database, backup, subject=subject) if compare else backup
     head = _read_head(store, stored, archived=archived)
     # Of one that lies in an archive, only metadata and its `.mac` can tell.
     plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
@@ -332,7 +364,7 @@ def identify_backup(
             subject=subject,
             hint="It may be encrypted without its .mac, under another s3.encryption; otherwise use another backup.",
         )
-    size = _claimed_size(stored, lead=0, subject=subject)
+    size = _claimed_size(stored, expected, subject=subject)
     sha256, rows = metadata.get("duckling-sha256"), metadata.get("duckling-rows")
     backup = StoredBackup(key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored), rows)
     return _compared(database, backup, subject=subject) if compare else backup
@@ -363,6 +395,58 @@ def _compared(database: Database, backup: StoredBackup, *, subject: str) -> Stor
     return replace(backup, sha256=local.sha256) if key is None else backup
 
 
+def _of_format_2(
+    database: Database,
+    stored: StoredObject,
+    mac: bytes | None,
+    key: EncryptionKey,
+    trailer: Trailer,
+    *,
+    chosen: bool,
+    subject: str,
+) -> StoredBackup:
+    """What the footer says is proven; it must be what the object's name and its ``.mac`` say."""
+    footer = trailer.footer
+    if not hmac.compare_digest(_code_of(mac, subject=subject).encode(), trailer.mac.encode()):
+        raise IntegrityError(
+            "HMAC verification failed: the .mac belongs to another object", subject=subject, hint="Use another backup."
+        )
+    if footer.database != database.id:
+        if not chosen:
+            raise _of_another(footer.database, database, subject=subject)
+        log.warning("%s is a backup of the database %r, not of %r", subject, footer.database, database.id)
+    created = parse_name(stored.key.rpartition("/")[2])
+    if created is None:
+        log.warning("%s is the backup of %s: its name does not tell", subject, footer.stamp)
+    elif stamp_of(created) != footer.stamp:
+        raise IntegrityError(
+            f"it is a copy of the backup of {footer.stamp}: its footer has not the stamp of its name",
+            subject=subject,
+            hint="Use another backup, or give it back its own name.",
+        )
+    return StoredBackup(
+        stored.key,
+        CLIENT,
+        footer.size,
+        stored.size,
+        stored.etag,
+        key,
+        trailer.mac,
+        None,
+        Origin.parse(footer.origin),
+        stored.metadata.get("duckling-rows"),
+        trailer,
+    )
+
+
+def _of_another(owner: str, database: Database, *, subject: str) -> ModeError:
+    return ModeError(
+        f"the newest backup here is of the database {owner!r}, not of {database.id!r}",
+        subject=subject,
+        hint="Two databases may share this prefix. If the entry was renamed, name the key.",
+    )
+
+
 def _encrypted(
     database: Database,
     stored: StoredObject,
@@ -382,6 +466,20 @@ def _encrypted(
             subject=subject,
             hint="If you trust it (it may date from before encryption), restore it by its key with --encryption none.",
         )
+    code = _code_of(mac, subject=subject)
+    fingerprint, rows = stored.metadata.get("duckling-key-fingerprint"), stored.metadata.get("duckling-rows")
+    if stored.size < IV_BYTES + _HEAD_BYTES:
+        raise IntegrityError(f"it has {stored.size} bytes only: truncated", subject=subject, hint="Use another backup.")
+    size = _claimed_size(stored, CLIENT, subject=subject, archived=head is None)
+    encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
+    _require_identity(database, stored, encryption_key, code, subject=subject)
+    return StoredBackup(
+        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored), rows
+    )
+
+
+def _code_of(mac: bytes | None, *, subject: str) -> str:
+    """The code in a ``.mac``."""
     if mac is None:
         raise IntegrityError(
             "its .mac is missing, so it can't be verified",
@@ -389,20 +487,10 @@ def _encrypted(
             hint="The upload was interrupted or the .mac was deleted; use another backup.",
         )
     try:
-        code = parse_mac(mac)
+        return parse_mac(mac)
     except IntegrityError as error:
         error.subject = subject + MAC_SUFFIX
         raise
-    fingerprint = stored.metadata.get("duckling-key-fingerprint")
-    if stored.size < IV_BYTES + _HEAD_BYTES:
-        raise IntegrityError(f"it has {stored.size} bytes only: truncated", subject=subject, hint="Use another backup.")
-    size = _claimed_size(stored, lead=IV_BYTES, subject=subject)
-    encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
-    _require_identity(database, stored, encryption_key, code, subject=subject)
-    rows = stored.metadata.get("duckling-rows")
-    return StoredBackup(
-        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored), rows
-    )
 
 
 def _require_identity(database: Database, stored: StoredObject, key: EncryptionKey, mac: str, *, subject: str) -> None:
@@ -432,23 +520,35 @@ def _require_identity(database: Database, stored: StoredObject, key: EncryptionK
         )
 
 
-def size_fault(stored: StoredObject, *, lead: int) -> str:
+def size_fault(stored: StoredObject, mode: str, *, object_format: str = _FORMATS[0]) -> str:
     """How the object's size contradicts its metadata; empty where it does not, or there is nothing to compare.
 
-    :param lead: bytes that the object has before those of the file.
+    :param mode, object_format: the object's.
     """
-    size = stored.size - lead
     claimed = stored.metadata.get("duckling-size")
-    return "" if claimed is None or claimed == str(size) else f"it holds {size} bytes of a file that had {claimed}"
+    if claimed is None:
+        return ""
+    if mode == CLIENT and object_format == str(FORMAT):
+        # How long its footer is, the object alone tells.
+        fits = claimed.isdecimal() and 0 < stored.size - int(claimed) - index_bytes(int(claimed)) <= MOST_FOOTER_BYTES
+        return "" if fits else f"its {stored.size} bytes are not those of a file that had {claimed}"
+    size = stored.size - (IV_BYTES if mode == CLIENT else 0)
+    return "" if claimed == str(size) else f"it holds {size} bytes of a file that had {claimed}"
 
 
-def _claimed_size(stored: StoredObject, *, lead: int, subject: str) -> int:
-    """The file's size, from the object's; metadata, where there is any, must agree."""
-    if fault := size_fault(stored, lead=lead):
+def _claimed_size(stored: StoredObject, mode: str, *, subject: str, archived: bool = False) -> int:
+    """The file's size, from the object's; metadata, where there is any, must agree.
+
+    :param archived: only metadata tell its format.
+    """
+    object_format = stored.metadata.get("duckling-format", _FORMATS[0]) if archived else _FORMATS[0]
+    if fault := size_fault(stored, mode, object_format=object_format):
         raise IntegrityError(
             fault, subject=subject, hint="It was truncated or extended after the upload; use another backup."
         )
-    return stored.size - lead
+    if object_format == str(FORMAT) and "duckling-size" in stored.metadata:
+        return int(stored.metadata["duckling-size"])
+    return stored.size - (IV_BYTES if mode == CLIENT else 0)
 
 
 def _read_mac(store: BackupSource, key: str) -> bytes | None:

@@ -1,5 +1,7 @@
-"""Which key reads a backup: an entry's own ones, told apart by an object's metadata or first bytes, or another mode or
-key for one run.
+"""Which key reads a backup: an entry's own ones, told apart by an object's metadata, its first bytes or its trailer, or
+another mode or key for one run.
+
+An object of client-aes256 tells its format by its last bytes, by nothing else.
 """
 
 from __future__ import annotations
@@ -8,17 +10,20 @@ import contextlib
 from collections.abc import Sequence
 
 from duckling_provider.backup.names import RULES
-from duckling_provider.base.errors import IntegrityError, RequestError, WrongKeyError
+from duckling_provider.base.errors import DucklingError, IntegrityError, RequestError, StoreError, WrongKeyError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, MODES, Encryption, is_weaker
 from duckling_provider.formats.crypto import IV_BYTES, CtrCipher
+from duckling_provider.formats.trailer import END_BYTES, Trailer, read_trailer, trailer_start
 from duckling_provider.replica.blocks import has_magic
-from duckling_provider.stores.store import BackupSource
+from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObject
 
 #: The IV and the beginning of DuckDB's header.
 _HEAD_BYTES = IV_BYTES + 64
+#: Read at once of an object's end: of all but very large ones that is the whole trailer.
+_TAIL_BYTES = 64 * 1024
 
 _HINT = (
     "Put the key it was made with into s3.previousEncryptionKeys (s3.encryptionKey is the one for new backups), or "
@@ -65,6 +70,72 @@ def choose_key(
     raise error
 
 
+def is_format_2(store: BackupSource, key: str, size: int) -> bool:
+    """By one request for a few bytes. An end that is damaged in itself is one of format 2.
+
+    :param size: of the object in bytes.
+    """
+    try:
+        return size > 0 and trailer_start(_range(store, key, max(0, size - END_BYTES), size), size) is not None
+    except IntegrityError:
+        return True
+
+
+def find_trailer(
+    store: BackupSource, stored: StoredObject, keys: Sequence[EncryptionKey], *, archived: bool = False
+) -> tuple[EncryptionKey, Trailer] | None:
+    """The proven trailer of an object, and the key that vouches for it; None where the object is none of format 2.
+
+    :param keys: at least one.
+    :param archived: None as well for an object that must be thawed before it can be read.
+    :raises WrongKeyError: none of `keys` vouches for it.
+    :raises IntegrityError: it is damaged.
+    :raises ModeError: it is of a later format.
+    """
+    subject = store.url + stored.key
+    first = max(0, stored.size - _TAIL_BYTES)
+    try:
+        tail = _range(store, stored.key, first, stored.size, etag=stored.etag) if stored.size else b""
+        start = trailer_start(tail, stored.size)
+        if start is None:
+            return None
+        if start < first:
+            tail = _range(store, stored.key, start, first, etag=stored.etag) + tail
+            first = start
+        found = read_trailer(tail[start - first :], stored.size, keys)
+    except StoreError as error:
+        if archived and error.code == IN_ARCHIVE:
+            return None
+        raise
+    except DucklingError as error:
+        error.subject = error.subject or subject
+        raise
+    if found is not None:
+        return found
+    fingerprint = stored.metadata.get("duckling-key-fingerprint")
+    if fingerprint is not None:
+        choose_key(keys, None, fingerprint=fingerprint, subject=subject)
+        raise IntegrityError(
+            "HMAC verification failed: its index or footer is damaged", subject=subject, hint="Use another backup."
+        )
+    which = "s3.encryptionKey does not vouch" if len(keys) == 1 else f"none of the {len(keys)} keys vouches"
+    unproven = WrongKeyError(
+        f"HMAC verification failed: {which} for its footer, so the key is wrong (or the footer is damaged)",
+        subject=subject,
+        hint=_HINT,
+    )
+    unproven.proven = False
+    raise unproven
+
+
+def _range(store: BackupSource, key: str, start: int, stop: int, *, etag: str = "") -> bytes:
+    with contextlib.closing(store.open_range(key, start, stop, etag=etag)) as stream:
+        data = stream.read(stop - start)
+    if len(data) != stop - start:
+        raise StoreError(f"the store sent {len(data)} bytes of {stop - start}", subject=store.url + key)
+    return data
+
+
 def key_of(store: BackupSource, key: str, keys: Sequence[EncryptionKey]) -> str | None:
     """The fingerprint of the key that an object was encrypted with, as far as its metadata or `keys` tell it.
 
@@ -76,10 +147,15 @@ def key_of(store: BackupSource, key: str, keys: Sequence[EncryptionKey]) -> str 
         return told
     if stored.size < _HEAD_BYTES:
         return None
-    with contextlib.closing(store.open_range(key, 0, _HEAD_BYTES, etag=stored.etag)) as stream:
-        head = stream.read()
+    head = _range(store, key, 0, _HEAD_BYTES, etag=stored.etag)
     if has_magic(head):
         return ""
+    if is_format_2(store, key, stored.size):
+        try:
+            found = find_trailer(store, stored, keys) if keys else None
+        except IntegrityError:
+            return None
+        return None if found is None else found[0].fingerprint
     return next((key.fingerprint for key in keys if _opens(key, head)), None)
 
 

@@ -6,7 +6,7 @@ after. What cannot be proven consistent is no snapshot.
 
 The same pass over the bytes makes: the copy (or a reflink clone, where the file system can), its SHA-256, a checksum
 of each part of the object to be, the verdict on DuckDB's block checksums, and for client-aes256 the HMAC of the
-ciphertext to be, under a fresh IV.
+ciphertext to be, under a fresh IV, or the index of its segments.
 
 On disk: ``BACKUP_PATH/<id>/backup-<stamp>.db`` and beside it ``backup-<stamp>.json`` (the sidecar). A file without a
 sidecar is not ours and is left alone.
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
 from duckling_provider.base.cancellation import Control
@@ -45,8 +46,11 @@ from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.config.s3 import CLIENT, S3Settings
 from duckling_provider.formats.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.formats.pipeline import CHUNK, DurableWriter, in_turn, one_pass
+from duckling_provider.formats.segments import LINEAGE_BYTES, TAG_BYTES, SegmentKeys, SegmentTags
+from duckling_provider.formats.trailer import FORMAT, Footer, encode_trailer, mac_of, trailer_bytes
 from duckling_provider.formats.upload_body import PartChecksums, lead_bytes
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
@@ -73,8 +77,10 @@ class Snapshot:
     """A complete local backup, as its sidecar records it.
 
     `size` in bytes, `sha256` of the file in hex; `part_size` and `part_checksums` (of the file's bytes in each part,
-    see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `iv`, `mac` and
-    `key_fingerprint` (hex) are set when it was sealed for client-aes256; `storage` is DuckDB's storage version, e.g.
+    see `upload_body.PartChecksums`, under `checksum_key`, all in hex) describe the cut of the object; `mac` and
+    `key_fingerprint` (hex) are set when it was sealed for client-aes256, and with them `iv` (hex) for format 1, or
+    `lineage` and `index` (hex, see `formats.segments`) and `generation` (see `formats.trailer`) for format 2; `storage`
+    is DuckDB's storage version, e.g.
     ``"v1.5"``; `origin` is the replica's, see `replica.origin`, None for what another program made; `validated` is
     since when all tables of the replica were known to equal MySQL's (ISO 8601), None if that is not known;
     `held_ms` is for how long no process could write the replica, None where it is not known; `rows` are those of each
@@ -100,6 +106,9 @@ class Snapshot:
     validated: str | None = None
     held_ms: int | None = None
     rows: Rows | None = None
+    lineage: str | None = None
+    index: str | None = None
+    generation: int = 0
 
     @property
     def filename(self) -> str:
@@ -107,7 +116,24 @@ class Snapshot:
 
     @property
     def plan(self) -> PartPlan:
-        return PartPlan(self.size + lead_bytes(encrypted=self.iv is not None), self.part_size)
+        footer = self.footer
+        extra = lead_bytes(encrypted=self.iv is not None) if footer is None else trailer_bytes(footer)
+        return PartPlan(self.size + extra, self.part_size)
+
+    @property
+    def footer(self) -> Footer | None:
+        """Of the object to be; None where that is none of format 2."""
+        if self.lineage is None:
+            return None
+        return Footer(
+            database=self.database,
+            stamp=self.stamp,
+            size=self.size,
+            lineage=bytes.fromhex(self.lineage),
+            key_fingerprint=self.key_fingerprint or "",
+            origin=self.origin,
+            generation=self.generation,
+        )
 
     @property
     def upload_log(self) -> Path:
@@ -129,9 +155,14 @@ class Snapshot:
                 raise ValueError(f"{name} has another type")
         if self.size < 0 or self.part_size < MIN_PART:
             raise ValueError("size or part_size is out of range")
+        footer = self.footer
+        if footer is not None:
+            digits = 2 * TAG_BYTES * footer.segment_count
+            if self.iv is not None or self.index is None or len(self.index) != digits or not _is_hex(self.index):
+                raise ValueError("index doesn't fit size and lineage")
         if len(self.part_checksums) != self.plan.count or not all(_is_hex(code) for code in self.part_checksums):
             raise ValueError("part_checksums don't fit size and part_size")
-        for name, digits in (("sha256", 64), ("checksum_key", 64), ("iv", 32), ("mac", 64), ("key_fingerprint", 16)):
+        for name, digits in _DIGITS.items():
             value = getattr(self, name)
             if value is not None and not (_is_hex(value) and len(value) == digits):
                 raise ValueError(f"{name} is not {digits} hexadecimal digits")
@@ -146,7 +177,7 @@ class Snapshot:
             size = path.stat().st_size
             # Sidecars outlive versions of this program: what a later one added is left aside.
             # What it has since a later version is missing in older ones.
-            data = {"origin": None, "validated": None, "held_ms": None, "rows": None, **data}
+            data = {**_LATER_FIELDS, **data}
             known = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
             known["part_checksums"] = tuple(data["part_checksums"])
             known["rows"] = None if data["rows"] is None else rows_of_json(data["rows"])
@@ -185,6 +216,21 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "origin": _TEXT_OR_NONE,
     "validated": _TEXT_OR_NONE,
     "held_ms": (int, type(None)),
+    "lineage": _TEXT_OR_NONE,
+    "index": _TEXT_OR_NONE,
+    "generation": _NUMBER,
+}
+#: Those that are hexadecimal, and how many digits they have.
+_DIGITS = {"sha256": 64, "checksum_key": 64, "iv": 32, "mac": 64, "key_fingerprint": 16, "lineage": 32}
+#: Of fields that sidecars of earlier versions lack.
+_LATER_FIELDS = {
+    "origin": None,
+    "validated": None,
+    "held_ms": None,
+    "rows": None,
+    "lineage": None,
+    "index": None,
+    "generation": 0,
 }
 
 
@@ -240,10 +286,12 @@ def take_snapshot(
         raise SnapshotError("a backup of this very millisecond exists", subject=str(target))
     partial = partial_of(target)
     with disk_errors(folder, subject=database.id, needed=_size_of(database.replica)), partial_backup(target) as out:
-        seal, report, storage, origin, validated, held = _copied(database, out, owner=owner, wait=wait, control=control)
+        seal, report, storage, origin, validated, held = _copied(
+            database, out, moment, owner=owner, wait=wait, control=control
+        )
         _judge(report, partial, database)
-        snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
-        snapshot = replace(snapshot, origin=origin.encode(), validated=validated, held_ms=int(held * 1000))
+        snapshot = seal.snapshot(target, database, moment, storage=storage, started=started, origin=origin.encode())
+        snapshot = replace(snapshot, validated=validated, held_ms=int(held * 1000))
         if database.s3 is not None:
             snapshot = replace(snapshot, rows=_counted(partial, control))
         with published(snapshot):
@@ -252,7 +300,7 @@ def take_snapshot(
 
 
 def _copied(
-    database: Database, out: int, *, owner: str, wait: float, control: Control
+    database: Database, out: int, moment: datetime, *, owner: str, wait: float, control: Control
 ) -> tuple[Seal, BlockReport, str | None, Origin, str | None, float]:
     """Copy the quiet replica to `out`; its digests, the verdict on its blocks, its storage version, its identity,
     since when it is known to equal MySQL, and the seconds for which it was held.
@@ -270,7 +318,8 @@ def _copied(
         origin = ensure_origin(replica, host=database.here)
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
         validated = validated_since(replica)
-        seal, verifier = Seal.for_database(database, size), BlockVerifier()
+        seal = Seal.for_database(database, size, moment, origin=origin.encode())
+        verifier = BlockVerifier()
         stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
         if clone(source, out):
             require_unchanged(replica, before)
@@ -295,10 +344,10 @@ def _copied(
 def sealed_for(
     database: Database, snapshot: Snapshot, *, cautious: bool = False, control: Control | None = None
 ) -> Snapshot:
-    """The snapshot, prepared for the entry's present encryption mode, key and part size.
+    """The snapshot, prepared for the entry's present encryption mode, key, format and part size.
 
     Mostly it already is. After a change of the configuration its bytes are read again, proven to be the same, and
-    sealed under a fresh IV; the sidecar is replaced.
+    sealed under a fresh IV or lineage; the sidecar is replaced.
 
     :param cautious: in no more parts than every store takes.
     :raises DamagedError: when the file is no longer what the sidecar says.
@@ -306,17 +355,20 @@ def sealed_for(
     settings = database.s3
     if settings is None:
         return snapshot
-    key = settings.encryption_key if settings.encryption == "client-aes256" else None
-    size, most = snapshot.size + lead_bytes(encrypted=key is not None), settings.max_parts
-    if cautious:
-        most = min(most, parts.SAFE_PARTS)
-    wanted = plan_parts(size, part_size=settings.part_size, max_parts=most)
-    # Once cut for a store that takes few parts, it stays so: the upload may be half done.
-    fewer = plan_parts(size, part_size=settings.part_size, max_parts=min(most, parts.SAFE_PARTS))
-    if snapshot.plan in (wanted, fewer) and (key.fingerprint if key else None) == snapshot.key_fingerprint:
-        return snapshot
+    key, footer = _key(settings), snapshot.footer
+    most = min(settings.max_parts, parts.SAFE_PARTS) if cautious else settings.max_parts
+    wanted = _footer(database, snapshot.size, stamp=snapshot.stamp, origin=snapshot.origin)
+    if (footer is None) == (wanted is None) and (key.fingerprint if key else None) == snapshot.key_fingerprint:
+        size = snapshot.plan.size
+        # Once cut for a store that takes few parts, it stays so: the upload may be half done.
+        cuts = [
+            plan_parts(size, part_size=settings.part_size, max_parts=count)
+            for count in (most, min(most, parts.SAFE_PARTS))
+        ]
+        if snapshot.plan in cuts:
+            return snapshot
     control = control or Control()
-    seal = Seal(snapshot.size, key, part_size=settings.part_size, max_parts=most)
+    seal = Seal(snapshot.size, key, part_size=settings.part_size, max_parts=most, footer=wanted)
     control.begin("seal", snapshot.size)
     fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -329,42 +381,63 @@ def sealed_for(
             subject=str(snapshot.path),
             hint="The disk or another program altered it; make a new backup.",
         )
-    sealed = replace(
-        snapshot,
-        part_size=seal.plan.part_size,
-        part_checksums=seal.checksums.finish(),
-        checksum_key=seal.checksum_key.hex(),
-        iv=seal.iv.hex() if seal.iv else None,
-        mac=seal.mac.hexdigest() if seal.mac else None,
-        key_fingerprint=key.fingerprint if key else None,
-    )
+    sealed = replace(snapshot, **seal.facts())
     sealed.save()
     return sealed
 
 
+def _key(settings: S3Settings) -> EncryptionKey | None:
+    """What new objects are encrypted with here; None: nothing."""
+    return settings.encryption_key if settings.encryption == CLIENT else None
+
+
+def _footer(database: Database, size: int, *, stamp: str, origin: str | None) -> Footer | None:
+    """Of a new lineage; None where the entry wants no object of format 2."""
+    key = _key(database.s3) if database.s3 is not None and database.s3.object_format == FORMAT else None
+    if key is None:
+        return None
+    return Footer(database.id, stamp, size, secrets.token_bytes(LINEAGE_BYTES), key.fingerprint, origin)
+
+
 class Seal:
-    """The two stages of a pass that prepare a file for upload; they take about the same time."""
+    """The two stages of a pass that prepare a file for upload; they take about the same time.
+
+    :param key: for client-aes256.
+    :param footer: for format 2.
+    """
 
     @classmethod
-    def for_database(cls, database: Database, size: int) -> Seal:
-        """As the entry wants the object to be, now."""
+    def for_database(cls, database: Database, size: int, moment: datetime, *, origin: str | None = None) -> Seal:
+        """As the entry wants the object to be, now.
+
+        :param moment, origin: of the backup.
+        """
         settings = database.s3
         if settings is None:
             return cls(size, None, part_size=8 * MIB, max_parts=10_000)
-        key = settings.encryption_key if settings.encryption == "client-aes256" else None
-        return cls(size, key, part_size=settings.part_size, max_parts=settings.max_parts)
+        footer = _footer(database, size, stamp=stamp_of(moment), origin=origin)
+        most = settings.max_parts
+        return cls(size, _key(settings), part_size=settings.part_size, max_parts=most, footer=footer)
 
-    def __init__(self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int) -> None:
-        lead = lead_bytes(encrypted=key is not None)
+    def __init__(
+        self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int, footer: Footer | None = None
+    ) -> None:
+        lead = lead_bytes(encrypted=key is not None and footer is None)
+        extra = lead if footer is None else trailer_bytes(footer)
         self._size = size
         self._key = key
-        self.plan = plan_parts(size + lead, part_size=part_size, max_parts=max_parts)
+        self._footer = footer
+        self.plan = plan_parts(size + extra, part_size=part_size, max_parts=max_parts)
         self.sha256 = hashlib.sha256()
         self.checksum_key = secrets.token_bytes(32)
         self.checksums = PartChecksums(self.plan, lead=lead, key=self.checksum_key)
         self.iv: bytes | None = None
         self.mac: Mac | None = None
-        if key is not None:
+        self.tags: SegmentTags | None = None
+        if key is not None and footer is not None:
+            self._keys = SegmentKeys(key)
+            self.tags = SegmentTags(footer.segments(self._keys))
+        elif key is not None:
             self.iv = new_iv()
             self.mac = Mac(key, self.iv)
             self._stream = CtrCipher(key, self.iv).stream()
@@ -375,14 +448,43 @@ class Seal:
         self.checksums.update(chunk)
 
     def encrypt(self, chunk: BytesLike) -> None:
-        if self.mac is not None:
+        if self.tags is not None:
+            # Encrypting is left to the upload: the index needs the plain text only.
+            self.tags.update(chunk)
+        elif self.mac is not None:
             self.mac.update(self._ciphertext[: self._stream.update_into(chunk, self._ciphertext)])
 
+    def facts(self) -> dict[str, Any]:
+        """The fields of a `Snapshot` that are the seal's, when all bytes have passed."""
+        index, mac = None, self.mac.hexdigest() if self.mac else None
+        if self.tags is not None and self._footer is not None:
+            index = self.tags.finish()
+            mac = mac_of(encode_trailer(self._keys, self._footer, index))
+        return {
+            "part_size": self.plan.part_size,
+            "part_checksums": self.checksums.finish(),
+            "checksum_key": self.checksum_key.hex(),
+            "iv": self.iv.hex() if self.iv else None,
+            "mac": mac,
+            "key_fingerprint": self._key.fingerprint if self._key else None,
+            "lineage": self._footer.lineage.hex() if self._footer else None,
+            "index": index.hex() if index is not None else None,
+            "generation": self._footer.generation if self._footer else 0,
+        }
+
     def snapshot(
-        self, target: Path, database: Database, moment: datetime, *, storage: str | None, started: float
+        self,
+        target: Path,
+        database: Database,
+        moment: datetime,
+        *,
+        storage: str | None,
+        started: float,
+        origin: str | None = None,
     ) -> Snapshot:
         """What the sidecar says when all bytes have passed.
 
+        :param moment, origin: as `for_database` got them.
         :param started: of `time.monotonic`.
         """
         return Snapshot(
@@ -392,14 +494,10 @@ class Seal:
             created_at=moment.astimezone(timezone.utc).isoformat(),
             size=self._size,
             sha256=self.sha256.hexdigest(),
-            part_size=self.plan.part_size,
-            part_checksums=self.checksums.finish(),
-            checksum_key=self.checksum_key.hex(),
-            iv=self.iv.hex() if self.iv else None,
-            mac=self.mac.hexdigest() if self.mac else None,
-            key_fingerprint=self._key.fingerprint if self._key else None,
             storage=storage,
             duration_ms=int((time.monotonic() - started) * 1000),
+            origin=origin,
+            **self.facts(),
         )
 
 

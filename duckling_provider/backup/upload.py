@@ -30,6 +30,9 @@ from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
+from duckling_provider.formats.crypto import CtrCipher
+from duckling_provider.formats.segments import SegmentCipher, SegmentKeys
+from duckling_provider.formats.trailer import FORMAT, encode_trailer
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores.parts import TooManyPartsError
@@ -100,13 +103,23 @@ def _encryption(database: Database, store: Store) -> str:
 
 def _body(database: Database, store: Store, snapshot: Snapshot, control: Control) -> SnapshotBody:
     """The bytes of the object to be."""
+    key = database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None
+    cipher: CtrCipher | SegmentCipher | None = None
+    lead = tail = b""
+    if key is not None and snapshot.footer is not None:
+        keys, index = SegmentKeys(key), bytes.fromhex(snapshot.index or "")
+        cipher, tail = SegmentCipher(keys, index), encode_trailer(keys, snapshot.footer, index)
+    elif key is not None:
+        lead = bytes.fromhex(snapshot.iv or "")
+        cipher = CtrCipher(key, lead)
     return SnapshotBody(
         snapshot.path,
         snapshot.plan,
         checksums=snapshot.part_checksums,
         checksum_key=bytes.fromhex(snapshot.checksum_key),
-        key=database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None,
-        iv=bytes.fromhex(snapshot.iv) if snapshot.iv else None,
+        cipher=cipher,
+        lead=lead,
+        tail=tail,
         digests=store.signs_payloads,
         control=control,
     )
@@ -139,6 +152,7 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
                 origin=snapshot.origin,
                 identity=_identity(database, snapshot),
                 rows=_rows(database, store, snapshot),
+                object_format=1 if snapshot.footer is None else FORMAT,
             ),
             before_visible=write_mac if encrypted else None,
             upload_log=_upload_log(store, key, snapshot),
@@ -154,7 +168,8 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
 
 
 def _identity(database: Database, snapshot: Snapshot) -> str | None:
-    key = database.s3.encryption_key if database.s3 is not None else None
+    """What binds an object to its name; one of format 2 does so by its footer."""
+    key = database.s3.encryption_key if database.s3 is not None and snapshot.footer is None else None
     return None if key is None or snapshot.mac is None else key.identity(database.id, snapshot.stamp, snapshot.mac)
 
 
@@ -179,6 +194,8 @@ def _upload_log(store: Store, key: str, snapshot: Snapshot) -> UploadLog:
             "iv": snapshot.iv,
             "part_size": snapshot.part_size,
             "mode": store.mode,
+            # Not for the others: their logs of earlier versions are to go on.
+            **({"mac": snapshot.mac} if snapshot.footer is not None else {}),
         },
     )
 

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -30,6 +30,9 @@ from duckling_provider.base.errors import (
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
 from duckling_provider.formats.pipeline import Fanout, Stage
+from duckling_provider.formats.segment_fetch import fetch_segments
+from duckling_provider.formats.segments import SegmentKeys
+from duckling_provider.formats.trailer import Trailer
 from duckling_provider.replica.blocks import HEADER_BYTES, BlockReport, BlockVerifier
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource, StoredObject
@@ -172,9 +175,11 @@ def read_verified(
     """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in
     order.
 
-    What `sink` got may be used only when this returns.
+    What `sink` got may be used only when this returns. Of an object of format 2 it gets no byte before its segment is
+    proven.
 
-    Memory: `fetch`'s window of 32 MiB, and as much plain text as a `Fanout` holds of pieces, 1.5 MiB.
+    Memory: `fetch`'s window of 32 MiB, and as much plain text as a `Fanout` holds of pieces, 1.5 MiB; for format 2 the
+    buffers of `fetch_segments`, 32 MiB as well.
 
     :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
     """
@@ -182,27 +187,14 @@ def read_verified(
     control.begin(step, backup.object_size)
     blocks = _Blocks()
     sinks = [sink] if sink is not None else []
-    chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
-    with contextlib.closing(chunks):
-        if backup.encryption_key is not None:
-            seen = _read_encrypted(backup, chunks, blocks, sinks, control, subject=store.url + backup.key)
-        else:
-            digest = hashlib.sha256()
-            with Fanout(*sinks) as plain:
-                for chunk in chunks:
-                    plain.put(chunk)
-                    digest.update(chunk)
-                    blocks.update(chunk)
-                    control.advance(len(chunk))
-            seen = digest.hexdigest()
-            if backup.sha256 is not None and seen != backup.sha256:
-                failed = IntegrityError(
-                    "SHA-256 verification failed: its bytes are not those that were uploaded",
-                    subject=store.url + backup.key,
-                    hint="The object is damaged; use another backup.",
-                )
-                failed.found = seen
-                raise failed
+    subject = store.url + backup.key
+    if backup.trailer is not None:
+        seen = _read_segments(backup, backup.trailer, store, [blocks.update, *sinks], control)
+    else:
+        chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
+        with contextlib.closing(chunks):
+            read = _read_plain if backup.encryption_key is None else _read_encrypted
+            seen = read(backup, chunks, blocks, sinks, control, subject=subject)
     try:
         return _checked_blocks(backup, store, blocks)
     except IntegrityError as error:
@@ -212,6 +204,7 @@ def read_verified(
 
 def _checked_blocks(backup: StoredBackup, store: BackupSource, blocks: _Blocks) -> BlockReport:
     """What DuckDB's own checksums say, after the digest of the whole object has spoken."""
+    subject = store.url + backup.key
     subject = store.url + backup.key
     report = blocks.finish(backup.size, file=cast("BinaryIO", _ObjectFile(store, backup)), subject=subject)
     proven = backup.mac is not None or backup.sha256 is not None
@@ -230,6 +223,67 @@ def _checked_blocks(backup: StoredBackup, store: BackupSource, blocks: _Blocks) 
             hint="Use another backup.",
         )
     return report
+
+
+def _read_segments(
+    backup: StoredBackup, trailer: Trailer, store: BackupSource, stages: list[Stage], control: Control
+) -> str:
+    """Segments are received and proven by `fetch_segments`' threads; this one looks at them in order.
+
+    :returns: the HMAC of index and footer, in hex.
+    """
+    control.advance(backup.object_size - backup.size)  # the trailer, which was read and proven before
+    found = _segments(backup, trailer, store, control=control)
+    with contextlib.closing(found):
+        for _, plain in found:
+            for at in range(0, len(plain), PIECE):
+                piece = plain[at : at + PIECE]
+                for stage in stages:
+                    stage(piece)
+                control.advance(len(piece))
+    return trailer.mac
+
+
+def _segments(
+    backup: StoredBackup,
+    trailer: Trailer,
+    store: BackupSource,
+    *,
+    numbers: Iterable[int] | None = None,
+    control: Control | None = None,
+) -> Generator[tuple[int, memoryview], None, None]:
+    if backup.encryption_key is None:
+        raise ModeError("not an encrypted backup", subject=store.url + backup.key)
+    keys = SegmentKeys(backup.encryption_key)
+    return fetch_segments(store, backup.key, trailer, keys, numbers=numbers, etag=backup.etag, control=control)
+
+
+def _read_plain(
+    backup: StoredBackup,
+    chunks: Iterator[memoryview],
+    blocks: _Blocks,
+    sinks: list[Stage],
+    control: Control,
+    *,
+    subject: str,
+) -> str:
+    """:returns: the SHA-256 of what was read, in hex."""
+    digest = hashlib.sha256()
+    with Fanout(*sinks) as plain:
+        for chunk in chunks:
+            plain.put(chunk)
+            digest.update(chunk)
+            blocks.update(chunk)
+            control.advance(len(chunk))
+    if backup.sha256 is not None and digest.hexdigest() != backup.sha256:
+        failed = IntegrityError(
+            "SHA-256 verification failed: its bytes are not those that were uploaded",
+            subject=subject,
+            hint="The object is damaged; use another backup.",
+        )
+        failed.found = digest.hexdigest()
+        raise failed
+    return digest.hexdigest()
 
 
 def _read_encrypted(
@@ -288,11 +342,19 @@ class _ObjectFile:
 
     def read(self, size: int) -> bytes:
         start, self._position = self._position, self._position + size
+        if self._backup.trailer is not None:
+            return self._proven(self._backup.trailer, start, min(start + size, self._backup.size))
         key = self._backup.encryption_key
         if key is None:
             return self._range(start, start + size)
         data = self._range(IV_BYTES + start, IV_BYTES + start + size)
         return CtrCipher(key, self._range(0, IV_BYTES)).apply(data, start)
+
+    def _proven(self, trailer: Trailer, start: int, stop: int) -> bytes:
+        length = trailer.footer.segment_bytes
+        numbers = range(start // length, -(-stop // length)) if start < stop else ()
+        found = b"".join(bytes(p) for _, p in _segments(self._backup, trailer, self._store, numbers=numbers))
+        return found[start % length :][: max(0, stop - start)]
 
     def _range(self, start: int, stop: int) -> bytes:
         stop = min(stop, self._backup.object_size)

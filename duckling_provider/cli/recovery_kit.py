@@ -43,6 +43,38 @@ td,th{text-align:left;vertical-align:top;padding:.1em 1.2em .1em 0;overflow-wrap
 @media print{body{margin:0;max-width:none}}"""
 
 
+#: Of format 1: what proves the object "$FILE" under "$KEY", and what decrypts it.
+_PROVE = r"""MADE=$(openssl dgst -sha256 -mac HMAC -macopt "hexkey:$KEY" "$FILE" | sed "s/.*= *//")
+WANTED=$(tr -d " \r\n" < "$FILE.mac" | tr A-F a-f)
+if [ ${#MADE} = 64 ] && [ "$MADE" = "$WANTED" ]; then echo GENUINE; else echo DAMAGED; fi"""
+_DECRYPT = r"""IV=$(head -c 16 "$FILE" | od -An -tx1 | tr -d " \n")
+tail -c +17 "$FILE" | openssl enc -d -aes-256-ctr -K "$KEY" -iv "$IV" > restored.db"""
+#: Of format 2: its footer and index first, then each segment; docs/internals/format.md explains them.
+_PROVE_2 = r"""hex() { od -An -v -tx1 | tr -d ' \n'; }
+bin() { printf "$(sed 's/../\\x&/g' <<< "$1")"; }
+mac() { openssl dgst -sha256 -mac HMAC -macopt "hexkey:$1" -binary | hex; }
+EXTRACTED=$(bin $KEY | mac $(printf 'duckling backup format 2' | hex))
+sub() { printf "$1\1" | mac $EXTRACTED; }
+part() { tail -c +$(($1 + 1)) "$FILE" | head -c $2; }
+LENGTH=$(wc -c < "$FILE"); N=$((16#$(part $((LENGTH - 48)) 4 | hex)))
+fact() { part $((LENGTH - 48 - N)) $N | sed -E "s/.*\"$1\":\"?([^\",}]*).*/\1/"; }
+SIZE=$(fact size); ID=$(fact database); LINEAGE=$(fact lineage)
+MADE=$(part $SIZE $((LENGTH - SIZE - 32)) | mac $(sub footer))
+WANTED=$(tr -d " \r\n" < "$FILE.mac" | tr A-F a-f)
+if [ ${#MADE} = 64 ] && [ "$MADE" = "$WANTED" ]; then echo GENUINE; else echo DAMAGED; fi"""
+_DECRYPT_2 = r"""for ((I = 0, AT = 0; AT < SIZE; I++, AT += 8388608)); do
+part $((SIZE + 32 * I)) 32 > tag
+part $AT $((SIZE - AT < 8388608 ? SIZE - AT : 8388608)) > sealed
+openssl enc -d -aes-256-ctr -K $(mac $(sub 'segment key') < tag) -iv $(printf %032d 0) -in sealed -out segment
+BOUND=$LINEAGE$(printf %016x%08x%04x $I 8388608 $(printf %s "$ID" | wc -c))
+MADE=$({ bin $BOUND; printf %s "$ID"; cat segment; } | mac $(sub 'segment tag'))
+if [ "$MADE" != $(hex < tag) ]; then echo "DAMAGED at byte $AT"; break; fi
+cat segment >> restored.db
+done
+if [ $AT -ge $SIZE ]; then echo WHOLE; fi
+rm -f tag sealed segment"""
+
+
 @dataclass
 class Section:
     """A heading and what is under it: a string is a paragraph, `Code` a block to copy, a list the rows of a table."""
@@ -59,13 +91,15 @@ class Code:
 @dataclass(frozen=True)
 class Found:
     """One of the newest backups: `fingerprint` of its key, ``""`` where it has none, None where it is not known;
-    `origin` says of which replica it is, where that is not the one here, or there are several.
+    `origin` says of which replica it is, where that is not the one here, or there are several; `is_format_2` of what
+    client-aes256 made.
     """
 
     key: str
     size: int
     fingerprint: str | None
     origin: str = ""
+    is_format_2: bool = False
 
 
 def recovery_kit(
@@ -110,7 +144,7 @@ def recovery_kit(
 def _newest(session: Session, database: Database) -> tuple[list[Found], str | None]:
     """The newest backups that may be good, or why they can't be listed: the page is worth having all the same."""
     from duckling_provider.backup.backup_object import is_complete, list_backups, origin_of
-    from duckling_provider.backup.key_choice import key_of
+    from duckling_provider.backup.key_choice import is_format_2, key_of
     from duckling_provider.backup.states import read_state
 
     try:
@@ -123,11 +157,13 @@ def _newest(session: Session, database: Database) -> tuple[list[Found], str | No
         listed = [(b, origin_of(store.head(b.key))) for b in itertools.islice(good, _NEWEST)]
         mine = _own_origin(database)
         several = len({origin.replica for _, origin in listed if origin is not None}) > 1
+        keys = database.s3.reading_keys
         found = []
         for backup, origin in listed:
             foreign = origin is not None and (several if mine is None else not mine.owns(origin, backup.created))
-            fingerprint = key_of(store, backup.key, database.s3.reading_keys)
-            found.append(Found(backup.key, backup.size, fingerprint, f"of {origin}" if foreign else ""))
+            fingerprint = key_of(store, backup.key, keys)
+            second = bool(keys) and is_format_2(store, backup.key, backup.size)
+            found.append(Found(backup.key, backup.size, fingerprint, f"of {origin}" if foreign else "", second))
         return found, None
     except DucklingError as error:
         return [], session.terminal.explain(error)[0]
@@ -154,6 +190,7 @@ def page(
     :param with_key: False leaves the keys out.
     """
     from duckling_provider.config.s3 import CLIENT
+    from duckling_provider.formats.trailer import FORMAT
 
     # Also where new backups are made otherwise, and older ones were encrypted here.
     encrypted = bool(s3.reading_keys)
@@ -173,9 +210,13 @@ def page(
     if encrypted:
         yield _keys(s3, with_key=with_key)
     yield _with_this_software(database, s3, with_key=with_key)
-    unknown = Found(f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db", 0, None)
+    name = f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db"
+    unknown = Found(name, 0, None, is_format_2=s3.object_format == FORMAT)
     if encrypted:
-        yield _with_openssl(s3, _example(found, unknown, encrypted=True), with_key=with_key)
+        formats = {b.is_format_2 for b in found if b.fingerprint != ""} or {unknown.is_format_2}
+        for second in sorted(formats):
+            like = [b for b in found if b.is_format_2 == second]
+            yield _with_openssl(s3, _example(like, unknown, encrypted=True), with_key=with_key)
     if s3.encryption != CLIENT:
         yield _without_software(s3, _example(found, unknown, encrypted=False).key)
 
@@ -240,6 +281,7 @@ def _keys(s3: S3Settings, *, with_key: bool) -> Section:
 
 def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -> Section:
     from duckling_provider.config.s3 import CLIENT
+    from duckling_provider.formats.trailer import FORMAT
 
     place: dict[str, Any] = {
         "enabled": True,
@@ -253,6 +295,7 @@ def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -
         "encryption": s3.encryption,
         **({"kmsKeyId": s3.kms_key_id} if s3.encryption == "sse-kms" and s3.kms_key_id else {}),
         **({"requireIdentity": True} if s3.require_identity else {}),
+        **({"objectFormat": FORMAT} if s3.object_format == FORMAT else {}),
     }
     keys = [key.hex() if with_key else "64-HEX-DIGITS" for key in s3.reading_keys]
     if s3.encryption == CLIENT:
@@ -292,27 +335,27 @@ def _with_openssl(s3: S3Settings, example: Found, *, with_key: bool) -> Section:
     secret = fitting.hex() if with_key else '$(tr -d " \\r\\n" < key.txt)'
     given = "" if with_key else " Put the key into a file key.txt there."
     other = " If it says DAMAGED, try each other key before you give the backup up." if several else ""
+    begin = f"KEY={secret}\nFILE={file}\n"
+    prove, decrypt = (_PROVE_2, _DECRYPT_2) if example.is_format_2 else (_PROVE, _DECRYPT)
+    how = (
+        "its segments of 8 MiB are decrypted, and proven, one by one. Only after it says WHOLE is restored.db the "
+        "database."
+        if example.is_format_2
+        else "the first 16 bytes are the IV, the rest is AES-256-CTR."
+    )
     return Section(
-        "With openssl alone",
+        "With openssl alone, backups of format 2" if example.is_format_2 else "With openssl alone",
         [
             (
                 "1. Into an empty folder, download a backup and the object of the same name with .mac at its end, by "
                 f"any S3 client or the provider's console.{given} For example:"
             ),
             Code("\n".join(_download(s3, name) for name in (key, f"{key}.mac"))),
-            f"2. In that folder, prove that nobody changed it. This must say GENUINE.{other}",
-            Code(
-                f"KEY={secret}\n"
-                f"FILE={file}\n"
-                'MADE=$(openssl dgst -sha256 -mac HMAC -macopt "hexkey:$KEY" "$FILE" | sed "s/.*= *//")\n'
-                'WANTED=$(tr -d " \\r\\n" < "$FILE.mac" | tr A-F a-f)\n'
-                'if [ ${#MADE} = 64 ] && [ "$MADE" = "$WANTED" ]; then echo GENUINE; else echo DAMAGED; fi'
-            ),
-            "3. In the same shell, decrypt it: the first 16 bytes are the IV, the rest is AES-256-CTR.",
-            Code(
-                'IV=$(head -c 16 "$FILE" | od -An -tx1 | tr -d " \\n")\n'
-                'tail -c +17 "$FILE" | openssl enc -d -aes-256-ctr -K "$KEY" -iv "$IV" > restored.db'
-            ),
+            f"2. In that folder, prove that nobody changed it. This must say GENUINE.{other}"
+            + (" The shell must be bash." if example.is_format_2 else ""),
+            Code(begin + prove),
+            f"3. In the same shell, decrypt it: {how}",
+            Code(decrypt),
             (
                 "4. restored.db is the database; open it with DuckDB. These commands show the key in the machine's "
                 "list of processes while they run: use a machine that you share with nobody."

@@ -122,6 +122,7 @@ class S3Settings(Shape):
     sign_payload: bool = False  #: over TLS too
     receive: Annotated[Receive, ANY_STRING] = "direct"  #: how downloads leave the connection, see `stores.s3_receive`
     require_identity: bool = False  #: refuse objects without ``duckling-identity``
+    object_format: int = Field(default=1, ge=1, le=2)  #: of new objects of client-aes256
 
     @property
     def part_size(self) -> int:
@@ -213,6 +214,8 @@ def _check_objects(given: S3Settings, report: FieldProblems) -> None:
         report.error("s3.retention", "keeps nothing: expected daily, weekly, monthly or yearly, above 0")
     if given.require_identity and given.encryption in MODES and given.encryption != "client-aes256":
         report.error("s3.requireIdentity", 'only "client-aes256" has a key that can prove an identity')
+    if given.object_format != 1 and given.encryption in MODES and given.encryption != CLIENT:
+        report.error("s3.objectFormat", f'{given.object_format} is a format of "{CLIENT}" only')
     report.fault("s3.storageClass", storage_class_fault(given.storage_class) if given.storage_class else None)
     if (given.storage_class or "").upper() in ("GLACIER", "DEEP_ARCHIVE"):
         report.warn("s3.storageClass", "archived objects can't be read at once: verify and restore fail until then")

@@ -129,6 +129,11 @@ def trailer_bytes(footer: Footer) -> int:
     return footer.segment_count * TAG_BYTES + len(footer.encode()) + END_BYTES
 
 
+def index_bytes(size: int) -> int:
+    """Of the index of a file of `size` bytes."""
+    return -(-size // segments.SEGMENT_BYTES) * TAG_BYTES
+
+
 def encode_trailer(keys: SegmentKeys, footer: Footer, index: BytesLike) -> bytes:
     """:raises ValueError: the index is not of as many segments, or the footer is too long."""
     facts = footer.encode()

@@ -1,10 +1,10 @@
 """The bytes of the object to be, at random access, made on the fly from a snapshot file.
 
 Part *i* of the object is read from the snapshot at its own offset, checked against the checksum that the snapshot
-recorded, and encrypted with the counter that belongs to that offset. So parts can be sent in any order, by any thread,
-again after a failure or by a later process, and are the same bytes each time. The check comes before the first
-encrypted byte leaves: an IV never serves other bytes than those it was drawn for, even if another program changed the
-snapshot file.
+recorded, and encrypted with the key stream that belongs to that offset. So parts can be sent in any order, by any
+thread, again after a failure or by a later process, and are the same bytes each time. The check comes before the first
+encrypted byte leaves: a key stream never serves other bytes than those it was meant for, even if another program
+changed the snapshot file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError
 from duckling_provider.base.host_load import forget
-from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
+from duckling_provider.formats.segments import SegmentCipher, SegmentStream
 from duckling_provider.stores.parts import PartPlan
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _READ = 1 << 20
 
 
 def lead_bytes(*, encrypted: bool) -> int:
-    """How many bytes of the object precede the file's own: the IV, or nothing."""
+    """How many bytes of an object of format 1 precede the file's own: the IV, or nothing."""
     return IV_BYTES if encrypted else 0
 
 
@@ -71,7 +71,8 @@ class PartChecksums:
 
     def finish(self) -> tuple[str, ...]:
         """32 hex characters per part of the plan."""
-        if len(self._codes) < self._plan.count:
+        # Beyond the file's end there may be parts of nothing but what follows it.
+        while len(self._codes) < self._plan.count:
             self._next()
         return tuple(self._codes[: self._plan.count])
 
@@ -84,7 +85,8 @@ class SnapshotBody:
     Memory: one MiB for each part that is open, whatever the part size.
 
     :param checksums: one per part, from `PartChecksums`, made with `checksum_key`.
-    :param key, iv: both given for client-aes256, both None for the other modes.
+    :param cipher: what encrypts the file's bytes; None for the modes without client encryption.
+    :param lead, tail: what the object has before and after them.
     :param digests: whether parts are to know their SHA-256, which takes as long as sending them.
     """
 
@@ -95,15 +97,16 @@ class SnapshotBody:
         *,
         checksums: Sequence[str],
         checksum_key: bytes,
-        key: EncryptionKey | None = None,
-        iv: bytes | None = None,
+        cipher: CtrCipher | SegmentCipher | None = None,
+        lead: bytes = b"",
+        tail: bytes = b"",
         digests: bool = True,
         control: Control | None = None,
     ) -> None:
         self.path, self.plan, self._digests = path, plan, digests
         self._checksums, self._checksum_key = checksums, checksum_key
-        self._prefix = iv or b""
-        self._cipher = CtrCipher(key, iv) if key is not None and iv is not None else None
+        self._cipher, self._lead, self._tail = cipher, lead, tail
+        self._file_size = plan.size - len(lead) - len(tail)
         self._control = control or Control()
         self._fd = -1
 
@@ -134,20 +137,32 @@ class SnapshotBody:
 
         :raises DamagedError: when the snapshot's bytes are no longer those that its checksum was made of.
         """
-        start, stop = self.plan.bounds(index)
-        lead = len(self._prefix)
-        first, last = max(0, start - lead), stop - lead
-        prefix = self._prefix if index == 0 else b""
+        start, stop = (at - len(self._lead) for at in self.plan.bounds(index))
+        first, last = (min(max(0, at), self._file_size) for at in (start, stop))
+        prefix = self._lead if index == 0 else b""
+        suffix = self._tail[max(0, start - self._file_size) : max(0, stop - self._file_size)]
         block = memoryview(bytearray(_READ))
-        sha256 = self._checked(index, first, last, prefix, block)
+        sha256 = self._checked(index, first, last, block)
+        if sha256 is not None:
+            sha256.update(suffix)
         return PartReader(
-            os.dup(self._fd), first, last, prefix, self._cipher, sha256=sha256, block=block, control=self._control
+            os.dup(self._fd),
+            first,
+            last,
+            self._cipher,
+            prefix=prefix,
+            suffix=suffix,
+            sha256=None if sha256 is None else sha256.hexdigest(),
+            block=block,
+            control=self._control,
         )
 
-    def _checked(self, index: int, first: int, last: int, prefix: bytes, block: memoryview) -> str | None:
-        """Compare the snapshot's bytes with the record; returns the SHA-256 of the part that they make, if wanted."""
+    def _checked(self, index: int, first: int, last: int, block: memoryview) -> hashlib._Hash | None:
+        """Compare the snapshot's bytes with the record; returns the SHA-256 of what precedes the tail in the part that
+        they make, if wanted.
+        """
         checksum = PartMac(self._checksum_key, index)
-        sha256 = hashlib.sha256(prefix) if self._digests else None
+        sha256 = hashlib.sha256(self._lead if index == 0 else b"") if self._digests else None
         stream = self._cipher.stream(first) if self._cipher is not None else None
         for position in range(first, last, len(block)):
             self._control.check()
@@ -165,7 +180,7 @@ class SnapshotBody:
                 subject=str(self.path),
                 hint="The disk or another program altered it. It is not uploaded; make a new backup.",
             )
-        return sha256.hexdigest() if sha256 is not None else None
+        return sha256
 
 
 class PartReader(io.RawIOBase):
@@ -183,9 +198,10 @@ class PartReader(io.RawIOBase):
         fd: int,
         first: int,
         last: int,
-        prefix: bytes,
-        cipher: CtrCipher | None,
+        cipher: CtrCipher | SegmentCipher | None,
         *,
+        prefix: bytes,
+        suffix: bytes,
         sha256: str | None,
         block: memoryview,
         control: Control,
@@ -193,8 +209,8 @@ class PartReader(io.RawIOBase):
         super().__init__()
         self.sha256 = sha256
         self._fd, self._first, self._last = fd, first, last
-        self._prefix, self._cipher, self._control = prefix, cipher, control
-        self._length = len(prefix) + last - first
+        self._prefix, self._suffix, self._cipher, self._control = prefix, suffix, cipher, control
+        self._length = len(prefix) + last - first + len(suffix)
         # Fresh memory for every piece would be mapped, cleared and given back each time.
         self._block = block
         self._seek_to(0)
@@ -226,14 +242,22 @@ class PartReader(io.RawIOBase):
     def _seek_to(self, position: int) -> None:
         self._position = position
         self._buffer = memoryview(self._prefix)[position:]
-        file_position = self._first + max(0, position - len(self._prefix))
+        inside = max(0, position - len(self._prefix))
+        file_position = min(self._first + inside, self._last)
+        self._rest = memoryview(self._suffix)[max(0, inside - (self._last - self._first)) :]
         # The cipher starts on a block of 16 bytes: begin there and drop what lies before the wanted byte.
-        self._skip = file_position % 16 if self._cipher is not None else 0
+        at_end = file_position == self._last
+        self._skip = 0 if self._cipher is None or at_end else file_position % 16
         self._file_position = file_position - self._skip
-        self._stream: CtrStream | None = self._cipher.stream(self._file_position) if self._cipher is not None else None
+        self._stream: CtrStream | SegmentStream | None = None
+        if self._cipher is not None and not at_end:
+            self._stream = self._cipher.stream(self._file_position)
 
     def _fill(self) -> None:
         self._control.check()
+        if self._file_position >= self._last:
+            self._buffer, self._rest = self._rest, self._rest[:0]
+            return
         block = self._block[: self._last - self._file_position]
         block = block[: os.preadv(self._fd, [block], self._file_position)]
         self._file_position += len(block)

@@ -71,7 +71,8 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
                 _copy(lock.fileno(), out, database, control)
         if wals:
             _fold_in(wals, source, partial, control)
-        seal, storage = _checked(lock.fileno() if is_link else out, source if is_link else partial, database, control)
+        fd, path = (lock.fileno(), source) if is_link else (out, partial)
+        seal, storage = _checked(fd, path, database, moment, control)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
         with published(snapshot):
             if is_link:
@@ -112,11 +113,11 @@ def _fold_in(wals: list[Path], source: Path, partial: Path, control: Control) ->
             copy.unlink(missing_ok=True)
 
 
-def _checked(fd: int, path: Path, database: Database, control: Control) -> tuple[Seal, str | None]:
+def _checked(fd: int, path: Path, database: Database, moment: datetime, control: Control) -> tuple[Seal, str | None]:
     """The digests of the file, once every block in use is proven sound and DuckDB has opened it."""
     size = os.fstat(fd).st_size
     header = header_of(path)
-    seal, verifier = Seal.for_database(database, size), BlockVerifier()
+    seal, verifier = Seal.for_database(database, size, moment), BlockVerifier()
     control.begin("check", size)
     one_pass(fd, size, [in_turn(seal.hash, verifier.update), seal.encrypt], control)
     with os.fdopen(os.dup(fd), "rb", buffering=0) as file:

@@ -31,8 +31,6 @@ from duckling_provider.base.errors import (
 from duckling_provider.base.moments import readable
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
-from duckling_provider.config.s3 import CLIENT
-from duckling_provider.formats.crypto import IV_BYTES
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX
 from duckling_provider.replica.locks import read_hold, state_path
@@ -198,7 +196,8 @@ def looks(store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[dict[st
         except DucklingError as error:
             return None, error
         mode = stored.metadata.get("duckling-mode")
-        fault = size_fault(stored, lead=IV_BYTES if (mode or store.mode) == CLIENT else 0)
+        object_format = stored.metadata.get("duckling-format", "1")
+        fault = size_fault(stored, mode or store.mode, object_format=object_format)
         return Look(fault, mode, stored.metadata.get("duckling-key-fingerprint"), origin_of(stored)), None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -65,6 +65,48 @@ def fetch(
             reading.leave()
 
 
+def receive_range(
+    store: BackupSource, key: str, start: int, stop: int, room: memoryview, *, etag: str = "", control: Control
+) -> None:
+    """Bytes `start` to before `stop` of an object into `room`, by one request at a time; one that breaks off goes on
+    where it was, up to `ATTEMPTS` times.
+
+    :raises StoreError: when the store fails for good.
+    :raises IntegrityError: when the object ends before `start` or was replaced meanwhile.
+    """
+    arrived = 0
+    for attempt in range(ATTEMPTS):
+        try:
+            with contextlib.closing(store.open_range(key, start + arrived, stop, etag=etag)) as stream:
+                while arrived < stop - start:
+                    control.check()
+                    read = stream.readinto(room[arrived : min(arrived + PIECE, stop - start)])
+                    if not read:
+                        raise _cut_off(store, key, start + arrived, stop)
+                    arrived += read
+            return
+        except StoreError as error:
+            # What has a code was refused as often as the store's client asks.
+            if not error.retryable or error.code or attempt == ATTEMPTS - 1:
+                if not arrived and _is_behind(error):
+                    raise _truncated(store, key, start) from error
+                raise
+            control.sleep(concurrency.pause_after(attempt + 1))
+
+
+def _cut_off(store: BackupSource, key: str, arrived: int, stop: int) -> StoreError:
+    return StoreError(f"the store sent {arrived} bytes of {stop}", subject=store.url + key)
+
+
+def _is_behind(error: StoreError) -> bool:
+    """Whether the range that was asked for lies behind the object's end."""
+    return error.code in {"InvalidRange", "416"}
+
+
+def _truncated(store: BackupSource, key: str, start: int) -> IntegrityError:
+    return IntegrityError(f"the object ends before byte {start}", subject=store.url + key, hint="It was truncated.")
+
+
 class _Range:
     """Bytes `start` to before `stop` of the object, one request. Those before `arrived` are there."""
 
@@ -202,12 +244,8 @@ class _Reading:
                 self._concurrency.refused()
                 # What has a code was refused as often as the store's client asks.
                 if not error.retryable or error.code or attempt == ATTEMPTS - 1:
-                    if wanted.arrived == wanted.start and error.code in {"InvalidRange", "416"}:
-                        raise IntegrityError(
-                            f"the object ends before byte {wanted.start}",
-                            subject=self._store.url + self._key,
-                            hint="It was truncated.",
-                        ) from error
+                    if wanted.arrived == wanted.start and _is_behind(error):
+                        raise _truncated(self._store, self._key, wanted.start) from error
                     raise
                 self.control.sleep(concurrency.pause_after(attempt + 1))
 
@@ -220,10 +258,7 @@ class _Reading:
                     self.control.check()
                     read = stream.readinto(room)
                     if not read:
-                        raise StoreError(
-                            f"the store sent {wanted.arrived} bytes of {wanted.stop}",
-                            subject=self._store.url + self._key,
-                        )
+                        raise _cut_off(self._store, self._key, wanted.arrived, wanted.stop)
                     room = room[read:]
                     with self._lock:
                         wanted.arrived += read

@@ -90,10 +90,10 @@ def blocks(text, section):
     ]
 
 
-def follow(commands, folder):
+def follow(commands, folder, program="sh"):
     """What a bare shell says to them: no home, no Python of ours, no setting."""
     environ = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-    shell = shutil.which("sh", path=environ["PATH"])
+    shell = shutil.which(program, path=environ["PATH"])
     done = subprocess.run(
         [shell, "-eu"], input="\n".join(commands), cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
@@ -127,6 +127,25 @@ def test_its_openssl_steps_bring_the_database_back_in_an_empty_environment(site,
     # Nothing is genuine because nothing could be computed.
     unproven = prove.replace("openssl", "false").replace('"$FILE.mac"', "/dev/null")
     assert follow([unproven], empty) == ["DAMAGED"]
+
+
+def test_its_openssl_steps_bring_a_backup_of_format_2_back_and_tell_what_is_damaged(site, duckling, tmp_path):
+    key = site.backup(objectFormat=2)
+    duckling("recovery-kit", "production", "--to", tmp_path)
+    text = (tmp_path / "recovery-kit-production.txt").read_text()
+    assert json.loads(blocks(text, "With this software")[0])[0]["s3"]["objectFormat"] == 2
+    _, prove, decrypt = blocks(text, "With openssl alone, backups of format 2")
+    for name in (key, f"{key}.mac"):
+        site.download(name, tmp_path)
+    assert follow([prove, decrypt], tmp_path, program="bash") == ["GENUINE", "WHOLE"]
+    assert (tmp_path / "restored.db").read_bytes() == site.installation.replica().read_bytes()
+    file = tmp_path / key.rpartition("/")[2]
+    good = file.read_bytes()
+    (tmp_path / "restored.db").unlink()
+    file.write_bytes(b"x" + good[1:])
+    assert follow([prove, decrypt], tmp_path, program="bash")[:2] == ["GENUINE", "DAMAGED"]
+    file.write_bytes(good[:-49] + b"x" + good[-48:])
+    assert follow([prove], tmp_path, program="bash") == ["DAMAGED"]
 
 
 def test_its_databases_json_is_one_that_this_software_takes(site, duckling, tmp_path):

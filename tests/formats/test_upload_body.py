@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DamagedError
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.formats.crypto import CtrCipher
 from duckling_provider.formats.upload_body import PartChecksums, SnapshotBody, lead_bytes
 from duckling_provider.stores.parts import PartPlan
 
@@ -47,14 +48,13 @@ class Made:
     encrypted: bool
 
     def body(self, control: Control | None = None, *, digests: bool = True) -> SnapshotBody:
-        key, iv = (KEY, IV) if self.encrypted else (None, None)
         return SnapshotBody(
             self.path,
             self.plan,
             checksums=self.checksums,
             checksum_key=CHECKSUM_KEY,
-            key=key,
-            iv=iv,
+            cipher=CtrCipher(KEY, IV) if self.encrypted else None,
+            lead=IV if self.encrypted else b"",
             digests=digests,
             control=control,
         )
