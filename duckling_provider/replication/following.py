@@ -20,7 +20,8 @@ from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position, SchemaChange
-from duckling_provider.replication.mysql.source import connect, current_position, query
+from duckling_provider.replication.mysql.schema import members, unmirrored
+from duckling_provider.replication.mysql.source import connect, current_position
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
 from duckling_provider.replication.validate.touched import Touched
@@ -36,10 +37,6 @@ _STRETCH_SECONDS = 10.0
 _LOOK_EVERY = 2000
 #: Seconds between two notes of the position while only other databases change.
 _IDLE_SAVE_SECONDS = 60.0
-
-_VERSIONED = """
-    SELECT TABLE_NAME FROM information_schema.TABLES
-    WHERE TABLE_SCHEMA = %s AND TABLE_TYPE = 'SYSTEM VERSIONED'"""
 
 log = logging.getLogger(__name__)
 
@@ -222,11 +219,12 @@ class Following:
     def _read_references(self) -> list[Reference]:
         with contextlib.closing(connect(self._run.source)) as connection:
             references = read_references(connection, self._run.source.database)
-            versioned = query(connection, _VERSIONED, self._run.source.database)
-        self._run.unmirrored = frozenset(str(row[0]) for row in versioned)
+            database = self._run.source.database
+            self._run.unmirrored = frozenset(unmirrored(connection, database))
+            through = {(database, name): found for name, found in members(connection, database).items()}
         self._elsewhere = {
             parent: tuple(filter(self._run.mirrors, children))
-            for parent, children in from_elsewhere(references).items()
+            for parent, children in (from_elsewhere(references) | through).items()
         }
         self._run.references = references
         return references

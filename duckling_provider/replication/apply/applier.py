@@ -96,6 +96,8 @@ class Applier:
         self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=self._wanted)
         self._read_references = read_references or (lambda: references)
         self._reach, self._reread = reach, reread
+        #: As last seen, until another statement may have changed it or the batch ends.
+        self._seen_reach: Reach | None = None
         self._children = Children(connection, self._prefix, references)
         #: Keys of parents' rows that are gone, by foreign key, until that is done to the children's rows.
         self._gone: dict[Reference, list[tuple[Any, ...]]] = {}
@@ -319,10 +321,19 @@ class Applier:
 
     def _statement(self, change: SchemaChange) -> bool:
         schema = change.schema if isinstance(change, ForeignSchemaChange) else self._database
-        meaning = read_statement(change.statement, self._database, schema, folds=change.folds)
+        meaning = read_statement(
+            change.statement,
+            self._database,
+            schema,
+            folds=change.folds,
+            sql_mode=change.sql_mode,
+            of_session=change.of_session,
+            mariadb=change.mariadb,
+        )
         if isinstance(meaning, Wrote):
             self._wrote(meaning)
         else:
+            self._seen_reach = None
             self._redefined(redefines=meaning.redefines)
             steps = self._spread(meaning, change)
             if steps or not change.inside:
@@ -335,8 +346,10 @@ class Applier:
         return self._commit(Commit(change.position, change.timestamp))
 
     def _wrote(self, wrote: Wrote) -> None:
-        tables = self._reach().written_by(wrote, self._states, self._children.of_statements())
-        self._has_reached = self._has_reached or bool(tables)
+        if self._seen_reach is None:
+            self._seen_reach = self._reach()
+        tables = self._seen_reach.written_by(wrote, self._states, self._children.of_statements())
+        self._has_reached = self._has_reached or (wrote.fires and bool(tables))
         self._mark_new(sorted(tables), wrote.note)
         if not wrote.known:
             self._to_record.append(wrote.note)
@@ -520,6 +533,7 @@ class Applier:
         self._begun, self._last, self._uncommitted = False, None, 0
         self._to_mark.clear()
         self._to_record.clear()
+        self._seen_reach = None
 
     def _reset(self) -> None:
         self._pending.clear()

@@ -158,6 +158,9 @@ class Follower:
             return self._become(table, step.old, replace(old, name=step.new) if old else None)
         if isinstance(step, steps.ChangeColumn):
             return self._change(step, table)
+        if isinstance(step, steps.Rewrite):
+            self._recompute(table, "its rows were written again", but=())
+            return table
         if isinstance(step, steps.SetPrimaryKey):
             found = [_column(table, name) for name in step.columns]
             if None in found:
@@ -201,6 +204,8 @@ class Follower:
             # The table's default is not known; the values come in Unicode whatever it is.
             new = replace(new, charset=old.charset, collation=old.collation)
         if self._has_rows(table):
+            if old.column_type != new.column_type or old.charset or new.charset:
+                self._recompute(table, f"{old.name} became {new.column_type}", but=(old,))
             fits = condition(old, new, is_charset_known=step.explicit_charset)
             if fits is None:
                 raise NotFollowedError(table.name, f"{old.name}: {old.column_type} became {new.column_type}")
@@ -222,6 +227,13 @@ class Follower:
                 f"ALTER TABLE {self._name(table.name)} ALTER COLUMN {quote(new.name)} TYPE {types.duck_type(new)}"
             )
         return table
+
+    def _recompute(self, table: Table, cause: str, *, but: Collection[Column]) -> None:
+        """:raises NotFollowedError: generated columns, other than those of `but`, may have got other values."""
+        generated = [column.name for column in table.columns if column.generated and column not in but]
+        if generated and self._has_rows(table):
+            names = ", ".join(generated)
+            raise NotFollowedError(table.name, f"{cause}, and {names} may have been computed again")
 
     def _become(self, table: Table, old: str, new: Column | None) -> Table:
         before = _column(table, old)

@@ -18,11 +18,15 @@ from duckling_provider.replication.model.families import (
     TEXTS,
     TIMES,
 )
+from duckling_provider.replication.model.shapes import NOT_ASCII
 from duckling_provider.replication.model.tables import Column
 
 #: Character sets that lack no character, and those that lack the ones beyond the basic plane.
 _WHOLE_UNICODE = frozenset({"utf8mb4", "utf16", "utf16le", "utf32"})
 _BASIC_PLANE = frozenset({"utf8mb3", "utf8", "ucs2"})
+
+#: Those in which no text is longer than in UTF-8.
+_AS_LONG_AS_UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"})
 
 #: What the families are called in `_CONDITIONS`; other types are their own family.
 _FAMILIES: dict[str, str] = (
@@ -42,13 +46,18 @@ def condition(old: Column, new: Column, *, is_charset_known: bool) -> str | None
     conditions = [_kind_condition(old, new)]
     if old.charset or new.charset:
         conditions.append(_charset_condition(old, new, is_known=is_charset_known))
+        if new.data_type in TEXT_BYTES and not (is_charset_known and new.charset in _AS_LONG_AS_UTF8):
+            # Its limit is one of bytes, and a character may have four of them.
+            conditions.append(f"length({{}}) <= {TEXT_BYTES[new.data_type] // 4}")
     if None in conditions:
         return None
     return " AND ".join(f"({part})" for part in conditions if part)
 
 
-def _charset_condition(old: Column, new: Column, *, is_known: bool) -> str:
+def _charset_condition(old: Column, new: Column, *, is_known: bool) -> str | None:
     """A character that the new set lacks becomes a question mark."""
+    if {old.charset, new.charset} & NOT_ASCII and old.charset != new.charset:
+        return None
     if is_known and new.charset in _WHOLE_UNICODE:
         return ""
     if is_known and new.charset in _BASIC_PLANE:
@@ -106,14 +115,16 @@ def _bytes(old: Column, new: Column) -> str | None:
     return f"octet_length({{}}) <= {longest}" if old.data_type != "binary" else None
 
 
-def _enums(_: Column, new: Column) -> str:
+def _enums(_: Column, new: Column) -> str | None:
+    if not types.are_told_apart(types.enum_values(new)):
+        return None
     values = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(set(types.enum_values(new))))
     return f"{{}} IN ({values}, '')"
 
 
 def _sets(old: Column, new: Column) -> str | None:
     kept = types.enum_values(old)
-    return "" if types.enum_values(new)[: len(kept)] == kept else None
+    return "" if types.enum_values(new)[: len(kept)] == kept and types.are_told_apart(kept) else None
 
 
 def _precisions(old: Column, new: Column) -> str | None:

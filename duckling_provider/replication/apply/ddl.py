@@ -20,6 +20,7 @@ from duckling_provider.replication.apply.steps import (
     DropTable,
     RenameColumn,
     RenameTable,
+    Rewrite,
     SetPrimaryKey,
     Step,
     TruncateTable,
@@ -207,7 +208,10 @@ class _Statement:
         steps: list[Step] = []
         renames: list[Step] = []
         try:
+            redefined: set[str] = set()
             for action in split(rest):
+                if action.is_word("ALTER"):  # [COLUMN] [IF EXISTS] name
+                    redefined |= {action.peek(ahead)[1].lower() for ahead in range(1, 5)}
                 if action.is_word("RENAME") and not action.is_word("COLUMN", "INDEX", "KEY", ahead=1):
                     action.next()
                     action.skip_any("TO", "AS")
@@ -216,6 +220,8 @@ class _Statement:
                     renames += _renamed((ours, name), new)
                 elif ours:
                     steps += _action(name, action)
+            if any(isinstance(step, AddColumn) and step.column.name.lower() in redefined for step in steps):
+                raise NotUnderstoodError("ALTER of a column that it adds")
         except (NotUnderstoodError, ValueError, LookupError) as word:
             steps = [Unclear(name, f"its ALTER TABLE is not understood at “{word}”")] if ours else []
         return steps + renames
@@ -291,26 +297,31 @@ def _action(table: str, action: Tokens) -> list[Step]:
             return []  # for rows to come
         raise action.unknown()
     if action.skip("PARTITION", "BY") or action.skip("REMOVE", "PARTITIONING") or action.skip("ORDER", "BY"):
-        return []
-    if action.skip_any("FORCE", "NOWAIT") or (action.skip_any("ENABLE", "DISABLE") and action.skip("KEYS")):
+        return [Rewrite(table)]
+    if action.skip("FORCE"):
+        return [Rewrite(table)]
+    if action.skip("NOWAIT") or (action.skip_any("ENABLE", "DISABLE") and action.skip("KEYS")):
         return []
     if action.skip("CONVERT", "TO"):
         if action.skip("CHARSET") or action.skip("CHARACTER", "SET"):
             action.skip_sign("=")
             if action.name().lower() == "utf8mb4" and (action.done or action.skip("COLLATE")):
-                return []  # it has every character, and text is kept as Unicode here whatever it is there
+                return [Rewrite(table)]  # it has every character, and text is kept as Unicode here
         raise NotUnderstoodError("CONVERT TO CHARACTER SET")
+    steps: list[Step] = []
     while not action.done:
+        if action.is_word("ENGINE", "TYPE") or action.is_word("COPY", ahead=1) or action.is_word("COPY", ahead=2):
+            steps = [Rewrite(table)]
         # A new default changes no existing column.
         action.skip("DEFAULT")
         if action.skip("CHARSET") or action.skip("CHARACTER", "SET") or action.skip("COLLATE"):
             action.skip_sign("=")
             action.name()
         elif action.skip("PARTITION", "BY"):
-            return []
+            return [Rewrite(table)]
         else:
             _skip_option(action)
-    return []
+    return steps
 
 
 def _added(table: str, action: Tokens) -> list[Step]:

@@ -299,7 +299,7 @@ def _default(tokens: Tokens) -> Default:
         return Default("literal", None)
     word = tokens.skip_any("TRUE", "FALSE")
     if word:
-        return Default("literal", "1" if word == "TRUE" else "0")
+        return Default("literal", "1" if word == "TRUE" else "0", number=True)
     if tokens.peek() == ("sign", "("):
         tokens.group()
     else:

@@ -48,6 +48,8 @@ def default_of(step: AddColumn) -> str | _Unknown | None:
         return UNKNOWN
     if kind in {"date", "datetime"} and default.value in {"0000-00-00", "0000-00-00 00:00:00"}:
         return None
+    if default.number and (kind == "enum" or (kind in CHARACTERS and not _INTEGER.fullmatch(default.value))):
+        return UNKNOWN  # a place in the list; a number that the server writes in its own way
     found = _written(column, default.value)
     return UNKNOWN if found is None else f"CAST({literal(found)} AS {types.duck_type(column)})" if found else "''"
 
@@ -83,12 +85,17 @@ def _written(column: Column, text: str) -> str | None:
         length = re.search(r"\((\d+)\)", column.column_type)
         fits = _PLAIN_TEXT.fullmatch(text) is not None and length is not None and len(text) <= int(length[1])
     elif kind == "enum":
-        fits = text != "" and _PLAIN_TEXT.fullmatch(text) is not None and types.enum_values(column).count(text) == 1
+        fits = text != "" and _PLAIN_TEXT.fullmatch(text) is not None and _is_choice(column, text)
     elif kind == "date":
         fits = _is_moment(text, "%Y-%m-%d")
     elif kind == "datetime":
         fits = _is_moment(text, "%Y-%m-%d %H:%M:%S")
     return text if fits else None
+
+
+def _is_choice(column: Column, text: str) -> bool:
+    choices = types.enum_values(column)
+    return text in choices and types.are_told_apart(choices)
 
 
 def _fits_decimal(column: Column, text: str) -> bool:

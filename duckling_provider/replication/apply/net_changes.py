@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.model import types
-from duckling_provider.replication.model.families import CHARACTERS, CHOICES, DATES, INTEGERS
+from duckling_provider.replication.model.families import CHARACTERS, CHOICES, DATES, FLOATS, INTEGERS
 from duckling_provider.replication.model.ledger import TableState
 from duckling_provider.replication.model.names import quote
 from duckling_provider.replication.model.tables import Column, RowChange, Table
@@ -218,7 +219,7 @@ class _Keyless(Pending):
     def __init__(self, state: TableState, columns: tuple[str, ...], where: list[int]) -> None:
         super().__init__(state, columns)
         self._decoders = [
-            (place, types.decode(column), column.data_type in DATES)
+            (place, types.decode(column), column.data_type in DATES, column.data_type in FLOATS)
             for place, column in zip(where, state.table.columns, strict=True)
         ]
         #: Row -> how many more (or fewer) of them there are.
@@ -243,11 +244,14 @@ class _Keyless(Pending):
 
     def _decoded(self, row: tuple[Any, ...], *, count: bool) -> tuple[Any, ...]:
         values = []
-        for place, decode, dates in self._decoders:
+        for place, decode, dates, floats in self._decoders:
             value = row[place]
             if dates and value is ZERO_DATE:
                 self._zeros += count
                 value = None
+            elif floats and value == 0 and math.copysign(1, value) < 0:
+                values.append(_NEGATIVE_ZERO)
+                continue
             values.append(decode(value))
         return tuple(values)
 
@@ -263,7 +267,7 @@ class _Keyless(Pending):
             old = arrow_decoded(table, self._table, list(zip(*gone, strict=True)))
             old = old.append_column("i", pa.array(range(len(gone)), pa.int64()))
             same = " AND ".join(
-                f"t.{name} IS NOT DISTINCT FROM {value_of(column, place)}"
+                _is_same(column, name, value_of(column, place))
                 for place, (name, column) in enumerate(zip(names, self._table, strict=True))
             )
             with registered(connection, KEYS, old):
@@ -291,6 +295,26 @@ class _Keyless(Pending):
     def clear(self) -> None:
         super().clear()
         self._net = Counter()
+
+
+class _NegativeZero(float):
+    """-0.0, which is equal to 0.0 and yet another value."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+
+_NEGATIVE_ZERO = _NegativeZero("-0.0")
+
+
+def _is_same(column: Column, name: str, value: str) -> str:
+    same = f"t.{name} IS NOT DISTINCT FROM {value}"
+    return f"{same} AND signbit(t.{name}) IS NOT DISTINCT FROM signbit({value})" if column.data_type in FLOATS else same
 
 
 def arrow_of(table: str, columns: Iterable[Column], lanes: list[Any]) -> tuple[pa.Table, int]:

@@ -29,12 +29,14 @@ class Reach:
 
     :param through: table, view or routine -> every name in what it runs; None where that can't be seen.
     :param routines: those of them that a statement calls by naming them.
-    :param is_hidden: the user may not see the triggers of the mirrored database.
+    :param is_hidden: the user may not see the triggers and routines of the mirrored database.
+    :param is_hidden_elsewhere: nor, or not all, of other databases.
     """
 
     through: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     routines: frozenset[str] = frozenset()
     is_hidden: bool = True
+    is_hidden_elsewhere: bool = True
 
     def written_by(self, wrote: Wrote, tables: Iterable[str], children: Mapping[str, Iterable[str]]) -> set[str]:
         """Which of `tables` the statement may have written.
@@ -48,6 +50,11 @@ class Reach:
         targets = wrote.named if wrote.targets is None else wrote.targets | (wrote.named & self.routines)
         if not targets:
             return set(known.values())  # a SELECT that writes, by a function that can't be seen
+        if wrote.elsewhere and self.is_hidden_elsewhere:
+            return set(known.values())
+        foreign = targets if wrote.elsewhere else wrote.foreign
+        #: Those that are not, or not only, tables of another database.
+        ours = set(targets - foreign)
         found: set[str] = set()
         left = list(targets)
         while left:
@@ -55,13 +62,17 @@ class Reach:
             if name in found:
                 continue
             found.add(name)
-            if self.is_hidden and name in known and name not in wrote.foreign:
+            if self.is_hidden and name in known and name in ours:
                 return set(known.values())
             inside = self.through.get(name, frozenset())
             if inside is None:
                 return set(known.values())
-            left += inside | by_keys.get(name, set())
-        return {known[name] for name in found - wrote.foreign if name in known}
+            more = inside | (by_keys.get(name, set()) if name in ours else set())
+            # A table of ours may have the name of one there that was looked at already.
+            found -= more - ours
+            ours |= more
+            left += more
+        return {known[name] for name in ours if name in known}
 
 
 def read_reach(connection: Any, database: str) -> Reach:
@@ -80,7 +91,13 @@ def read_reach(connection: Any, database: str) -> Reach:
         through[key] = None if inside is None or before is None else before | inside
         if is_routine:
             routines.add(key)
-    return Reach(through, frozenset(routines), not _sees_triggers(connection, database))
+    here, everywhere = _rights(connection, database)
+    return Reach(
+        through,
+        frozenset(routines),
+        not _sees(here),
+        not (_sees(everywhere) and bool(everywhere & {"SELECT", "ALL PRIVILEGES"})),
+    )
 
 
 def _views(connection: Any) -> list[tuple[Any, ...]]:
@@ -97,16 +114,29 @@ def _views(connection: Any) -> list[tuple[Any, ...]]:
     return found
 
 
-def _sees_triggers(connection: Any, database: str) -> bool:
+def _rights(connection: Any, database: str) -> tuple[set[str], set[str]]:
+    """What the user may do with all of `database`, and with all databases."""
     lines = [_text(row[0]) for row in query(connection, "SHOW GRANTS")]
+    here: set[str] = set()
+    everywhere: set[str] = set()
     if any(line.startswith("REVOKE") for line in lines):
-        return False
+        return here, everywhere
     for match in filter(None, map(_GRANT.match, lines)):
         rights = {right.strip().upper() for right in match[1].split(",")}
         where = match[2].removesuffix(".*").strip("`").replace("``", "`").replace("\\", "")
-        if rights & {"TRIGGER", "ALL PRIVILEGES"} and where in {"*", database}:
-            return True
-    return False
+        if where == "*":
+            # With it the user reads where the server keeps routines.
+            everywhere |= rights | ({"EXECUTE"} if "SELECT" in rights else set())
+        if where in {"*", database}:
+            here |= rights
+    return here | everywhere, everywhere
+
+
+def _sees(rights: set[str]) -> bool:
+    """Whether no trigger and no routine is hidden from who has these rights."""
+    if "ALL PRIVILEGES" in rights:
+        return True
+    return "TRIGGER" in rights and bool(rights & {"EXECUTE", "ALTER ROUTINE", "SHOW_ROUTINE"})
 
 
 def _names(definition: str) -> frozenset[str]:

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 _TOKEN = re.compile(
+    # Whatever is not ASCII may stand in a name, spaces and signs of Unicode too.
     r"""(?P<space>\s+|\#[^\n]*|--(?=\s)[^\n]*|/\*(?!M?!).*?(?:\*/|\Z)|/\*M?!\d*|\*/)
     |`(?P<name>(?:[^`]|``)*)`
     |(?P<prefix>[xXbBnN]|_[a-zA-Z0-9]+\s*)?(?P<string>'(?:[^'\\]|''|\\.)*'|"(?:[^"\\]|""|\\.)*")
-    |(?P<number>0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?(?![\w$])|\.\d+(?:[eE][+-]?\d+)?)
-    |(?P<word>[\w$]+)
+    |(?P<number>(?:0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)(?![\w$\x80-\U0010ffff]))
+    |(?P<word>[\w$\x80-\U0010ffff]+)
     |(?P<sign>.)""",
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
 #: The same where sql_mode has NO_BACKSLASH_ESCAPES.
-_PLAIN_TOKEN = re.compile(_TOKEN.pattern.replace(r"\\]|", "]|").replace(r"|\\.)", ")"), re.VERBOSE | re.DOTALL)
+_PLAIN_TOKEN = re.compile(_TOKEN.pattern.replace(r"\\]|", "]|").replace(r"|\\.)", ")"), _TOKEN.flags)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "Z": "\x1a", "b": "\b"}
 
 Token: TypeAlias = tuple[str, str]
@@ -28,10 +29,11 @@ own, "hex", "bits", "number", "sign", "end"."""
 END: Token = ("end", "")
 
 
-def tokenize(statement: str, *, escapes: bool = True) -> list[Token]:
+def tokenize(statement: str, *, escapes: bool = True, names: str = "`") -> list[Token]:
     """The words of `statement`, without comments.
 
     :param escapes: whether backslashes mean anything: not so in NO_BACKSLASH_ESCAPES.
+    :param names: what names are quoted in; also in ``"`` in ANSI_QUOTES.
     """
     found: list[Token] = []
     for match in (_TOKEN if escapes else _PLAIN_TOKEN).finditer(statement):
@@ -45,6 +47,8 @@ def tokenize(statement: str, *, escapes: bool = True) -> list[Token]:
             prefix = (match["prefix"] or "").lower()
             kind = {"x": "hex", "b": "bits", "": "string"}.get(prefix, "introduced")
             quote = text[0]
+            if quote in names:
+                kind = "name"
             text = re.sub(
                 rf"\\(.)|{quote}{quote}" if escapes else quote + quote,
                 lambda m, q=quote: q if m[0] == q + q else _ESCAPES.get(m[1], m[1]),

@@ -6,7 +6,7 @@ Everything else counts as having written whatever it names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from duckling_provider.replication.apply import ddl
@@ -16,7 +16,8 @@ from duckling_provider.replication.model.names import fold
 
 #: Statements that neither write rows of tables nor change tables, by their first words.
 _HARMLESS = (
-    ("GRANT",), ("REVOKE",), ("ANALYZE",), ("OPTIMIZE",), ("FLUSH",), ("SAVEPOINT",), ("RELEASE",), ("ROLLBACK",),
+    ("GRANT",), ("REVOKE",), ("ANALYZE", "TABLE"), ("ANALYZE", "TABLES"), ("OPTIMIZE", "TABLE"),
+    ("OPTIMIZE", "TABLES"), ("FLUSH",), ("SAVEPOINT",), ("RELEASE",), ("ROLLBACK",),
     ("SET", "PASSWORD"), ("SET", "DEFAULT", "ROLE"), ("INSTALL",), ("UNINSTALL",), ("RENAME", "USER"),
 )  # fmt: skip
 #: Views, and what runs statements.
@@ -37,6 +38,13 @@ _HARMLESS_SETTINGS = frozenset(
     {"LOCK_WAIT_TIMEOUT", "INNODB_LOCK_WAIT_TIMEOUT", "MAX_STATEMENT_TIME", "SKIP_PARALLEL_REPLICATION",
      "ALTER_ALGORITHM", "LONG_QUERY_TIME", "SLOW_QUERY_LOG"}
 )  # fmt: skip
+#: Bits of sql_mode: what a backslash and a double quote mean in a statement.
+_NO_BACKSLASH_ESCAPES, _ANSI_QUOTES = 1 << 20, 1 << 2
+#: Those in which a definition of a table means the same as without them, or is read so here: REAL_AS_FLOAT,
+#: PIPES_AS_CONCAT, ANSI_QUOTES, IGNORE_SPACE, IGNORE_BAD_TABLE_OPTIONS, ONLY_FULL_GROUP_BY, NO_UNSIGNED_SUBTRACTION,
+#: NO_DIR_IN_CREATE; NO_KEY_OPTIONS, NO_TABLE_OPTIONS, NO_FIELD_OPTIONS; ANSI to NO_ENGINE_SUBSTITUTION. Not so
+#: PAD_CHAR_TO_FULL_LENGTH, EMPTY_STRING_IS_NULL, TIME_ROUND_FRACTIONAL, ORACLE and other dialects.
+_HARMLESS_MODES = 0xFF | 0xE000 | (0x7FFFFFFF & ~0x3FFFF)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Wrote:
     :param foreign: folded names among `targets` that are of another database for certain.
     :param known: whether it is a kind of statement that is known to write rows.
     :param fires: triggers and foreign keys may have done more.
+    :param elsewhere: it was given in another database and does not name the mirrored one, so it writes there by
+        triggers, views and routines only.
     """
 
     note: str
@@ -69,22 +79,36 @@ class Wrote:
     foreign: frozenset[str] = frozenset()
     known: bool = True
     fires: bool = True
+    elsewhere: bool = False
 
 
 Meaning: TypeAlias = Followed | Wrote
 
 
-def read_statement(statement: str, database: str, schema: str, *, folds: bool = False) -> Meaning:
+def read_statement(
+    statement: str,
+    database: str,
+    schema: str,
+    *,
+    folds: bool = False,
+    sql_mode: int | None = None,
+    of_session: bool = False,
+    mariadb: bool = True,
+) -> Meaning:
     """What `statement`, given while `schema` was the current database, may have done to tables of `database`.
 
     :param folds: the server takes the names of databases and tables in lower case, as both of these are.
+    :param sql_mode: its bits at the time; None when they are not known.
+    :param of_session: it may be about temporary tables.
+    :param mariadb: whether ``/*M! */`` is no comment.
     """
-    tokens = tokenize(statement)
-    if "\\" in statement and tokens != tokenize(statement, escapes=False):
-        # Whether a backslash escapes is a matter of sql_mode, which the statement does not tell.
-        words = Tokens(tokens)
-        if words.peek()[1].upper() in _DDL:
-            return _unknown(tokens, "what a backslash means in it is not known", known=True)
+    mode = sql_mode or 0
+    tokens = tokenize(statement, escapes=not mode & _NO_BACKSLASH_ESCAPES, names='`"' if mode & _ANSI_QUOTES else "`")
+    is_ddl = Tokens(tokens).is_word(*_DDL)
+    if is_ddl and sql_mode is None and "\\" in statement and tokens != tokenize(statement, escapes=False):
+        return _unknown(tokens, "what a backslash means in it is not known", known=True)
+    if not mariadb and "/*M!" in statement:
+        return _unknown(tokens, "it has a comment that only MariaDB reads", known=True)
     tokens, settings = _without_settings(tokens)
     if settings:
         return _unknown(tokens, f"done with {settings} set for it alone", known=True)
@@ -92,7 +116,29 @@ def read_statement(statement: str, database: str, schema: str, *, folds: bool = 
     word = words.peek()[1].upper()
     if any(words.skip(*known) for known in _HARMLESS):
         return Followed(())
-    if folds and word not in _DDL:
+    if word not in _DDL:
+        meaning = _changed_rows(tokens, word, database, schema, folds=folds)
+        is_elsewhere = fold(schema) != fold(database) and fold(database) not in meaning.named
+        return replace(meaning, elsewhere=True) if is_elsewhere else meaning
+    if ddl.drops_database(tokens, database, folds=folds):
+        return Followed((), redefines=True, drops_all=True)
+    words = Tokens(tokens)
+    if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
+        return Followed((), _redefines(tokens))
+    # Temporary tables are created and dropped as such, and altered and emptied without that word.
+    is_dropped = word == "DROP" and Tokens(tokens).is_word("TABLE", "TABLES", ahead=1)
+    if of_session and word != "CREATE" and not is_dropped:
+        return _unknown(tokens, "it may be about a temporary table of that name", known=True)
+    if mode & ~_HARMLESS_MODES and word in {"CREATE", "ALTER"}:
+        return _unknown(tokens, "its sql_mode is one in which values may become others", known=True)
+    try:
+        return Followed(tuple(ddl.parse(tokens, database, schema=schema, folds=folds)), _redefines(tokens))
+    except NotUnderstoodError as error:
+        return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
+
+
+def _changed_rows(tokens: list[Token], word: str, database: str, schema: str, *, folds: bool) -> Wrote:
+    if folds:
         tokens = [(kind, text.lower() if kind in {"word", "name"} else text) for kind, text in tokens]
     if word in {"INSERT", "REPLACE"}:
         return _inserted(tokens, database, schema)
@@ -100,17 +146,7 @@ def read_statement(statement: str, database: str, schema: str, *, folds: bool = 
         return Wrote(_BY_STATEMENT, None, _names(tokens))
     if word in {"SELECT", "DO"}:
         return Wrote(_BY_STATEMENT, frozenset(), _names(tokens))
-    if word not in _DDL:
-        return _unknown(tokens, f"a statement that is not known: {word[:20] or 'without a word'}", known=False)
-    if ddl.drops_database(tokens, database, folds=folds):
-        return Followed((), redefines=True, drops_all=True)
-    words = Tokens(tokens)
-    if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
-        return Followed((), _redefines(tokens))
-    try:
-        return Followed(tuple(ddl.parse(tokens, database, schema=schema, folds=folds)), _redefines(tokens))
-    except NotUnderstoodError as error:
-        return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
+    return _unknown(tokens, f"a statement that is not known: {word[:20] or 'without a word'}", known=False)
 
 
 _BY_STATEMENT = "changed by a statement: binlog_format was not ROW"
@@ -123,7 +159,9 @@ def _unknown(tokens: list[Token], note: str, *, known: bool) -> Wrote:
 
 def _names(tokens: list[Token]) -> frozenset[str]:
     # ANSI_QUOTES makes names of double-quoted texts.
-    return frozenset(fold(text) for kind, text in tokens if kind in {"word", "name", "string"})
+    # Where the server folds names, it does so beyond ASCII.
+    said = [text for kind, text in tokens if kind in {"word", "name", "string"}]
+    return frozenset(map(fold, said)) | frozenset(text.lower() for text in said if not text.isascii())
 
 
 def _inserted(tokens: list[Token], database: str, schema: str) -> Wrote:

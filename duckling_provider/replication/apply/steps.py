@@ -89,6 +89,13 @@ class RenameColumn:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """Each row is written again, or its texts compare by another collation: generated columns are computed again."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class SetPrimaryKey:
     """`columns` in key order; empty for none."""
 
@@ -112,6 +119,7 @@ Step: TypeAlias = (
     | AddColumn
     | DropColumn
     | ChangeColumn
+    | Rewrite
     | RenameColumn
     | SetPrimaryKey
     | Unclear

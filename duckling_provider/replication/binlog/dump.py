@@ -32,7 +32,7 @@ _COMPRESSION, _ZSTD, _PLAIN = 2, 0, 255
 _COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
 _NON_BLOCKING, _THROUGH_GTID = 1, 4
 _HEADER = struct.Struct("<IBIIIH")
-_IGNORABLE = 0x80
+_OF_SESSION, _IGNORABLE = 0x04, 0x80
 _FATAL_ERROR_READING_BINLOG = 1236
 #: What servers say under that number when the position is the trouble, rather than the network, a setting or a disk.
 _LOST = re.compile(
@@ -69,6 +69,7 @@ class RawEvent(NamedTuple):
 
     :param start: where it begins itself; 0 likewise.
     :param ignorable: who does not know its type may ignore it.
+    :param of_session: its statement depends on the session that gave it, whose temporary tables it may be about.
     """
 
     timestamp: int
@@ -78,6 +79,7 @@ class RawEvent(NamedTuple):
     body: bytes
     start: int = 0
     ignorable: bool = False
+    of_session: bool = False
 
 
 #: What `_charsets` found on a server: thousands of rows, the same as long as it has the same version.
@@ -140,7 +142,8 @@ class BinlogDump:
                         # Its last but four bytes say how the rest of the file is checked; it always has a checksum.
                         checksums = data[-5] not in {0, 255}
                     body = data[20:-4] if checksums or kind == FORMAT_DESCRIPTION else data[20:]
-                    raw = RawEvent(timestamp, kind, server_id, end, body, max(0, end - size), bool(flags & _IGNORABLE))
+                    start, ignorable, own = max(0, end - size), bool(flags & _IGNORABLE), bool(flags & _OF_SESSION)
+                    raw = RawEvent(timestamp, kind, server_id, end, body, start, ignorable, own)
                     if kind == TRANSACTION_PAYLOAD:
                         yield from unpacked(raw)
                     else:
@@ -258,7 +261,8 @@ def unpacked(event: RawEvent) -> Iterator[RawEvent]:
         inner = stream.read(size - _HEADER.size)
         if len(inner) != size - _HEADER.size:
             raise ReplicationError("a compressed transaction breaks off", operation="read the binlog")
-        yield RawEvent(timestamp, kind, server_id, event.end, inner, event.start, bool(flags & _IGNORABLE))
+        ignorable, own = bool(flags & _IGNORABLE), bool(flags & _OF_SESSION)
+        yield RawEvent(timestamp, kind, server_id, event.end, inner, event.start, ignorable, own)
 
 
 def uncompress(data: bytes, at: int) -> bytes:

@@ -13,6 +13,7 @@ from duckling_provider.replication.binlog import dump
 from duckling_provider.replication.binlog.charsets import UndecodableError
 from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostError, RawEvent
 from duckling_provider.replication.binlog.gtids import GtidState, gtid_list
+from duckling_provider.replication.binlog.queries import EXECUTE_LOAD_QUERY, Query, first_word, read_query
 from duckling_provider.replication.binlog.row_events import INSERTS, ROWS, RowDecoder, Unfollowed
 from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, table_name
 from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
@@ -23,7 +24,7 @@ from duckling_provider.replication.mysql.source import Source
 __all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]
 
 _PARTIAL_UPDATE = 39
-_EXECUTE_LOAD_QUERY, _HEARTBEAT_V2 = 18, 41
+_HEARTBEAT_V2 = 41
 #: What says nothing of rows, DDL or transactions. MySQL: STOP, INTVAR, APPEND_BLOCK, DELETE_FILE, RAND, USER_VAR,
 #: FORMAT_DESCRIPTION, BEGIN_LOAD_QUERY, IGNORABLE, ROWS_QUERY, ANONYMOUS_GTID, PREVIOUS_GTIDS, TRANSACTION_CONTEXT,
 #: VIEW_CHANGE. MariaDB: ANNOTATE_ROWS, BINLOG_CHECKPOINT, START_ENCRYPTION.
@@ -33,9 +34,9 @@ _SAYS_NOTHING = frozenset({3, 5, 9, 11, 13, 14, 15, 17, 28, 29, 34, 35, 36, 37, 
 _STANDALONE, _GROUP_COMMIT, _XA_PREPARED, _XA = 1, 2, 64, 64 | 128
 # And more of them: with binlog_alter_two_phase an ALTER TABLE is logged when it starts, and again when it is done.
 _START_ALTER, _ROLLBACK_ALTER = 2, 8
-_COMMENT = re.compile(r"\s*(/\*(?![!M]).*?\*/|--[ \t][^\n]*\n?|#[^\n]*\n?)", re.DOTALL)
-_WORD = re.compile(r"[\s;(]*(?:/\*M?!\d*\s*)?([A-Za-z]+)")
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"})
+#: What writes no rows anywhere, by the first word.
+_WRITES_NOTHING = frozenset({"GRANT", "REVOKE", "FLUSH"})
 
 #: The first column of a sequence, which MariaDB writes to the binlog as if it were a table.
 _SEQUENCE = "next_not_cached_value"
@@ -71,8 +72,8 @@ class BinlogStream:
     :param wanted: whether a table of this name is mirrored.
     :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
         nothing happens, and now and then among events that are not for the caller, so that he can look around.
-    :param elsewhere: tables of other databases by (database, name), and those of this one whose rows go or change with
-        theirs by foreign keys, of which the binlog is silent.
+    :param elsewhere: tables that are not mirrored by (database, name), and mirrored ones whose rows go or change with
+        theirs by foreign keys, of which the binlog is silent; or that are written through them.
     :param prepared: tell of the XA transaction that begins at `position` as of any other.
     :raises SourceError: when the server can't be reached.
     """
@@ -202,7 +203,8 @@ class BinlogStream:
                 return None
             if not self._wanted(name):
                 self._by_id[number] = None
-                return None
+                reached = tuple(self._elsewhere().get((schema, name), ()))
+                return Unfollowed(f"rows of it may have been written through {name}", reached) if reached else None
             try:
                 known = parse_table_map(key, self._dump.charsets, mariadb=self._mariadb)
             except UndecodableError as error:
@@ -258,7 +260,7 @@ class BinlogStream:
             self._gtids.give_up()
         elif kind == dump.XID:
             yield self._commit(raw)
-        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, _EXECUTE_LOAD_QUERY}:
+        elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, EXECUTE_LOAD_QUERY}:
             yield from self._query(raw)
         elif kind == dump.XA_PREPARE:
             # Its rows count from its commit on, which may come much later or never.
@@ -286,14 +288,9 @@ class BinlogStream:
             )
 
     def _query(self, raw: RawEvent) -> Iterator[StreamEvent | None]:
-        body = raw.body
-        # LOAD DATA has 13 bytes more in front of the same.
-        start = (26 if raw.kind == _EXECUTE_LOAD_QUERY else 13) + int.from_bytes(body[11:13], "little")
-        schema = self._folded(body[start : start + body[8]].decode(errors="replace"))
-        start += body[8] + 1
-        text = dump.uncompress(body, start) if raw.kind == dump.QUERY_COMPRESSED else body[start:]
-        statement = text.decode(errors="backslashreplace")
-        word = _first_word(statement)
+        query = read_query(raw)
+        statement = query.decoded(self._dump.charsets)
+        word = first_word(statement, mariadb=self._mariadb)
         if word == "BEGIN":
             self._open = True
         elif word == "COMMIT":
@@ -308,16 +305,10 @@ class BinlogStream:
         elif word in {"SAVEPOINT", "RELEASE"}:
             pass
         else:
-            said = fold(statement.replace("``", "`"))
-            concerns = (
-                schema == self._database
-                or fold(self._database) in said
-                or any(schema == other or fold(other) in said for other, _ in self._elsewhere())
-            )
-            if concerns and not self._announced:
+            if not self._announced and self._concerns(query, statement, word):
                 if word not in _DDL:
                     yield self._begin()
-                yield self._as_statement(statement, schema, raw)
+                yield self._as_statement(query, statement, raw)
                 if not self._open:
                     self._touched.clear()
                     self._told = False
@@ -325,12 +316,26 @@ class BinlogStream:
             if not self._open:
                 yield self._commit(raw)
 
-    def _as_statement(self, statement: str, schema: str, raw: RawEvent) -> SchemaChange:
+    def _concerns(self, query: Query, statement: str, word: str) -> bool:
+        """Whether the statement may have changed tables of ours."""
+        schema, said = self._folded(query.schema), fold(self._folded(statement).replace("``", "`"))
+        if schema == self._database or fold(self._database) in said:
+            return True
+        if any(schema == other or fold(other) in said for other, _ in self._elsewhere()):
+            return True
+        # By triggers, views and routines a statement writes into databases that it does not name.
+        written = None if query.databases is None else set(map(self._folded, query.databases))
+        return word not in _DDL | _WRITES_NOTHING and (written is None or self._database in written)
+
+    def _as_statement(self, query: Query, statement: str, raw: RawEvent) -> SchemaChange:
         # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
         position = self.position if self._open else self._advance(raw)
+        schema = self._folded(query.schema)
+        told = statement, position, raw.timestamp, self._open, self._folds
+        session = query.sql_mode, raw.of_session, self._mariadb
         if schema == self._database:
-            return SchemaChange(statement, position, raw.timestamp, self._open, self._folds)
-        return ForeignSchemaChange(statement, position, raw.timestamp, self._open, self._folds, schema)
+            return SchemaChange(*told, *session)
+        return ForeignSchemaChange(*told, *session, schema=schema)
 
     def _xa_statement(self, raw: RawEvent, statement: str) -> Iterator[StreamEvent | None]:
         verb = statement.split()[1].upper()
@@ -380,11 +385,3 @@ class BinlogStream:
 
     def _refused(self, cause: str, hint: str) -> ReplicationError:
         return ReplicationError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
-
-
-def _first_word(statement: str) -> str:
-    at = 0
-    while comment := _COMMENT.match(statement, at):
-        at = comment.end()
-    word = _WORD.match(statement, at)
-    return word.group(1).upper() if word else ""

@@ -10,7 +10,7 @@ from duckling_provider.replication.model.families import BLOB_BYTES, CHOICES, TE
 from duckling_provider.replication.model.tables import Column, Table
 
 #: Character sets in which bytes below 128 are not all ASCII: what is known of ASCII is not known of them.
-_NOT_ASCII = frozenset({"swe7"})
+NOT_ASCII = frozenset({"swe7"})
 
 
 def difference(ours: Table, theirs: Table) -> str:
@@ -36,6 +36,6 @@ def _meaning(column: Column) -> tuple[object, ...]:
         detail = tuple(types.enum_values(column))
     elif kind == "binary":
         detail = column.column_type
-    elif column.charset in _NOT_ASCII:
+    elif column.charset in NOT_ASCII:
         detail = column.charset
     return types.duck_type(column), kind, detail

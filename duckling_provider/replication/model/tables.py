@@ -97,6 +97,9 @@ class SchemaChange:
     :param position: its end, when it is a transaction of its own.
     :param inside: it is part of a transaction that goes on, and `position` is where that begins.
     :param folds: the server takes names of databases and tables in lower case, however a statement writes them.
+    :param sql_mode: the bits of ``sql_mode`` that it was given in; None when the binlog does not tell.
+    :param of_session: it depended on the session that gave it, whose temporary tables it may be about.
+    :param mariadb: the server is MariaDB, to which ``/*M! */`` is no comment.
     """
 
     statement: str
@@ -104,6 +107,9 @@ class SchemaChange:
     timestamp: float
     inside: bool = False
     folds: bool = False
+    sql_mode: int | None = None
+    of_session: bool = False
+    mariadb: bool = True
 
 
 @dataclass(frozen=True)

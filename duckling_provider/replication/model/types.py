@@ -24,8 +24,9 @@ import functools
 import json
 import re
 import socket
+import unicodedata
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,15 @@ def report(column: Column) -> str | None:
 def enum_values(column: Column) -> list[str]:
     """The list of an ENUM or SET in its order."""
     return [_unescape(text) for text in re.findall(r"'((?:[^'\\]|''|\\.)*)'", column.column_type, re.DOTALL)]
+
+
+def are_told_apart(values: Sequence[str]) -> bool:
+    """Whether no collation takes two of an ENUM's or SET's `values` for equal: a lax server gives the first then."""
+    plain = {
+        "".join(c for c in unicodedata.normalize("NFKD", value) if not unicodedata.combining(c)).casefold().rstrip()
+        for value in values
+    }
+    return len(plain) == len(values) and all(value.isascii() for value in plain)
 
 
 def _arrow(name: str) -> pa.DataType:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duckling_provider.replication.model.names import collisions, quote_mysql
+from duckling_provider.replication.mysql.schema import unmirrored
 from duckling_provider.replication.mysql.source import (
     MySqlServer,
     Source,
@@ -316,12 +317,12 @@ def _tables(connection: Any, source: Source, wanted: Callable[[str], bool]) -> I
             "DuckDB takes names that differ only in case for the same",
             "Exclude all but one of them by excludeTables, or rename them",
         )
-    versioned = [name for name, kind in names if kind == "SYSTEM VERSIONED"]
-    if versioned:
+    left_out = unmirrored(connection, source.database)
+    for kind in dict.fromkeys(left_out.values()):
         yield Finding(
             "tables",
-            ", ".join(versioned),
-            "system-versioned tables are not mirrored",
-            "Drop the versioning, or read them elsewhere",
+            ", ".join(name for name, other in left_out.items() if other == kind and wanted(name)),
+            f"tables that are {kind} are not mirrored: their rows are not what the binlog tells",
+            "Drop the versioning, or use InnoDB; or read them elsewhere",
             fatal=False,
         )

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
+from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.mysql.source import query, server_of
 
-_COLUMNS = """
+#: Engines whose tables have exactly the rows that the binlog tells of them. Not so BLACKHOLE, which keeps none, MERGE,
+#: which shows those of other tables, and FEDERATED, SPIDER or CONNECT, which show those of other servers and files.
+_ENGINES = "'InnoDB', 'MyISAM', 'Aria', 'MEMORY', 'ARCHIVE', 'CSV', 'ROCKSDB', 'TokuDB', 'ndbcluster'"
+_IS_MIRRORED = f"t.TABLE_TYPE = 'BASE TABLE' AND (t.ENGINE IS NULL OR t.ENGINE IN ({_ENGINES}))"
+_OTHERS = f"""
+    SELECT t.TABLE_NAME, t.TABLE_TYPE, t.ENGINE FROM information_schema.TABLES t WHERE t.TABLE_SCHEMA = %s
+    AND t.TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND NOT ({_IS_MIRRORED}) ORDER BY t.TABLE_NAME"""
+
+_UNION = re.compile(r"\bUNION=\(([^)]*)\)")
+
+_COLUMNS = f"""
     SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.CHARACTER_SET_NAME,
         c.COLLATION_NAME, c.NUMERIC_PRECISION, c.NUMERIC_SCALE, c.DATETIME_PRECISION, c.EXTRA
     FROM information_schema.COLUMNS c
     JOIN information_schema.TABLES t ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME
-    WHERE c.TABLE_SCHEMA = %s AND t.TABLE_TYPE = 'BASE TABLE'
+    WHERE c.TABLE_SCHEMA = %s AND {_IS_MIRRORED}
     ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION"""
 
 _KEYS = """
@@ -30,7 +42,7 @@ _JSON_CHECK = re.compile(r"json_valid\(`((?:[^`]|``)+)`\)", re.IGNORECASE)
 
 
 def read_tables(connection: Any, database: str) -> dict[str, Table]:
-    """All base tables of `database` by name: no views, sequences or system-versioned tables.
+    """All tables of `database` that can be mirrored, by name: no views, no sequences, and none of `unmirrored`.
 
     A table without any column that the user may read is not seen at all.
     """
@@ -44,6 +56,26 @@ def read_tables(connection: Any, database: str) -> dict[str, Table]:
     for table, name in query(connection, _KEYS, database):
         keys.setdefault(str(table), []).append(str(name))
     return {name: Table(name, tuple(found), tuple(keys.get(name, ()))) for name, found in columns.items()}
+
+
+def unmirrored(connection: Any, database: str) -> dict[str, str]:
+    """Tables whose rows can't be followed by the binlog: name -> what they are, e.g. ``"system-versioned"``."""
+    return {
+        _text(name): "system-versioned" if _text(kind) == "SYSTEM VERSIONED" else f"of the engine {_text(engine)}"
+        for name, kind, engine in query(connection, _OTHERS, database)
+    }
+
+
+def members(connection: Any, database: str) -> dict[str, tuple[str, ...]]:
+    """MERGE tables of `database`: name -> those of its tables that get the rows which are written to it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, kind in unmirrored(connection, database).items():
+        if kind.upper().endswith(" MRG_MYISAM"):
+            with contextlib.suppress(Exception):  # its tables do not fit together: no row can be written to it
+                ((_, shown),) = query(connection, f"SHOW CREATE TABLE {quote_mysql(database)}.{quote_mysql(name)}")
+                union = _UNION.search(_text(shown))
+                found[name] = tuple(re.findall(r"`((?:[^`]|``)+)`", union[1])) if union else ()
+    return found
 
 
 def _show_generated_keys(connection: Any) -> None:
