@@ -24,7 +24,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -264,6 +264,29 @@ def _delete_local(local: LocalBackups, plan: RetentionPlan, control: Control) ->
     return deleted, busy, odd
 
 
+def _delete_stored(
+    store: Store, keys: Sequence[str], control: Control
+) -> tuple[list[str], dict[str, StoreError], bool]:
+    """What was deleted; why others were not; whether noncurrent versions stay.
+
+    A locked backup keeps none of the others. Where all would be refused, the first one tells.
+    """
+    deleted: list[str] = []
+    refused: dict[str, StoreError] = {}
+    versions_stay = False
+    for key in keys:
+        control.check()
+        try:
+            versions_stay = delete_backup(store, key) or versions_stay
+        except StoreError as error:
+            refused[key] = error
+            if error.retryable or isinstance(error, AccessDeniedError):
+                break
+        else:
+            deleted.append(key)
+    return deleted, refused, versions_stay
+
+
 @dataclass(frozen=True)
 class CleanupResult:
     """Names of local files and keys of objects that were deleted, or would be (`dry_run`); `busy` ones were left
@@ -287,6 +310,8 @@ class CleanupResult:
     downloads_removed: tuple[Path, ...] = ()
     #: Of each unfinished upload that could not be listed or aborted, why.
     uploads_left: tuple[str, ...] = ()
+    #: By key, why the store did not delete a backup.
+    s3_refused: Mapping[str, StoreError] = field(default_factory=dict)
 
 
 def clean_up(
@@ -301,7 +326,7 @@ def clean_up(
 
     :param store: the database's store, None when it has none.
     :param now: the clock, for tests.
-    :raises StoreError: when the store refuses.
+    :raises StoreError: when the store can't be listed or asked about; what it refuses to delete is in the result.
     :raises FileSystemError: when the operating system does.
     """
     with disk_errors(database.backup_path, subject=database.id):
@@ -331,6 +356,7 @@ def _clean_up(
     s3_kept: int | None = None
     s3_decisions: tuple[Decision, ...] = ()
     swept, versions_stay = Swept(), False
+    refused: dict[str, StoreError] = {}
     days = database.s3.backup_retention_days if database.s3 is not None else 0
     if store is not None:
         store = store.under(control)
@@ -350,11 +376,9 @@ def _clean_up(
             )
             s3_decisions = plan.decisions
             s3_kept = len(plan.keep)
-            for backup in plan.delete:
-                control.check()
-                if not dry_run:
-                    versions_stay = delete_backup(store, backup.key) or versions_stay
-                s3_deleted.append(backup.key)
+            s3_deleted = [backup.key for backup in plan.delete]
+            if not dry_run:
+                s3_deleted, refused, versions_stay = _delete_stored(store, s3_deleted, control)
         if not dry_run:
             swept = _abort_abandoned(database, store, backups, now=now, notes=notes)
             notes += [swept.note] if swept.note else []
@@ -369,6 +393,7 @@ def _clean_up(
         busy=tuple(busy),
         uploads_aborted=swept.aborted,
         uploads_left=swept.left,
+        s3_refused=refused,
         downloads_removed=downloads,
         local_decisions=local_plan.decisions,
         s3_decisions=s3_decisions,

@@ -23,8 +23,10 @@ from duckling_provider.base.errors import (
     CancelledError,
     DamagedError,
     DucklingError,
+    NoSuchBucketError,
     NotFoundError,
     StateFileError,
+    StoreError,
 )
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
@@ -162,7 +164,8 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
         # An abandoned request may yet make the object appear.
         stopped = isinstance(error, CancelledError) and not isinstance(error, AbandonedError)
         ended = isinstance(error, AccessDeniedError) and error.code in BAD_CREDENTIALS
-        if encrypted and (stopped or not (error.retryable or ended)):
+        nowhere = isinstance(error, NoSuchBucketError)
+        if encrypted and (stopped or not (error.retryable or ended or nowhere)):
             _remove_lone_mac(store, key)
         raise
 
@@ -317,10 +320,17 @@ def back_up(
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
         full = database.verifies_whole
-        verified = verify_backup(database, store, upload.key, full=full, control=control)
-    cleanup, cleanup_error = None, None
+        try:
+            verified = verify_backup(database, store, upload.key, full=full, control=control)
+        except StoreError as error:
+            later = f"The backup is stored, but not verified yet: duckling verify {database.id}"
+            error.hint = " ".join(filter(None, (error.hint, later)))
+            raise
+    cleanup: CleanupResult | None = None
+    cleanup_error: DucklingError | None = None
     try:
         cleanup = clean_up(database, store, control=control)
+        cleanup_error = next(iter(cleanup.s3_refused.values()), None)
     except CancelledError:
         raise
     except DucklingError as error:

@@ -209,27 +209,32 @@ def cleanup(
     store = session.store(database)
     with session.control() as control:
         done = clean_up(database, store, dry_run=dry_run, control=control)
-    left = [session.terminal.hide(fault) for fault in done.uploads_left]
+    faults = [*map(str, done.s3_refused.values()), *done.uploads_left]
+    refused = {key: session.terminal.hide(str(error)) for key, error in done.s3_refused.items()}
     if session.terminal.json:
         session.terminal.document(
             {
-                "success": not left,
-                **({"error": left[0]} if left else {}),
+                "success": not faults,
+                **({"error": session.terminal.hide(faults[0])} if faults else {}),
                 "dryRun": done.dry_run,
                 "local": {"deleted": done.local_deleted, "kept": done.local_kept, "busy": done.busy}
                 | _reasons(done.local_decisions),
                 "s3": None
                 if done.s3_kept is None
-                else {"deleted": done.s3_deleted, "kept": done.s3_kept} | _reasons(done.s3_decisions),
+                else {"deleted": done.s3_deleted, "kept": done.s3_kept}
+                | ({"refused": refused} if refused else {})
+                | _reasons(done.s3_decisions),
                 "uploadsAborted": done.uploads_aborted,
-                "uploadsLeft": left,
+                "uploadsLeft": [session.terminal.hide(fault) for fault in done.uploads_left],
                 "downloadsRemoved": [str(path) for path in done.downloads_removed],
                 **({"warnings": list(done.notes)} if done.notes else {}),
             }
         )
     else:
         _show_cleaned(session, database, store, done)
-    if left:
+        for fault in faults:
+            session.terminal.fail(fault)
+    if faults:
         raise typer.Exit(FAILED)
 
 
@@ -244,19 +249,17 @@ def _show_cleaned(session: Session, database: Database, store: Store | None, don
             name = decision.backup.key
             if dry_run and decision.keep:
                 session.terminal.say(f"would keep {place}{name}: {decision.reason}")
-            elif not decision.keep and name not in done.busy:
+            elif not decision.keep and (name in done.local_deleted or name in done.s3_deleted):
                 session.terminal.say(f"{verb} {place}{name}: {decision.reason}")
     for name in done.busy:
         session.terminal.say(f"in use, left for the next time: {database.backup_dir / name}")
     if done.versions_stay:
         session.terminal.note(KEPT_VERSIONS)
     if done.uploads_aborted:
-        session.terminal.say(f"gave up {done.uploads_aborted} unfinished uploads")
+        session.terminal.say(f"gave up {done.uploads_aborted} unfinished upload{'s'[: done.uploads_aborted - 1]}")
     for path in done.downloads_removed:
         session.terminal.say(f"{verb} what a killed restore had left: {path}")
     for note in done.notes:
         session.terminal.warn(note)
     stay = f"{done.local_kept} local" + ("" if done.s3_kept is None else f", {done.s3_kept} in S3")
     session.terminal.say(f"{'would stay' if dry_run else 'kept'}: {stay}")
-    for fault in done.uploads_left:
-        session.terminal.fail(fault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -79,6 +80,8 @@ class _Found:
     local: list[_Row] = field(default_factory=list)
     remote: list[_Row] = field(default_factory=list)
     error: DucklingError | None = None
+    #: Whether the local ones were shown while the store was waited for.
+    shown: bool = False
 
     def json(self) -> dict[str, Any]:
         copy = {"readCopy": read_copy_facts(self.database)} if self.database.read_copy_file else {}
@@ -130,7 +133,11 @@ def _list_all(session: Session) -> None:
 def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
     """:param named: whether each row tells its database."""
     terminal, now = session.terminal, datetime.now(timezone.utc)
-    rows = [([one.database.id] if named else []) + row.cells(now) for one in found for row in (*one.local, *one.remote)]
+    rows = [
+        ([one.database.id] if named else []) + row.cells(now)
+        for one in found
+        for row in ((*one.local, *one.remote) if named or not one.shown else one.remote)
+    ]
     if rows:
         terminal.table((["DATABASE"] if named else []) + list(_COLUMNS), rows, whole="KEY")
         if any(row.backup.is_pinned for one in found for row in (*one.local, *one.remote)):
@@ -156,6 +163,7 @@ def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
     local: list[_Row] = []
     remote: list[_Row] = []
     error: DucklingError | None = None
+    shown = threading.Event()
     try:
         local = _rows(session, database, "local", LocalBackups(database))
     except WrongHostError as caught:
@@ -163,19 +171,20 @@ def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
     try:
         store = session.store(database)
         if store is not None:
-            with session.terminal.patience(lambda: _tell_of_waiting(session, local, store.url)):
+            with session.terminal.patience(lambda: _tell_of_waiting(session, local, store.url, shown)):
                 remote = _rows(session, database, "s3", store)
     except DucklingError as caught:
         error = error or caught
-    return _Found(database, local, remote, error)
+    return _Found(database, local, remote, error, shown.is_set())
 
 
-def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str) -> None:
+def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str, shown: threading.Event) -> None:
     """Where the store is slow to answer, show what is here, and say what is waited for."""
     terminal = session.terminal
     if local and not terminal.json:
         now = datetime.now(timezone.utc)
         terminal.table(list(_COLUMNS), [row.cells(now) for row in local], whole="KEY")
+        shown.set()
     terminal.note(f"waiting for {url}, which does not answer; Ctrl-C stops")
 
 

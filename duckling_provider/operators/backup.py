@@ -135,4 +135,6 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
             notes = [*done.notes, *done.uploads_left]
             for note in notes:
                 self.log.warning("%s", note)
+            for error in done.s3_refused.values():
+                raise error
             return {"local": list(done.local_deleted), "s3": list(done.s3_deleted), "notes": notes}

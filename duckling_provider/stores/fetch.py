@@ -47,7 +47,7 @@ def fetch(
     """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last one shorter.
 
     A piece is good until `KEPT` more and one after them are asked for; then its memory takes other bytes.
-    A request that breaks off goes on where it was, up to `ATTEMPTS` times.
+    A request that breaks off goes on where it was, until it has brought nothing for `ATTEMPTS` times.
 
     Memory: `WINDOW`, or the object's size where that is less.
 
@@ -235,19 +235,22 @@ class _Reading:
             return wanted
 
     def _receive(self, wanted: _Range) -> None:
-        for attempt in range(ATTEMPTS):
+        attempt = 0
+        while True:
             begun = wanted.arrived
             try:
                 self._receive_from(wanted, begun)
                 return
             except StoreError as error:
                 self._concurrency.refused()
+                # A connection that breaks off again and again may still bring all.
+                attempt = 1 if wanted.arrived - begun >= PIECE else attempt + 1
                 # What has a code was refused as often as the store's client asks.
-                if not error.retryable or error.code or attempt == ATTEMPTS - 1:
+                if not error.retryable or error.code or attempt == ATTEMPTS:
                     if wanted.arrived == wanted.start and _is_behind(error):
                         raise _truncated(self._store, self._key, wanted.start) from error
                     raise
-                self.control.sleep(concurrency.pause_after(attempt + 1))
+                self.control.sleep(concurrency.pause_after(attempt))
 
     def _receive_from(self, wanted: _Range, start: int) -> None:
         stream = self._store.open_range(self._key, start, wanted.stop, etag=self._etag)

@@ -126,7 +126,8 @@ def connection_fault(error: Exception, endpoint: str | None, subject: str) -> St
     hint = "Check s3.endpoint and the network."
     if isinstance(error, ConnectionClosedError) and (endpoint or "").startswith("http://"):
         hint += " A port that speaks TLS wants https:// there."
-    return StoreError(f"no answer from the store: {str(error).rstrip('.')}", code=NO_ANSWER, subject=subject, hint=hint)
+    told = re.sub(r'\?[^"\s]*', "", str(error)).rstrip(".")  # the address without what was asked
+    return StoreError(f"no answer from the store: {told}", code=NO_ANSWER, subject=subject, hint=hint)
 
 
 def proxy_variable(endpoint: str | None) -> str:

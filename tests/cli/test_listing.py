@@ -330,6 +330,31 @@ def test_a_cleanup_names_each_upload_that_stays_and_ends_with_an_error(
     assert done.json["error"] == done.json["uploadsLeft"][0]
 
 
+def test_a_locked_backup_keeps_none_of_the_others_and_is_named(
+    duckling, installation, moto_server, make_proxy, small_replica
+):
+    bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
+    small_replica(installation.replica())
+    installation.write(installation.entry(s3=proxy.server.s3(bucket, s3BackupRetentionDays=7)))
+    done = duckling("backup", "production", "--json").json
+    client, old = moto_server.client(), []
+    for year in (2020, 2021, 2022):
+        old.append(done["key"].replace("backup-2", f"backup-{year}-01-02T03-04-05-678Z.db#").partition("#")[0])
+        client.copy_object(Bucket=bucket, Key=old[-1], CopySource={"Bucket": bucket, "Key": done["key"]})
+    proxy.before = lambda seen: (
+        (403, "ObjectLocked") if seen.operation == "DeleteObject" and seen.key in {old[0], old[2]} else None
+    )
+    cleaned = duckling("cleanup", "production", "--json")
+    assert cleaned.code == 1
+    assert (cleaned.json["success"], cleaned.json["s3"]["deleted"]) == (False, [old[1]])
+    assert sorted(cleaned.json["s3"]["refused"]) == [old[0], old[2]]
+    shown = duckling("cleanup", "production")
+    assert (shown.code, shown.err.count("the object is locked")) == (1, 2)
+    assert "deleted" not in shown.out
+    proxy.before = lambda seen: (403, "AccessDenied") if seen.operation == "DeleteObject" else None
+    assert duckling("cleanup", "production").err.count("s3:DeleteObject is not allowed") == 1
+
+
 def test_an_upload_whose_token_ends_is_gone_on_with(duckling, installation, moto_server, make_proxy, big_replica):
     bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
     big_replica(installation.replica())
@@ -374,9 +399,9 @@ def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_ser
     done = duckling("list", "crm")
     assert done.code == 0
     assert f"waiting for s3://{two['bucket']}/" in done.err
-    shown, _, whole = done.out.partition("s3 ")
-    assert shown.count("local") == 2, "at once, and again in the whole table"
-    assert "crm/backup-" in whole
+    shown, _, rest = done.out.partition("s3 ")
+    assert (shown.count("local"), rest.count("local")) == (1, 0), "at once, and only once"
+    assert "crm/backup-" in rest
 
 
 def test_a_list_tells_how_old_the_copy_for_readers_is(duckling, installation, make_replica, xfs):

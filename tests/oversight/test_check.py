@@ -280,6 +280,12 @@ def test_what_may_be_left_at_a_store_that_no_longer_answers_is_named(moto_server
     assert proxy.operations() == ["HeadBucket", "PutObject", "DeleteObject"]
 
 
+def test_what_follows_from_a_put_that_failed_is_no_fault_of_its_own(moto_server, check, make_proxy):
+    proxy = make_proxy(moto_server)
+    proxy.before = lambda seen: (413, "EntityTooLarge") if seen.operation == "PutObject" else None
+    assert list(failed(check(proxy.server, moto_server.new_bucket()))) == ["store: put, and head with encryption"]
+
+
 def test_encryption_that_the_store_drops_is_told(moto_server, check, make_proxy):
     proxy = make_proxy(moto_server)
     proxy.hide = {"x-amz-server-side-encryption"}

@@ -119,6 +119,13 @@ def test_a_request_that_breaks_off_goes_on_where_it_was():
     ]
 
 
+def test_a_connection_that_breaks_off_all_the_time_brings_all_in_the_end():
+    store = Watched(DATA[:RANGE])
+    store.answer = lambda _, data: Stream(data, limit=PIECE)
+    assert fetched(store) == DATA[:RANGE]
+    assert len(store.requests) == RANGE // PIECE > ATTEMPTS
+
+
 def test_a_store_that_never_answers_is_asked_a_bounded_number_of_times():
     store = Watched(DATA[:RANGE])
 
