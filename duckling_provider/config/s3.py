@@ -284,8 +284,8 @@ def endpoint_warnings(text: str, bucket: str) -> Iterator[str]:
     host = url.hostname or ""
     if url.scheme == "http" and not _is_loopback(host):
         yield "plain http: backups travel unencrypted, and anybody on the way can change them"
-    in_host = bucket != "s3" and host.startswith(f"{bucket}.")
-    if host.endswith(_PROVIDERS) and (in_host or url.path.strip("/") == bucket):
+    in_host = bucket != "s3" and host.startswith(f"{bucket}.") and host.endswith(_PROVIDERS)
+    if in_host or url.path.strip("/").rpartition("/")[2] == bucket:
         yield "holds the bucket's name; the provider's bare endpoint is wanted, the bucket is added to it"
 
 

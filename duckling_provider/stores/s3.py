@@ -151,13 +151,14 @@ class S3Store:
         bound._control = control  # noqa: SLF001 - of our own class
         return bound
 
-    def afresh(self) -> S3Store:
-        return self._connected()
-
-    def _connected(self, *, silent_attempts: int | None = None) -> S3Store:
+    def afresh(self, *, silent_attempts: int | None = None) -> S3Store:
         again = copy.copy(self)
         again._connect(silent_attempts=silent_attempts)  # noqa: SLF001 - of our own class
         return again
+
+    def impatient(self) -> S3Store:
+        """For tests of the connection: whoever makes one is told of the first request that gets no answer."""
+        return self.afresh(silent_attempts=1)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -305,7 +306,15 @@ class S3Store:
 
     def confirmed(self, key: str, size: int) -> StoredObject:
         """HEAD after a PUT: stores have been seen to answer 200 and drop bytes or the encryption that was asked for."""
-        stored = self._shown(lambda: self.head(key))
+        try:
+            stored = self._shown(lambda: self.head(key))
+        except NotFoundError as error:
+            raise StoreError(
+                "the store took it, but says that there is no such object",
+                subject=self.url + key,
+                hint="Try again. If it stays, s3.endpoint leads to another place for reading than for writing, or the "
+                "store loses what it takes.",
+            ) from error
         wanted = SSE_ALGORITHM.get(self._settings.encryption)
         problem = None
         if stored.size != size:
@@ -379,8 +388,7 @@ class S3Store:
     # -- connection test --------------------------------------------------------------------------------------------
 
     def probe(self, prefix: str, *, begin: Callable[[str], object] = unheard) -> Iterator[ProbeStep]:
-        # Whoever tests a connection is told of the first request that gets no answer.
-        store = self._connected(silent_attempts=1)
+        store = self.impatient()
         return Probe(store, store._client, self._translator, self._settings, begin).steps(prefix)  # noqa: SLF001 - ours
 
     def reach(self) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    PaginationError,
     ParamValidationError,
 )
 from botocore.parsers import ResponseParserError
@@ -291,7 +292,7 @@ class Translator:
             return self._refusal(error, action, key)
         if isinstance(error, StrangeAnswerError):
             return StoreError(error.cause, subject=subject, hint=error.hint, retryable=error.retryable)
-        if isinstance(error, (ResponseParserError, *UNREADABLE)):
+        if isinstance(error, (ResponseParserError, PaginationError, *UNREADABLE)):
             return StoreError(
                 "the store's answer can't be read: it is cut off, or not what S3 answers",
                 subject=subject,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from fixtures.store_double import Answer, error, page
+from fixtures.store_double import XML, Answer, error, page
 from fixtures.stores import server_at
 
 from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
@@ -103,6 +103,20 @@ def test_an_object_that_was_there_a_moment_ago_is_asked_for_again(store_at, moto
     with pytest.raises(NotFoundError):
         store.open_range(KEY, 0, 5)
     assert proxy.count("GetObject") == 1
+
+
+def test_what_a_store_took_and_does_not_have_is_its_fault(store_at, double):
+    double.answers("HeadObject", Answer(404))
+    told = failure("put", store_at(server_at(double.endpoint), "bucket"))
+    assert "the store took it" in told.cause
+    assert told.retryable
+    assert not isinstance(told, NotFoundError)
+
+
+def test_a_listing_without_end_is_no_silence(store_at, double):
+    again = "<IsTruncated>true</IsTruncated><NextContinuationToken>a</NextContinuationToken>"
+    double.answers("ListObjects", Answer(200, f"<ListBucketResult>{again}</ListBucketResult>".encode(), XML))
+    assert "can't be read" in failure("list", store_at(server_at(double.endpoint), "bucket")).cause
 
 
 # ---- what is not the store's answer ------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def try_s3(
     if not steps:
         if isinstance(store, S3Store):
             try:
-                store.reach()
+                store.impatient().reach()
             except StoreError as error:
                 raise ApiError(502, " ".join(p for p in (f"{error.cause}.", error.hint) if p)) from error
         return Tested(success=True, message="S3 connection successful (HeadBucket)")
