@@ -258,6 +258,7 @@ def test_a_store_that_is_down_leaves_what_runs_recorded(page, shop, installation
     installation.write(entry)
     text = page("databases/shop?store=1").text
     assert "list could not be read" in text
+    assert text.count("What runs recorded") == 1
     assert key in text
     answer = page.post("databases/shop/test")
     assert (answer.status_code, "A step failed" in answer.text) == (200, True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
+import io
 import json
 import os
 import shutil
@@ -525,6 +526,33 @@ def test_a_damaged_newest_backup_names_the_next_good_one_and_fallback_takes_it(
     assert result.key == OBJECT
     assert f"{OBJECT} is taken" in caplog.text
     assert site.contents() == {"production.db": site.good}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bad_line_costs_no_newer_backup(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, mode: str):
+    site = make_site(mode)
+    bucket, database = site.bucket(), site.database()
+    bucket.add(site.good, NEWER)
+    honest, spoiled = bucket.open_range, []
+
+    def once(key: str, start: int, stop: int, *, etag: str = "") -> Any:
+        stream = honest(key, start, stop, etag=etag)
+        if key != NEWER or stop - start < 1000 or spoiled:
+            return stream
+        spoiled.append(start)
+        data = bytearray(stream.read())
+        data[-1] ^= 1
+        return io.BytesIO(bytes(data))
+
+    monkeypatch.setattr(bucket, "open_range", once)
+    with site.untouched(), pytest.raises(StoreError, match="two readings of it differ") as caught:
+        restore_backup(database, bucket, fallback=True, wait=0)
+    assert caught.value.retryable
+    spoiled.clear()
+    with site.untouched(), pytest.raises(IntegrityError, match="verification failed") as found:
+        restore_backup(database, bucket, wait=0)
+    assert f"duckling verify production {NEWER.rpartition('/')[2]} tells" in (found.value.hint or "")
+    assert restore_backup(database, bucket, fallback=True, wait=0).key == NEWER
 
 
 def test_the_fallback_of_a_restore_to_elsewhere_leaves_nothing_else_there(

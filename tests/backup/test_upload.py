@@ -195,6 +195,15 @@ def test_the_openssl_command_decrypts_a_backup_into_the_replica(s3_server, ready
     assert stored.with_name(stored.name + ".mac").read_text() == printed
 
 
+def test_the_log_of_an_upload_tells_mode_and_key(moto_server, ready, caplog):
+    caplog.set_level("INFO")
+    backup = ready(moto_server, big=False, encryption="client-aes256")
+    backup.upload()
+    fingerprint = EncryptionKey.parse(KEY).fingerprint
+    assert f"{backup.key}: encryption client-aes256, key fingerprint {fingerprint}" in caplog.text
+    assert KEY not in caplog.text
+
+
 def test_nothing_secret_is_in_what_the_store_is_told(moto_server, ready, make_proxy):
     backup = ready(moto_server, encryption="client-aes256")
     proxy = make_proxy(moto_server)
