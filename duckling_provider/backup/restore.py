@@ -128,6 +128,7 @@ def restore_backup(
     control: Control | None = None,
     owner: str = "",
     wait: float = 60.0,
+    finish: Callable[[Path], None] | None = None,
 ) -> RestoreResult:
     """Replace the replica by a backup, or write the backup to another path.
 
@@ -142,6 +143,7 @@ def restore_backup(
     :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
         duration.
     :param wait: seconds to wait for the process that holds or writes the replica.
+    :param finish: with `to`: changes the proven file before it gets its name.
     :raises IntegrityError, ModeError, NotFoundError, NoSpaceError, BusyError, StoreError: the replica is as it was.
     """
     control = control or Control()
@@ -156,6 +158,8 @@ def restore_backup(
             wanted.downloaded(to, control) as (backup, new),
             disk_errors(to.parent, subject=database.id, needed=backup.size),
         ):
+            if finish is not None:
+                finish(new)
             give_name(new, to, notes=database.backup_path)
             sync_folder(to.parent)
         return _result(backup, started, to, None)

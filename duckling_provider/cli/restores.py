@@ -6,7 +6,7 @@ import os
 import socket
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from duckling_provider.cli.session import FAILED, Session, UsageError, full_key,
 if TYPE_CHECKING:
     from duckling_provider.backup.restore import RestorePlan
     from duckling_provider.config.databases import Database
+    from duckling_provider.replication.until import Goal
     from duckling_provider.stores.store import BackupSource
 
 
@@ -30,6 +31,14 @@ def restore(
     key: Key = LATEST,
     before: Annotated[
         str | None, typer.Option(metavar="TIME", help="Take the newest backup made before this ISO 8601 time (UTC).")
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="With --to: the database as MySQL had it at this ISO 8601 time (UTC)."),
+    ] = None,
+    until_position: Annotated[
+        str | None,
+        typer.Option(metavar="GTID|FILE:OFFSET", help="With --to: the database up to this transaction of MySQL."),
     ] = None,
     to: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write to this new file and leave the replica alone.")
@@ -61,6 +70,14 @@ def restore(
         moment = parse_moment(before) if before is not None else None
     except DucklingError as error:
         raise UsageError(f"--before: {error.cause}", subject=error.subject, hint=error.hint) from error
+    goal = _goal(until, until_position)
+    if goal is not None and (key != LATEST or moment is not None):
+        raise UsageError("--until chooses the backup", hint="Leave the key and --before out.")
+    if goal is not None and to is None:
+        raise UsageError(
+            "--until needs --to",
+            hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
+        )
     if moment is not None and key not in RULES:
         raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
     if to is not None and keep_old:
@@ -77,6 +94,9 @@ def restore(
         require_free_name(target, session.installation())
     source = session.source(database, local=local)
     full_key(source, key)
+    if goal is not None and target is not None:
+        _until(session, database, source, goal, target, any_origin=any_origin, dry_run=dry_run)
+        return
     asks = not yes and target is None and session.terminal.can_ask and os.path.lexists(database.replica)
     if dry_run or asks:
         plan = plan_restore(database, source, key, before=moment, to=target, fallback=fallback, any_origin=any_origin)
@@ -137,7 +157,69 @@ def _target(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
-def _show(session: Session, database: Database, source: BackupSource, plan: RestorePlan) -> None:
+def _goal(until: str | None, position: str | None) -> Goal | None:
+    if until is None and position is None:
+        return None
+    from duckling_provider.replication.until import Goal
+
+    try:
+        return Goal.of(until, position)
+    except DucklingError as error:
+        option = "--until" if position is None else "--until-position"
+        raise UsageError(f"{option}: {error.cause}", subject=error.subject, hint=error.hint) from error
+
+
+def _until(
+    session: Session,
+    database: Database,
+    source: BackupSource,
+    goal: Goal,
+    to: Path,
+    *,
+    any_origin: bool,
+    dry_run: bool,
+) -> None:
+    """Restore to a moment, or say what that would do."""
+    from duckling_provider.replication.until import plan_until, restore_until
+
+    if dry_run:
+        with session.control() as control:
+            plan, route = plan_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+        if not session.terminal.json:
+            reached = f", of {iso(route.reached)}" if route.reached else ""
+            for name, value in [
+                ("until", f"{goal}: the last transaction before it ends at {route.end}{reached}"),
+                ("binlog", f"{route.transactions} transactions, {human_bytes(route.size)} from the backup on, about"),
+                ("reach", f"every moment from {iso(route.since)} to {iso(route.to)}"),
+            ]:
+                session.terminal.say(f"{name:<8}  {value}")
+        _show(session, database, source, plan, {"until": str(goal), **route.as_json()})
+        return
+    with session.control() as control:
+        done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+    restored, route = done.restored, done.route
+    if session.terminal.json:
+        facts = {"key": restored.key, "size": restored.size, "duration": restored.duration_ms}
+        where = {"path": str(to), "kept": None, "keyFingerprint": restored.key_fingerprint}
+        origin = restored.origin.as_json() if restored.origin else None
+        session.terminal.document(
+            {"success": True, **facts, **where, "origin": origin, "until": str(goal), **done.as_json()}
+        )
+        return
+    reached = f", committed at {iso(route.reached)}" if route.reached else ""
+    session.terminal.say(
+        f"{to}: as it was at {goal}: {source.url}{restored.key} and {done.changes:,} changes of the binlog up to "
+        f"{route.end}{reached}; {human_bytes(restored.size)} in {human_seconds(restored.duration_ms / 1000)}"
+        f"{with_key(restored.key_fingerprint)}"
+    )
+    for table in done.left:
+        as_of = f"at {iso(table.at)}" if table.at else "in the backup"
+        session.terminal.warn(f"{table.name} is as it was {as_of}, and could not be followed further: {table.reason}")
+
+
+def _show(
+    session: Session, database: Database, source: BackupSource, plan: RestorePlan, more: dict[str, Any] | None = None
+) -> None:
     """The result of ``--dry-run``; it fails where the restore would for lack of room."""
     short = (
         f"no space left for the restored file in {plan.target.parent}: {room(plan.backup.size, plan.free)}"
@@ -160,6 +242,7 @@ def _show(session: Session, database: Database, source: BackupSource, plan: Rest
         "replacedSize": plan.old_size,
         "replacedModifiedAt": iso(plan.old_written) if plan.old_written else None,
         "newerSeconds": round(plan.newer_by, 3),
+        **(more or {}),
     }
     if session.terminal.json:
         if short is None:

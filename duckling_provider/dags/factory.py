@@ -171,6 +171,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
         params = _restore_params(database)
         key, target, encryption = "{{ params.key }}", "{{ params.target_path or '' }}", "{{ params.encryption or '' }}"
         before = "{{ params.before or '' }}"
+        until, until_position = "{{ params.until or '' }}", "{{ params.until_position or '' }}"
         pause = DucklingHoldOperator(
             task_id=PAUSE,
             database_id=database.id,
@@ -193,6 +194,8 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             encryption=encryption,
             fallback="{{ params.fallback }}",
             local="{{ params.local }}",
+            until=until,
+            until_position=until_position,
             outlets=[_asset("restore", database)],
             doc_md="Verifies and decrypts beside the replica, then renames. A failure leaves the replica as it was.",
             **_transfer(pool),
@@ -368,6 +371,19 @@ def _restore_params(database: Database) -> dict[str, Param]:
             title="Made before",
             description="With latest: the newest backup that was made before this time: ISO 8601, in UTC unless it has "
             "an offset, or as names of backups have it (2025-03-01T14-32-11-482Z).",
+        ),
+        "until": Param(
+            None,
+            type=["null", "string"],
+            title="As it was at",
+            description="ISO 8601 time. With Restore to: the newest backup before it, and MySQL's binlog up to the "
+            "last transaction before it.",
+        ),
+        "until_position": Param(
+            None,
+            type=["null", "string"],
+            title="Up to the transaction",
+            description="In place of a time: a GTID, or FILE:OFFSET of MySQL's binlog.",
         ),
         "target_path": Param(
             None,

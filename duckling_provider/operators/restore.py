@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from duckling_provider.base.errors import RequestError
+from duckling_provider.base.moments import iso
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
 from duckling_provider.tasks.results import BackupRestored
 from duckling_provider.tasks.run import CoreTask, run_owner
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.sdk import Context
+
+    from duckling_provider.base.cancellation import Control
+    from duckling_provider.config.databases import Database
 
 
 class S3RestoreOperator(CoreTask, BaseOperator):
@@ -36,9 +42,12 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         empty means the entry's)
     :param fallback: where the backup is damaged, take the newest older one that is not. (templated; as `keep_old`)
     :param local: take the local backups although S3 is configured. (templated; text counts as for `keep_old`)
+    :param until: ISO 8601 time: with `target_path`, the database as MySQL had it then. (templated; empty means none)
+    :param until_position: the same, up to a transaction: a GTID, or file:offset. (templated; empty means none)
     :param wait_seconds: how long to wait for a process that has the replica open.
     :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None, and
-        for an encrypted backup ``key_fingerprint``.
+        for an encrypted backup ``key_fingerprint``. With `until`, also ``position``, ``changes`` and ``left``, the
+        tables that could not be followed.
     """
 
     template_fields: Sequence[str] = (
@@ -51,6 +60,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         "fallback",
         "local",
         "any_origin",
+        "until",
+        "until_position",
     )
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#d9ecff"
@@ -67,6 +78,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         encryption: str | None = None,
         fallback: bool | str = False,
         local: bool | str = False,
+        until: str | None = None,
+        until_position: str | None = None,
         wait_seconds: float = 300.0,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +93,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.encryption = encryption
         self.fallback = fallback
         self.local = local
+        self.until = until
+        self.until_position = until_position
         self.wait_seconds = wait_seconds
 
     def execute(self, context: Context) -> BackupRestored:
@@ -97,6 +112,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             if target is not None:
                 acting.enter_context(as_owner_of(target))
                 make_folder(target.parent)
+            if (until := self._until(context, control, database, target, key)) is not None:
+                return until
             done = restore_backup(
                 database,
                 LocalBackups(database) if _flag("local", self.local) else hook.backups(database),
@@ -128,6 +145,54 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 result["key_fingerprint"] = done.key_fingerprint
                 self.log.info("it was read with the key %s", done.key_fingerprint)
             return self.publish(context, result)
+
+    def _until(
+        self, context: Context, control: Control, database: Database, target: Path | None, key: str
+    ) -> BackupRestored | None:
+        """A restore to a moment; None where none is wanted."""
+        from duckling_provider.backup.local_backups import LocalBackups
+        from duckling_provider.backup.names import LATEST
+        from duckling_provider.replication.until import Goal, restore_until
+
+        goal = Goal.of(self.until, self.until_position)
+        if goal is None:
+            return None
+        if target is None:
+            raise RequestError(
+                "until needs target_path",
+                subject=str(goal),
+                hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
+            )
+        if key != LATEST or (self.before or "").strip():
+            raise RequestError("until chooses the backup", subject=str(goal), hint="Leave key and before out.")
+        hook = DucklingHook(self.database_id)
+        source = LocalBackups(database) if _flag("local", self.local) else hook.backups(database)
+        done = restore_until(
+            database,
+            source,
+            goal,
+            to=target,
+            any_origin=_flag("any_origin", self.any_origin),
+            control=control,
+        )
+        restored = done.restored
+        self.object_url = object_url(database, restored.key)
+        self.log.info("%s is as it was at %s: %s and %d changes", target, goal, restored.key, done.changes)
+        for left in done.left:
+            self.log.warning("%s could not be followed: %s", left.name, left.reason)
+        result: BackupRestored = {
+            "key": restored.key,
+            "size": restored.size,
+            "duration": restored.duration_ms,
+            "path": str(target),
+            "kept": None,
+            "position": str(done.route.end),
+            "changes": done.changes,
+            "left": [{"name": t.name, "reason": t.reason, "asOf": iso(t.at) if t.at else None} for t in done.left],
+        }
+        if restored.key_fingerprint:
+            result["key_fingerprint"] = restored.key_fingerprint
+        return self.publish(context, result)
 
 
 def _flag(name: str, value: bool | str) -> bool:  # noqa: FBT001

@@ -22,6 +22,7 @@ from duckling_provider.base.durable_files import make_folder, partial_file, remo
 from duckling_provider.base.errors import BusyError, RequestError, StateFileError
 from duckling_provider.base.file_lock import holder_of_lock
 from duckling_provider.base.state_files import create_state, open_state, read_state
+from duckling_provider.replica.duckdb_file import wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX
 
 #: What link(2) says on file systems without hard links (SMB, some FUSE ones).
@@ -113,6 +114,8 @@ def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
             continue
         removed += gone
         if not dry_run:
+            for left in wal_files(path):  # it was being brought up to a moment
+                left.unlink(missing_ok=True)
             for left in gone:
                 log.warning("%s: removed what a restore that was interrupted had left", left)
             note.unlink(missing_ok=True)

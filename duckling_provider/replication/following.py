@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
-from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.applier import Applied, Applier
 from duckling_provider.replication.apply.foreign_keys import Reference, from_elsewhere, read_references
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import Reach, read_reach
@@ -57,20 +57,24 @@ class Following:
         #: When the replica had all that the server had, as far as this run knows.
         self.current_at: float | None = None
 
-    def apply_until(self, path: Path, end: Position) -> None:
-        """Apply the binlog to the file at `path`, from its own position to `end`; its lock is the caller's matter."""
+    def apply_until(self, path: Path, end: Position, *, as_it_was: bool = False) -> Applied:
+        """Apply the binlog to the file at `path`, from its own position to `end`; its lock is the caller's matter.
+
+        :param as_it_was: ask the server for no rows: it has only those of today.
+        """
         with opened(path) as connection:
             ledger = Ledger.open(connection)
             position = ledger.position()
             if position is None:
                 raise ReplicaError("no full copy of it was ever finished", subject=str(path))
-            applier = self._applier(connection, ledger)
+            applier = self._applier(connection, ledger, rereads=not as_it_was)
             with self._stream(position, follow=False) as stream:
                 for event in stream.read_until(end):
                     self._run.control.check()
                     applier.take(event)
             applier.flush()
             self._count(applier)
+            return applier.applied
 
     def follow(self, deadline: float | None) -> None:
         """Apply the binlog up to where the server stands now, or until `deadline` (of `time.monotonic`)."""
@@ -192,7 +196,7 @@ class Following:
                     # What follows is as old at most.
                     self.waiting_since = applier.applied.timestamp
 
-    def _applier(self, connection: DuckDBPyConnection, ledger: Ledger) -> Applier:
+    def _applier(self, connection: DuckDBPyConnection, ledger: Ledger, *, rereads: bool = True) -> Applier:
         return Applier(
             connection,
             ledger,
@@ -201,7 +205,7 @@ class Following:
             references=self._run.references,
             read_references=self._read_references,
             reach=self._read_reach,
-            reread=partial(read_by_keys, self._run.source),
+            reread=partial(read_by_keys, self._run.source) if rereads else None,
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:

@@ -77,7 +77,23 @@ class BackupTested(BackupVerified):
     notes: list[str]
 
 
-class BackupRestored(Transferred, ReadWith):
+class Left(TypedDict):
+    """A table that could not be followed to the moment that was wanted, and since when; None: since the backup."""
+
+    name: str
+    reason: str
+    asOf: str | None
+
+
+class ReachedByBinlog(TypedDict, total=False):
+    """Of a restore to a moment: the position that was reached, the changes of rows that led there."""
+
+    position: str
+    changes: int
+    left: list[Left]
+
+
+class BackupRestored(Transferred, ReadWith, ReachedByBinlog):
     """`path` is the file that now holds the backup, `kept` the file that was there before, or None."""
 
     path: str

@@ -184,6 +184,8 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
     assert set(dags["duckling_restore__a"].params) == {
         "key",
         "before",
+        "until",
+        "until_position",
         "target_path",
         "keep_old",
         "encryption",
@@ -229,6 +231,8 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
     assert params.validate() == {
         "key": "latest",
         "before": None,
+        "until": None,
+        "until_position": None,
         "target_path": None,
         "keep_old": False,
         "any_origin": False,

@@ -1,5 +1,6 @@
 # ruff: noqa: DTZ001 - made-up statements, and times as they are in UTC
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -86,7 +87,17 @@ def test_each_end_is_a_place_to_go_on_from(mariadb, database, source, position, 
         rest = events(source, start_from(end))
         place = next(n for n, event in enumerate(everything) if getattr(event, "position", None) == end)
         kept = only((RowChange, SchemaChange), everything[place + 1 :])
-        assert only((RowChange, SchemaChange), rest) == kept
+        found = only((RowChange, SchemaChange), rest)
+        if not start.gtid:  # at the head of a file MySQL does tell its transactions
+            kept, found = without_gtids(kept), without_gtids(found)
+        assert found == kept
+
+
+def without_gtids(events):
+    return [
+        replace(event, position=replace(event.position, gtid="")) if isinstance(event, SchemaChange) else event
+        for event in events
+    ]
 
 
 def test_only_the_database_and_the_wanted_tables_are_told(mariadb, database, source, position):

@@ -39,7 +39,11 @@ ZERO_DATES = "zero dates"
 
 @dataclass
 class Applied:
-    """What was committed so far: `changes` as the binlog counts them, `position` and `timestamp` of the last commit."""
+    """What was committed so far: `changes` as the binlog counts them, `position` and `timestamp` of the last commit.
+
+    :param left_at: when the last transaction was committed that is whole in a table of `marked`; 0.0: before all that
+        was applied.
+    """
 
     changes: int = 0
     batches: int = 0
@@ -47,6 +51,7 @@ class Applied:
     position: Position | None = None
     timestamp: float = 0.0
     marked: dict[str, str] = field(default_factory=dict)
+    left_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Applier:
         self._starts = _starts(self._states)
         self._pending: dict[str, Pending | None] = {}
         self._to_mark: dict[str, str] = {}
+        #: Tables that the source's current transaction has changed.
+        self._touched: set[str] = set()
         #: Lines for the history, of statements that are not known.
         self._to_record: list[str] = []
         #: What wrote rows as a statement, and may be redefined before it is asked for.
@@ -207,6 +214,7 @@ class Applier:
         except (KeyError, ValueError, TypeError, ArithmeticError, LookupError) as error:
             self._mark(change.table, f"a change could not be taken: {type(error).__name__}: {error}")
             return
+        self._touched.add(change.table)
         self._changes += 1
         self._uncommitted += 1
         # The ends of transactions are waited for with half of what may be kept.
@@ -288,6 +296,7 @@ class Applier:
 
     def _commit(self, commit: Commit) -> bool:
         self._open, self._begin = False, None
+        self._touched.clear()
         if self._last is None:
             self._since = time.monotonic()
         self._last = commit
@@ -314,8 +323,18 @@ class Applier:
         """From here on its changes are skipped; the ledger learns of it with the batch."""
         if self._to_mark.get(name) is None and getattr(self._states.get(name), "state", "ok") == "ok":
             log.warning("%s needs a new copy: %s", name, note)
+            self._leave(name)
             self._to_mark[name] = note
         self._pending[name] = None
+
+    def _leave(self, name: str) -> None:
+        """Its changes of whole transactions are written, so that it stays as it was after the last of them."""
+        pending = self._pending.get(name)
+        whole = name not in self._touched and not self._writing
+        if whole and pending is not None and pending.changes:
+            self._part()
+        last = self._last if whole else None
+        self.applied.left_at[name] = last.timestamp if last is not None else self.applied.timestamp
 
     # ---- statements ----
 
@@ -382,6 +401,7 @@ class Applier:
             # Rows and DDL in one transaction of the source: only MySQL knows their order.
             self._part()
         has_other_keys = changes_references(change.statement)
+        before = self.applied.timestamp
         notes = dict(self._notes_of_references(change)) if has_other_keys else {}
         marked = {name for name, state in self._states.items() if state.state == "recopy"}
         while True:
@@ -394,9 +414,11 @@ class Applier:
         if has_other_keys or any(isinstance(step, RenameTable) for step in steps):
             self._children = Children(self._connection, self._prefix, self._read_references())
         self.applied.schema_changes += bool(steps)
-        self.applied.marked |= {
+        new = {
             name: state.note for name, state in self._states.items() if state.state == "recopy" and name not in marked
         }
+        self.applied.marked |= new
+        self.applied.left_at |= dict.fromkeys(new, before)
         self.applied.position, self.applied.timestamp = change.position, change.timestamp
 
     def _notes_of_references(self, change: SchemaChange) -> Iterable[tuple[str, str]]:
@@ -538,6 +560,7 @@ class Applier:
     def _reset(self) -> None:
         self._pending.clear()
         self._gone.clear()
+        self._touched.clear()
         self._to_mark.clear()
         self._to_record.clear()
         self._changes = self._uncommitted = self._size = 0

@@ -31,6 +31,8 @@ MARIADB_GTID, MARIADB_GTID_LIST, QUERY_COMPRESSED = 162, 163, 165
 _COMPRESSION, _ZSTD, _PLAIN = 2, 0, 255
 _COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
 _NON_BLOCKING, _THROUGH_GTID = 1, 4
+#: Of the first event in each file, behind four bytes by which it is known.
+FIRST_OFFSET = 4
 _HEADER = struct.Struct("<IBIIIH")
 _OF_SESSION, _IGNORABLE = 0x04, 0x80
 _FATAL_ERROR_READING_BINLOG = 1236
@@ -192,7 +194,8 @@ class BinlogDump:
                 self._connection, "SELECT BINLOG_GTID_POS(%s, %s)", self._position.file, self._position.offset
             )
             return None if place[0][0] is None else str(place[0][0])
-        return None
+        is_head = self._position.offset == FIRST_OFFSET
+        return previous_gtids(self._connection, self._position.file) if self.server.has_gtid and is_head else None
 
     def _prepare(self) -> bool:
         """Session settings of a replica; whether events carry checksums until a file says otherwise."""
@@ -228,6 +231,20 @@ class BinlogDump:
                 file, offset = b"", 4
             command = struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, flags, replica) + file
         send_command(self._connection, command)
+
+
+def previous_gtids(connection: Any, file: str) -> str | None:
+    """The transactions that a server had when it began `file`; None where it does not say so."""
+    import pymysql.err
+
+    # Read with a privilege that the user may lack.
+    with contextlib.suppress(pymysql.err.Error):
+        for _, _, kind, _, _, info in query(connection, "SHOW BINLOG EVENTS IN %s LIMIT 3", file):
+            if kind == "Previous_gtids":
+                return re.sub(r"\s", "", str(info))
+            if kind == "Gtid_list":
+                return re.sub(r"[\s\[\]]", "", str(info))
+    return None
 
 
 def unpacked(event: RawEvent) -> Iterator[RawEvent]:

@@ -24,11 +24,14 @@ from duckling_provider.replication.mysql.source import Source
 __all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]
 
 _PARTIAL_UPDATE = 39
-_HEARTBEAT_V2 = 41
+_HEARTBEAT_V2, _ANONYMOUS_GTID = 41, 34
+#: Of MySQL's GTID event: where the time of the commit stands, in microseconds, in 7 bytes of which the last bit tells
+#: something else. MySQL 8: ``libbinlogevents``, ``Gtid_event``.
+_COMMITTED, _LAST_BIT = slice(42, 49), 1 << 55
 #: What says nothing of rows, DDL or transactions. MySQL: STOP, INTVAR, APPEND_BLOCK, DELETE_FILE, RAND, USER_VAR,
-#: FORMAT_DESCRIPTION, BEGIN_LOAD_QUERY, IGNORABLE, ROWS_QUERY, ANONYMOUS_GTID, PREVIOUS_GTIDS, TRANSACTION_CONTEXT,
+#: FORMAT_DESCRIPTION, BEGIN_LOAD_QUERY, IGNORABLE, ROWS_QUERY, PREVIOUS_GTIDS, TRANSACTION_CONTEXT,
 #: VIEW_CHANGE. MariaDB: ANNOTATE_ROWS, BINLOG_CHECKPOINT, START_ENCRYPTION.
-_SAYS_NOTHING = frozenset({3, 5, 9, 11, 13, 14, 15, 17, 28, 29, 34, 35, 36, 37, 160, 161, 164})
+_SAYS_NOTHING = frozenset({3, 5, 9, 11, 13, 14, 15, 17, 28, 29, 35, 36, 37, 160, 161, 164})
 
 # Flags of MariaDB's GTID event: no COMMIT follows; a number of the group commit is in it; an XA transaction's name is.
 _STANDALONE, _GROUP_COMMIT, _XA_PREPARED, _XA = 1, 2, 64, 64 | 128
@@ -105,6 +108,8 @@ class BinlogStream:
         self._decoder = RowDecoder()
         self._touched: set[str] = set()
         self._open = False
+        #: When the current transaction was committed, where the server tells; 0.0 elsewhere.
+        self._stamp = 0.0
         #: Whether the statement that comes next has not been done, or not yet.
         self._announced = False
         #: Where the current transaction begins.
@@ -248,6 +253,9 @@ class BinlogStream:
             sid = body[1:17].hex()
             text = "-".join((sid[:8], sid[8:12], sid[12:16], sid[16:20], sid[20:]))
             self._gtids.begin(text, str(int.from_bytes(body[17:25], "little")))
+            self._stamp = _commit_time(body)
+        elif kind == _ANONYMOUS_GTID:
+            self._stamp = _commit_time(body)
         elif kind == dump.MARIADB_GTID_LIST:
             # At the head of each file. The file of the position may be purged, although nothing here is for us yet.
             if (
@@ -258,6 +266,7 @@ class BinlogStream:
                 yield self._commit(raw)
         elif kind == dump.GTID_TAGGED:
             self._gtids.give_up()
+            self._stamp = 0.0
         elif kind == dump.XID:
             yield self._commit(raw)
         elif kind in {dump.QUERY, dump.QUERY_COMPRESSED, EXECUTE_LOAD_QUERY}:
@@ -331,11 +340,17 @@ class BinlogStream:
         # Inside a transaction (CREATE TABLE … SELECT) only its end is a place to go on from.
         position = self.position if self._open else self._advance(raw)
         schema = self._folded(query.schema)
-        told = statement, position, raw.timestamp, self._open, self._folds
+        told = statement, position, self._time(raw), self._open, self._folds
         session = query.sql_mode, raw.of_session, self._mariadb
         if schema == self._database:
             return SchemaChange(*told, *session)
         return ForeignSchemaChange(*told, *session, schema=schema)
+
+    def _time(self, raw: RawEvent) -> float:
+        """When the transaction that `raw` belongs to was committed; from a server that does not tell, when its last
+        statement began, in whole seconds.
+        """
+        return self._stamp or raw.timestamp
 
     def _xa_statement(self, raw: RawEvent, statement: str) -> Iterator[StreamEvent | None]:
         verb = statement.split()[1].upper()
@@ -364,7 +379,7 @@ class BinlogStream:
     def _commit(self, raw: RawEvent) -> Commit:
         self._open = self._told = self._xa.is_open = False
         self._touched.clear()
-        return Commit(self._advance(raw), raw.timestamp)
+        return Commit(self._advance(raw), self._time(raw))
 
     def _advance(self, raw: RawEvent) -> Position:
         self._offset = raw.end or self._offset
@@ -385,3 +400,9 @@ class BinlogStream:
 
     def _refused(self, cause: str, hint: str) -> ReplicationError:
         return ReplicationError(cause, subject=f"{self._file}:{self._offset}", operation="read the binlog", hint=hint)
+
+
+def _commit_time(body: bytes) -> float:
+    """Seconds since 1970, from a GTID event; 0.0 where it does not tell, as before MySQL 8."""
+    stamp = body[_COMMITTED]
+    return (int.from_bytes(stamp, "little") & (_LAST_BIT - 1)) / 1e6 if len(stamp) == 7 else 0.0

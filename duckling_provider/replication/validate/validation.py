@@ -67,7 +67,7 @@ def validate(
     tables: Collection[str] | None = None,
     *,
     control: Control,
-    catch_up: Callable[[Position], None] | None = None,
+    catch_up: Callable[[Position], object] | None = None,
     max_differences: int = 20,
     memory_limit: str = "512MiB",
 ) -> ValidationReport:
