@@ -14,13 +14,26 @@ from benchmarks import RESULTS, WORK
 from benchmarks.applying import applying
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
+from benchmarks.formats import formats
 from benchmarks.listing import listing
 from benchmarks.page import page
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
 from benchmarks.validating import validating
 
-_GROUPS = ("transfers", "memory", "plan", "dags", "listing", "page", "copying", "applying", "validating", "recovery")
+_GROUPS = (
+    "transfers",
+    "formats",
+    "memory",
+    "plan",
+    "dags",
+    "listing",
+    "page",
+    "copying",
+    "applying",
+    "validating",
+    "recovery",
+)
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -55,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iterator[Case]:
     if "transfers" in groups:
         yield from transfers(mib, runs=runs)
+    if "formats" in groups:
+        yield from formats(mib, runs=runs)
     if "clients" in groups:
         yield from clients(mib, runs=runs)
     if "memory" in groups:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import BUCKET, CONCURRENCY, DATABASE, MIB, PART, REGION
+from benchmarks import BUCKET, CONCURRENCY, DATABASE, MIB, PART, REGION, formats
 from benchmarks.measure import fsync, measured
 from benchmarks.servers import ACCESS_KEY, SECRET_KEY
 
@@ -317,6 +317,9 @@ JOBS: dict[str, Callable[..., Work]] = {
     job.__name__: job
     for job in (
         upload,
+        formats.seal,
+        formats.place_object,
+        formats.read_back,
         download,
         restore,
         snapshot,

@@ -16,7 +16,7 @@ from fixtures.command_line import run_here
 pytestmark = [pytest.mark.slow, pytest.mark.mysql, pytest.mark.server]
 
 ROOT = Path(__file__).parents[1]
-GROUPS = [part for group in ("transfers", "memory", "plan", "recovery") for part in ("--only", group)]
+GROUPS = [part for group in ("transfers", "formats", "memory", "plan", "recovery") for part in ("--only", group)]
 MIB = 1 << 20
 
 

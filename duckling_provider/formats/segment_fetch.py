@@ -86,8 +86,12 @@ class _Reading:
         start, stop = self._trailer.footer.bounds(number)
         subject = self._store.url + self._key
         for attempt in range(REFETCHES + 1):
-            receive_range(self._store, self._key, start, stop, room, etag=self._etag, control=self._control)
-            if self._segments.open(number, room, self._trailer.tag(number)):
+            opener = self._segments.opener(number, self._trailer.tag(number))
+            # Each piece is looked at as it comes, while it is in the processor's cache.
+            receive_range(
+                self._store, self._key, start, stop, room, seen=opener.update, etag=self._etag, control=self._control
+            )
+            if opener.is_proven():
                 return
             if attempt < REFETCHES:
                 log.warning("%s: bytes %d to %d arrived damaged and are fetched again", subject, start, stop - 1)

@@ -96,12 +96,33 @@ class Segments:
 
         What is in `data` then is of no use, and no byte of it may leave the process.
         """
-        stream, tagger = self._keys.cipher(tag).stream(), self.tagger(number)
+        opener = self.opener(number, tag)
         for start in range(0, len(data), _PIECE):
-            piece = data[start : start + _PIECE]
-            stream.update_into(piece, piece)
-            tagger.update(piece)
-        return hmac.compare_digest(tagger.digest(), bytes(tag))
+            opener.update(data[start : start + _PIECE])
+        return opener.is_proven()
+
+    def opener(self, number: int, tag: BytesLike) -> SegmentOpener:
+        """`open`, of a segment that comes in pieces."""
+        return SegmentOpener(self._keys.cipher(tag).stream(), self.tagger(number), bytes(tag))
+
+
+class SegmentOpener:
+    """Decrypts one segment in place as its pieces come in order, and says in the end whether it is the one. Made by
+    `Segments.opener`; for one thread at a time.
+    """
+
+    __slots__ = ("_stream", "_tag", "_tagger")
+
+    def __init__(self, stream: CtrStream, tagger: hmac.HMAC, tag: bytes) -> None:
+        self._stream, self._tagger, self._tag = stream, tagger, tag
+
+    def update(self, piece: memoryview) -> None:
+        self._stream.update_into(piece, piece)
+        self._tagger.update(piece)
+
+    def is_proven(self) -> bool:
+        """Whether all pieces together are the segment; until then, no byte of them may leave the process."""
+        return hmac.compare_digest(self._tagger.digest(), self._tag)
 
 
 class SegmentTags:

@@ -66,11 +66,20 @@ def fetch(
 
 
 def receive_range(
-    store: BackupSource, key: str, start: int, stop: int, room: memoryview, *, etag: str = "", control: Control
+    store: BackupSource,
+    key: str,
+    start: int,
+    stop: int,
+    room: memoryview,
+    *,
+    seen: Callable[[memoryview], object],
+    etag: str = "",
+    control: Control,
 ) -> None:
     """Bytes `start` to before `stop` of an object into `room`, by one request at a time; one that breaks off goes on
     where it was, up to `ATTEMPTS` times.
 
+    :param seen: gets all bytes in order, piece by piece, once each.
     :raises StoreError: when the store fails for good.
     :raises IntegrityError: when the object ends before `start` or was replaced meanwhile.
     """
@@ -83,6 +92,7 @@ def receive_range(
                     read = stream.readinto(room[arrived : min(arrived + PIECE, stop - start)])
                     if not read:
                         raise _cut_off(store, key, start + arrived, stop)
+                    seen(room[arrived : arrived + read])
                     arrived += read
             return
         except StoreError as error:
