@@ -7,6 +7,7 @@ import duckdb
 import pytest
 
 from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.foreign_keys import from_elsewhere
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream
@@ -34,8 +35,9 @@ class Mirror:
         start = start if by_gtid else Position(start.file, start.offset, "", start.server)
         options.setdefault("reach", self.reach)
         options.setdefault("reread", partial(read_by_keys, self.source))
+        elsewhere = from_elsewhere(list(options.get("references", ())))
         applier = Applier(self.replica, ledger, database=self.database, **options)
-        with BinlogStream(self.source, start) as stream:
+        with BinlogStream(self.source, start, elsewhere=lambda: elsewhere) as stream:
             for event in stream.read():
                 applier.take(event)
         applier.flush()

@@ -1,6 +1,6 @@
 """Generated statements: after each series, every table that is not marked for a new copy equals the server's.
 
-`DUCKLING_STATEMENTS=10000` makes the long form, `DUCKLING_SEED` other statements; the comparison is by queries on both
+`DUCKLING_STATEMENTS` makes it longer or shorter, `DUCKLING_SEED` other statements; the comparison is by queries on both
 sides.
 """
 
@@ -20,14 +20,17 @@ from duckling_provider.replication.mysql.schema import read_tables
 
 pytestmark = [pytest.mark.mysql, pytest.mark.mysql_too]
 
-STATEMENTS = int(os.environ.get("DUCKLING_STATEMENTS", "2000" if os.environ.get("DUCKLING_TESTS") == "full" else "120"))
+STATEMENTS = int(
+    os.environ.get("DUCKLING_STATEMENTS") or (10_000 if os.environ.get("DUCKLING_TESTS") == "full" else 120)
+)
 SEED = os.environ.get("DUCKLING_SEED", "duckling")
 #: Statements between two comparisons.
 SERIES = 12
 #: Series that differ and are shown before the rest is left undone.
 MOST_FAILURES = 5
 
-NAMES = ("t", "u", "w", "x")
+#: The last one has a letter that is none to everyone, and no quotes.
+NAMES = ("t", "u", "w", "ü€")
 COLUMNS = ("a", "b", "c", "rowid")
 TYPES = (
     "INT", "TINYINT UNSIGNED", "BIGINT", "DECIMAL(8,2)", "DECIMAL(4,0)", "DOUBLE", "FLOAT", "VARCHAR(12)", "VARCHAR(3)",
@@ -36,6 +39,9 @@ TYPES = (
     "BOOLEAN", "YEAR", "JSON", "BINARY(4)", "MEDIUMBLOB", "INT(6) ZEROFILL", "BIT(12)", "TIME(2)", "TIMESTAMP(3) NULL",
     "VARCHAR(8) CHARACTER SET cp932", "CHAR(3) CHARACTER SET ucs2", "NCHAR(3)", "DECIMAL(65,30)", "POINT", "TINYTEXT",
     "ENUM('p','q') CHARACTER SET binary", "SET('x','p') CHARACTER SET latin1", "LONGTEXT COLLATE utf8mb4_bin",
+    "ENUM('X','x','2','1')", "REAL", "NUMERIC(6,3) UNSIGNED", "VARCHAR(8) CHARACTER SET swe7", "SMALLINT",
+    "TINYTEXT CHARACTER SET utf16", "TINYTEXT CHARACTER SET utf32", "DOUBLE(8,2)", "BIT(64)", "TIME(6)", "DATETIME(6)",
+    "CHAR(5) CHARACTER SET latin1 COLLATE latin1_german2_ci",
 )  # fmt: skip
 MYSQL_TYPES = ("VECTOR(2)", "POINT SRID 4326", "INT INVISIBLE")
 MARIADB_TYPES = ("UUID", "INET6", "INT INVISIBLE")
@@ -43,14 +49,21 @@ VALUES = (
     "NULL", "0", "1", "-7", "300", "1.55", "'x'", "'Y'", "'ü€'", "'😀'", "'12'", "'p,q'", "'2020-02-29 23:59:59.6'",
     "'0000-00-00'", "'2024-00-00'", "x'00ff'", "'a  '", "''", "'[1, 2]'", "1e3", "-1e-7", "DEFAULT", "'12:34:56.789'",
     "'-12:00:01'", """'{"a": [1, null, "ü"]}'""", "x'3f8000003f800000'", "18446744073709551615", "CURRENT_TIMESTAMP",
-    "ST_GeomFromText('POINT(1 2)')",
+    "ST_GeomFromText('POINT(1 2)')", "-0e0", "'-838:59:59'", "'1970-01-01 00:00:01'", "'2038-01-19 03:14:07'",
+    "'2024-10-27 02:30:00'", "'-00:00:00.000001'", "'[a]'", "REPEAT('ab', 60)", "b'1'", "'2'", "_latin1 x'fc'",
 )  # fmt: skip
 DEFAULTS = ("", "", "NULL", "NOT NULL", "DEFAULT 1", "DEFAULT 'X'", "NOT NULL DEFAULT 'x'", "DEFAULT 1.5",
             r"DEFAULT 'a\n'", "DEFAULT '2020-01-01 10:00:00.7'", "DEFAULT '2020-01-01'", "DEFAULT (1 + 1)",
-            "COMMENT 'it''s'", "DEFAULT x'41'", "DEFAULT b'101'", "CHECK (1)")  # fmt: skip
+            "COMMENT 'it''s'", "DEFAULT x'41'", "DEFAULT b'101'", "CHECK (1)", "DEFAULT 1e3", "DEFAULT 007",
+            "DEFAULT -0", "DEFAULT .5", "DEFAULT TRUE", 'DEFAULT "a"', "DEFAULT ''", "DEFAULT 'x' /*!99999 NOT NULL */",
+            "DEFAULT 1 /*M! COMMENT 'c' */", "DEFAULT 3 /*!80000 INVISIBLE */",
+            "DEFAULT CURRENT_TIMESTAMP")  # fmt: skip
 MODES = ("''", "'NO_BACKSLASH_ESCAPES'", "'ANSI_QUOTES'", "'STRICT_ALL_TABLES'", "'NO_ZERO_IN_DATE'",
-         "'PIPES_AS_CONCAT'", "'NO_AUTO_VALUE_ON_ZERO'")  # fmt: skip
-CHARSETS = ("utf8mb4", "latin1", "utf8mb3", "ascii", "binary", "cp1251")
+         "'PIPES_AS_CONCAT'", "'NO_AUTO_VALUE_ON_ZERO'", "'PAD_CHAR_TO_FULL_LENGTH'", "'REAL_AS_FLOAT'",
+         "'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'", "'ALLOW_INVALID_DATES'", "'TRADITIONAL'")  # fmt: skip
+CHARSETS = ("utf8mb4", "latin1", "utf8mb3", "ascii", "binary", "cp1251", "swe7", "utf32", "utf8mb4 COLLATE utf8mb4_bin")
+#: What a generated column may be, of a column {}.
+EXPRESSIONS = ("{} + 1", "{} + 2", "CONCAT({})", "HEX({})", "LENGTH({})", "{} = 'A'", "id / 3")
 
 
 class Grammar:
@@ -59,8 +72,9 @@ class Grammar:
     Each method gives statements that belong together, as a list, or one as a text.
     """
 
-    def __init__(self, seed, *, is_mariadb, rows):
+    def __init__(self, seed, *, is_mariadb, rows, here, other):
         self.dice, self.is_mariadb, self.rows = random.Random(seed), is_mariadb, rows
+        self.here, self.other = here, other
 
     def pick(self, *choices):
         return self.dice.choice(choices)
@@ -76,7 +90,7 @@ class Grammar:
 
     def definition(self):
         odd = self.pick(
-            "", "", "", "", f" AS ({self.column()} + {self.pick('1', '2')}) {self.pick('STORED', 'VIRTUAL')}"
+            "", "", "", "", f" AS ({self.pick(*EXPRESSIONS).format(self.column())}) {self.pick('STORED', 'VIRTUAL')}"
         )
         return f"{self.column()} {self.type()}{odd or ' ' + self.pick(*DEFAULTS)}"
 
@@ -91,6 +105,8 @@ class Grammar:
             ["id INT"],
             ["id INT", "d DATE", "PRIMARY KEY (d, id)"],
             ["id INT PRIMARY KEY", "p INT", parent],
+            ["id INT PRIMARY KEY", f"g VARCHAR(30) AS ({self.pick(*EXPRESSIONS).format(self.column())}) STORED"],
+            ["id INT", "f FLOAT", "e DOUBLE"],
         )
         option = self.pick(
             "", "", " CHARACTER SET latin1", " CHARACTER SET binary", " ENGINE = MyISAM",
@@ -138,6 +154,13 @@ class Grammar:
             f"ADD FOREIGN KEY (p) REFERENCES {self.table()} (id) ON DELETE CASCADE",
             "PARTITION BY HASH (id) PARTITIONS 3",
             "REMOVE PARTITIONING",
+            f"ADD {self.definition()}, ALTER {self.column()} SET DEFAULT {self.pick(*VALUES)}",
+            f"ADD CONSTRAINT k CHECK ({self.column()} IS NULL OR id > -100)",
+            f"CHANGE {self.column()} {self.definition()} FIRST",
+            f"RENAME TO {self.other}.{self.table()}",
+            f"MODIFY {self.definition()}, ALGORITHM = {self.pick('COPY', 'INPLACE', 'INSTANT')}",
+            f"AUTO_INCREMENT = {self.pick('7', '70')}",
+            "ROW_FORMAT = COMPRESSED",
             "ADD SYSTEM VERSIONING",
             "DROP SYSTEM VERSIONING",
         )
@@ -175,6 +198,19 @@ class Grammar:
             f"CREATE TEMPORARY TABLE {table} (id INT, a INT)",
             f"DROP TEMPORARY TABLE {table}",
             f"/*!50000 ALTER TABLE {table} */ /* why */ {actions} -- so",
+            f"ALTER TABLE {self.here}.{table} {actions} /* {'long ' * 20000} */",
+            f"RENAME TABLE {table} TO {self.other}.{table}, {self.table()} TO {table}",
+            f"RENAME TABLE {self.other}.{table} TO {self.here}.{self.table()}",
+            f"CREATE TABLE {self.other}.{table} LIKE {self.here}.{self.table()}",
+            f"CREATE TRIGGER {self.other}.o AFTER INSERT ON {self.other}.{table} FOR EACH ROW "
+            f"DELETE FROM {self.here}.{self.table()} LIMIT 1",
+            f"CREATE VIEW {self.other}.v AS SELECT * FROM {self.here}.{table}",
+            f"CREATE FUNCTION {self.other}.f() RETURNS INT BEGIN DELETE FROM {self.here}.{table}; RETURN 1; END",
+            f"CREATE EVENT e ON SCHEDULE EVERY 1 DAY DO DELETE FROM {table}",
+            "CREATE ROLE r1",
+            f"/*M! SAVEPOINT */ TRUNCATE {table}",
+            f"TRUNCATE {table} -- it",
+            f"CREATE TEMPORARY TABLE {table} (id INT, a INT, b INT, PRIMARY KEY (a))",
         )
 
     def dml(self):
@@ -195,6 +231,15 @@ class Grammar:
             f"INSERT IGNORE INTO {table} (id) SELECT MAX(id) + 1 FROM {other}",
             f"LOAD DATA LOCAL INFILE '{self.rows}' IGNORE INTO TABLE {table} (id, {column})",
             "CALL r()",
+            f"INSERT IGNORE INTO {self.other}.{table} (id) VALUES (1), (2)",
+            f"UPDATE IGNORE {self.other}.v SET id = id + 100 LIMIT 1",
+            f"DO {self.other}.f()",
+            f"INSERT IGNORE INTO {table} (id) VALUES ({self.other}.f() + 60)",
+            f"DELETE FROM {self.other}.{table} LIMIT 1",
+            f"ANALYZE DELETE FROM {table} LIMIT 1",
+            f"INSERT IGNORE INTO {table} (id) VALUES (77) RETURNING id",
+            f"UPDATE IGNORE {table} SET {column} = JSON_SET({column}, '$[0]', 5)",
+            f"INSERT IGNORE INTO {table} (id, {column}) VALUES (81, CONNECTION_ID())",
             "DELETE HISTORY FROM " + table,
             self.transaction(),
         )
@@ -226,13 +271,22 @@ class Grammar:
         return text
 
     def setting(self):
-        modes = (*MODES, "'ORACLE'") if self.is_mariadb else MODES
+        more = ("'ORACLE'", "'EMPTY_STRING_IS_NULL'", "'TIME_ROUND_FRACTIONAL'")
+        modes = (*MODES, *more) if self.is_mariadb else (*MODES, "'TIME_TRUNCATE_FRACTIONAL'")
         return self.pick(
             f"SET sql_mode = {self.pick(*modes)}",
             f"SET binlog_format = {self.pick('ROW', 'ROW', 'ROW', 'STATEMENT', 'MIXED')}",
             f"SET explicit_defaults_for_timestamp = {self.pick('ON', 'OFF')}",
             f"SET NAMES {self.pick('utf8mb4', 'utf8mb4', 'latin1')}",
             f"SET time_zone = '{self.pick('+00:00', '+05:30', '-08:00')}'",
+            f"SET time_zone = '{self.pick('+00:00', '+05:30', '-08:00')}'",
+            f"SET div_precision_increment = {self.pick('4', '8')}",
+            f"SET auto_increment_increment = {self.pick('1', '10')}, auto_increment_offset = 1",
+            f"SET binlog_row_image = {self.pick('FULL', 'FULL', 'MINIMAL', 'NOBLOB')}",
+            f"SET binlog_row_value_options = {self.pick('PARTIAL_JSON', 'DEFAULT')}",
+            f"SET default_storage_engine = {self.pick('InnoDB', 'InnoDB', 'MyISAM')}",
+            f"SET collation_connection = {self.pick('utf8mb4_bin', 'utf8mb4_general_ci')}",
+            f"USE {self.pick(self.here, self.here, self.other)}",
             f"SET foreign_key_checks = {self.pick('ON', 'OFF')}",
             "SET binlog_transaction_compression = ON",
         )
@@ -301,7 +355,24 @@ def catch_up(mirror):
     pytest.fail("twenty runs in a row ended with an error")
 
 
-def test_no_statement_makes_a_difference_in_silence(new_mirror, mariadb, tmp_path):
+@pytest.fixture
+def elsewhere(mariadb):
+    """Another database, while the user of the replica sees all triggers and routines."""
+    rights = "TRIGGER, SHOW VIEW, EXECUTE ON *.* {} " + f"{mariadb.user}@'%'"
+    before = mariadb.execute("SELECT @@GLOBAL.log_bin_trust_function_creators")[0][0]
+    name = mariadb.create_database()
+    mariadb.execute(["SET GLOBAL log_bin_trust_function_creators = ON", f"GRANT {rights.format('TO')}"])
+    yield name
+    mariadb.execute(
+        [
+            f"SET GLOBAL log_bin_trust_function_creators = {before}",
+            f"REVOKE {rights.format('FROM')}",
+            f"DROP DATABASE {name}",
+        ]
+    )
+
+
+def test_no_statement_makes_a_difference_in_silence(new_mirror, mariadb, elsewhere, tmp_path):
     rows = tmp_path / "rows"
     rows.write_text("50\tx\n51\t12\n3\t\\N\n")
     mariadb.execute("SET GLOBAL local_infile = ON")
@@ -310,15 +381,22 @@ def test_no_statement_makes_a_difference_in_silence(new_mirror, mariadb, tmp_pat
     series = 0
     while effective < STATEMENTS and len(failures) < MOST_FAILURES:
         series += 1
-        grammar = Grammar(f"{SEED} {series}", is_mariadb=mariadb.is_mariadb, rows=rows)
         done = []
+        mariadb.execute([f"DROP DATABASE {elsewhere}", f"CREATE DATABASE {elsewhere}"])
         with new_mirror() as mirror, contextlib.closing(mariadb.connect(mirror.database, local_infile=True)) as session:
+            grammar = Grammar(
+                f"{SEED} {series}",
+                is_mariadb=mariadb.is_mariadb,
+                rows=rows,
+                here=mirror.database,
+                other=elsewhere,
+            )
 
             def execute(given, session=session, done=done):
                 for statement in [given] if isinstance(given, str) else given:
                     with contextlib.suppress(pymysql.err.MySQLError), session.cursor() as cursor:
                         cursor.execute(statement)
-                        done.append(statement)
+                        done.append(statement[:300])
 
             for make in (*[grammar.create] * 4, *[grammar.dml] * 6):
                 execute(make())

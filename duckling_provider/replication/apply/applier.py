@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
+from duckling_provider.replication.apply.ddl import moved_here
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending, Reread
 from duckling_provider.replication.apply.reach import Reach
@@ -411,7 +412,7 @@ class Applier:
             if failed[0] in notes:
                 raise ReplicationError(f"{failed[0]}: {failed[1]}", operation="follow a change of its schema")
             notes[failed[0]] = failed[1]
-        if has_other_keys or any(isinstance(step, RenameTable) for step in steps):
+        if has_other_keys or any(self._moves_keys(step) for step in steps):
             self._children = Children(self._connection, self._prefix, self._read_references())
         self.applied.schema_changes += bool(steps)
         new = {
@@ -454,6 +455,8 @@ class Applier:
                 self._follower.do(step, self._states, replaced=later[place + 1 :])
                 if isinstance(step, RenameTable):
                     self._renamed(step)
+                elif isinstance(step, DropTable):
+                    self._gone_elsewhere(step.name)
                 if isinstance(step, Unclear):
                     log.warning("%s needs a new copy: %s", step.name, step.note)
             if steps:
@@ -479,6 +482,17 @@ class Applier:
         for name in known:
             if name in self._states and self._states[name].state == "ok":
                 self._follower.mark(name, f"{step.name}, of its foreign keys, was renamed", self._states)
+
+    def _gone_elsewhere(self, name: str) -> None:
+        """Where a parent was moved to another database, the stream may have passed over changes of it already."""
+        for child in self._children.descendants(name):
+            if child in self._states and self._states[child].state == "ok":
+                self._follower.mark(child, f"{name}, of its foreign keys, is in this database no more", self._states)
+
+    def _moves_keys(self, step: Step) -> bool:
+        """Whether foreign keys may lead to another table after it."""
+        is_parent = isinstance(step, DropTable) and step.name in self._children.by_parent
+        return is_parent or isinstance(step, RenameTable) or step == moved_here(step.name)
 
     # ---- writing ----
 

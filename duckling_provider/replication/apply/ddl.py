@@ -241,7 +241,12 @@ def _renamed(old: tuple[bool, str], new: tuple[bool, str]) -> list[Step]:
         return [RenameTable(old[1], new[1])]
     if old[0]:
         return [DropTable(old[1])]
-    return [Unclear(new[1], "moved here from another database")] if new[0] else []
+    return [moved_here(new[1])] if new[0] else []
+
+
+def moved_here(name: str) -> Unclear:
+    """A table of another database got that name."""
+    return Unclear(name, "moved here from another database")
 
 
 def _skip_option(tokens: Tokens) -> None:
