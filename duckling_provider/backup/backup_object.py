@@ -185,8 +185,9 @@ def resolve(
     while True:
         found = choose(complete, now=now, subject=database.id, where=where, skipped=skipped, before=before, quiet=quiet)
         candidates = [b for b in complete if b.created <= found.created and not b.misdated(now)]
+        told: list[str] = []
         if proven or key == LATEST_TESTED:
-            found = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED, quiet=quiet)
+            found, told = choose_by_state(database, store, candidates, tested=key == LATEST_TESTED)
         if not _is_downgrade(database, store, found, quiet=quiet):
             break
         complete.remove(found)
@@ -194,7 +195,10 @@ def resolve(
         _require_keys(database, store, [b for b in candidates if b.created > found.created][:_COMPARED])
         candidates = [b for b in candidates if b.created <= found.created]
     if not any_origin:
-        _require_own(database, store, candidates, quiet=quiet)
+        told += _require_own(database, store, candidates)
+    # Not before: what is refused was not taken.
+    for line in told if not quiet else ():
+        log.warning("%s", line)
     return found.key
 
 
@@ -244,8 +248,11 @@ def _require_keys(database: Database, store: BackupSource, passed_over: Sequence
                 choose_key(keys, None, fingerprint=fingerprint, subject=store.url + backup.key)
 
 
-def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup], *, quiet: bool) -> None:
-    """:raises RequestError: the newest backups are of several replicas, or of another one than is here."""
+def _require_own(database: Database, store: BackupSource, newest: Sequence[ListedBackup]) -> list[str]:
+    """What is to be logged of the origins of the newest backups.
+
+    :raises RequestError: they are of several replicas, or of another one than is here.
+    """
     fault, certain = origin_fault(database, store, newest)
     if fault and certain:
         raise RequestError(
@@ -254,8 +261,7 @@ def _require_own(database: Database, store: BackupSource, newest: Sequence[Liste
             hint="Another machine may back up under this prefix; give it one of its own. Name the key of the backup "
             "that is meant, or take the newest with --any-origin (conf: any_origin).",
         )
-    if fault and not quiet:
-        log.warning("the newest backup is taken, although %s", fault)
+    return [f"the newest backup is taken, although {fault}"] if fault else []
 
 
 def origin_fault(database: Database, store: BackupSource, backups: Sequence[ListedBackup]) -> tuple[str, bool]:

@@ -101,7 +101,7 @@ class LocalBackups:
                     with self._errors():
                         stat = path.stat()
                 except FileSystemError as error:
-                    if error.errno == errno.ENOENT:
+                    if error.errno in (errno.ENOENT, errno.ELOOP):
                         continue  # deleted meanwhile, or a link that leads nowhere
                     raise
                 yield StoredObject(name, stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, timezone.utc))

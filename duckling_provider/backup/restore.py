@@ -42,7 +42,7 @@ from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
-from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica
+from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica, require_journal
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
 from duckling_provider.replica.origin import Origin, ensure_origin
 from duckling_provider.replica.read_copy import renew_read_copy
@@ -219,6 +219,7 @@ def plan_restore(
     """
     if to is None:
         target = Path(os.path.realpath(database.replica))
+        require_journal(target)
     else:
         _require_new_path(database, to)
         target = to
@@ -230,7 +231,7 @@ def plan_restore(
     old = target.stat() if to is None and target.exists() else None
     written = None
     if old is not None:
-        last = max([old.st_mtime, *(path.stat().st_mtime for path in wal_files(database.replica))])
+        last = max([old.st_mtime, *(path.lstat().st_mtime for path in wal_files(database.replica))])
         written = datetime.fromtimestamp(last, timezone.utc)
     return RestorePlan(
         backup=backup,
@@ -335,7 +336,11 @@ def _require_free(database: Database, to: Path) -> None:
         raise RequestError(
             "there is a file of that name already", subject=str(to), hint="Name a path that does not exist."
         )
-    if logs := wal_files(to):
+    try:
+        logs = wal_files(to)
+    except ReplicaError as error:
+        raise RequestError(error.cause, subject=str(to), hint="Name another.") from None
+    if logs:
         raise RequestError(
             f"a write-ahead log of another file lies there: {logs[0].name}", subject=str(to), hint="Move it away first."
         )

@@ -157,7 +157,7 @@ def read_state(database: Database, source: BackupSource, backup: ListedBackup, *
         return nothing  # deleted since it was listed
     try:
         found = _parse(database, backup, data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"the field {error} is missing" if isinstance(error, KeyError) else error
         log.warning("%s%s is not believed: %s", source.url, key, cause)
         return nothing
@@ -245,7 +245,12 @@ def _signed(facts: dict[str, Any]) -> bytes:
 
 def _parse(database: Database, backup: ListedBackup, data: bytes) -> tuple[Evidence, ...]:
     """:raises ValueError, KeyError, TypeError: it must not be believed."""
-    facts = json.loads(data)
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise TypeError("it is no JSON object")
     mac = facts.pop("mac", None)
     keys = _keys(database)
     if keys and not any(key.vouches(mac, _signed(facts)) for key in keys):
@@ -269,15 +274,14 @@ def choose_by_state(
     candidates: Sequence[ListedBackup],
     *,
     tested: bool = False,
-    quiet: bool = False,
-) -> ListedBackup:
-    """The newest of `candidates` that is proven; where nothing is recorded of any, the newest, with a warning.
+) -> tuple[ListedBackup, list[str]]:
+    """The newest of `candidates` that is proven; where nothing is recorded of any, the newest. With it, what is to be
+    logged should it be taken: what was passed over, and why.
 
     One request for each backup that is newer than the one that is chosen and has a state file, and one for that.
 
     :param candidates: complete ones, newest first, at least one.
     :param tested: only what a drill restored will do.
-    :param quiet: nothing is taken yet, so there are no warnings.
     :raises NotFoundError: every one was disproved; or none was tested.
     """
     passed: list[ListedBackup] = []
@@ -294,32 +298,26 @@ def choose_by_state(
             if source.presumed == "uploaded" and not database.verifies_whole and not tested:
                 break
     else:
-        backup = _unproven(database, source, passed, disproved, tested=tested, quiet=quiet)
-    if quiet:
-        return backup
-    for other, evidence in disproved:
-        if other.created > backup.created:
-            log.warning("%s%s is passed over: %s", source.url, other.key, _disproof(evidence))
-    newer = [other.key for other in passed if other.created > backup.created]
+        backup = _unproven(database, passed, disproved, tested=tested)
+    told = [
+        f"{source.url}{other.key} is passed over: {_disproof(evidence)}"
+        for other, evidence in disproved
+        if other.created > backup.created
+    ]
+    newer = ", ".join(other.key for other in passed if other.created > backup.created)
     if newer:
-        log.warning(
-            "%s%s is taken; newer, but not %s: %s",
-            source.url,
-            backup.key,
-            "tested" if tested else "verified",
-            ", ".join(newer),
-        )
-    return backup
+        told.append(f"{source.url}{backup.key} is taken; newer, but not {'tested' if tested else 'verified'}: {newer}")
+    if passed and backup is passed[0] and database.verifies_whole:
+        told.append(f"{source.url}{backup.key} is taken, though nothing says that it was verified")
+    return backup, told
 
 
 def _unproven(
     database: Database,
-    source: BackupSource,
     unknown: Sequence[ListedBackup],
     disproved: Sequence[tuple[ListedBackup, Evidence]],
     *,
     tested: bool,
-    quiet: bool,
 ) -> ListedBackup:
     """What is to be done where no backup is proven."""
     if tested:
@@ -333,8 +331,6 @@ def _unproven(
             subject=database.id,
             hint="Make a new backup. To restore one of these all the same, name its key.",
         )
-    if not quiet:
-        log.warning("%s%s is taken, though nothing says that it was verified", source.url, unknown[0].key)
     return unknown[0]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from duckling_provider.backup.names import LATEST, parse_name
-from duckling_provider.base.errors import DucklingError
+from duckling_provider.base.errors import DamagedError, DucklingError, StateFileError
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
 from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
@@ -182,7 +182,11 @@ def delete(
     source, full = _named(session, database, key, local=local)
     if not yes and not session.terminal.can_ask:
         raise UsageError("cannot prompt: no terminal", subject=full, hint="Add --yes to delete it without asking.")
-    length = source.head(full).size
+    try:
+        length = source.head(full).size
+    except (DamagedError, StateFileError):
+        # A local backup that can't be used can be deleted all the same.
+        length = next((found.size for found in source.list(full) if found.key == full), 0)
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
         session.terminal.fail("nothing was deleted")
         raise typer.Exit(FAILED)

@@ -124,6 +124,8 @@ def _list_all(session: Session) -> None:
             terminal.document({"success": not problems, **({"error": problems[0]} if problems else {}), **facts})
     else:
         _show(session, found, named=True)
+        if not found and not problems:
+            terminal.note("databases.json has no entries")
         for problem in problems:
             terminal.say(f"BAD  {problem}")
     if problems or error is not None:
@@ -152,8 +154,6 @@ def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
             made = f"of {copy['madeAt']}" if copy["madeAt"] else "not there yet"
             state = {None: "", True: ", equal to the replica", False: ", older than the replica"}[copy["current"]]
             terminal.note(f"copy for readers of {one.database.id}: {copy['path']}, {made}{state}")
-    if not found:
-        terminal.note("databases.json has no entries")
 
 
 def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:

@@ -286,7 +286,8 @@ def full_key(source: BackupSource, key: str) -> str:
     if key in RULES:
         return key
     try:
-        return checked_key(source.prefix, key)
+        # As this program prints it, with the store in front, a key is right too.
+        return checked_key(source.prefix, key.removeprefix(source.url))
     except DucklingError as error:
         raise UsageError(error.cause, subject=error.subject, hint=error.hint) from error
 

@@ -18,7 +18,7 @@ from duckling_provider.base.errors import ConfigError, NotFoundError
 from duckling_provider.base.ownership import as_caller
 from duckling_provider.base.strict_json import faults, kind, parse_json, printable
 from duckling_provider.config import fields
-from duckling_provider.config.entry import Database, Entry, belongs_to, check_entry, id_fault
+from duckling_provider.config.entry import Database, Entry, belongs_to, check_entry, id_fault, log_names
 from duckling_provider.config.environment import DATABASES_FILE, Settings
 from duckling_provider.config.fields import FieldProblems
 from duckling_provider.config.references import Answer, Reference, filled_in, look_up, references_in
@@ -138,6 +138,10 @@ def _without_rivals(
     """
     replicas: dict[str, list[Database]] = {}
     targets: dict[tuple[str, str, str], str] = {}
+    logs: dict[str, list[Database]] = {}
+    for database in databases:
+        for name in log_names(Path(os.path.realpath(database.replica_path))):
+            logs.setdefault(name, []).append(database)
     alone = []
     for database in databases:
         file = os.path.realpath(database.replica_path)
@@ -148,6 +152,9 @@ def _without_rivals(
         if same is not None:
             cause = f'the same file as that of "{same.id}" (entry {positions[same.id]})'
             problems.append(ConfigError(cause, entry=database.id, field="duckdbPath"))
+        elif owner := next((other for other in logs.get(file, ()) if _may_share_host(database, other)), None):
+            cause = f'DuckDB would take it for the write-ahead log of "{owner.id}" (entry {positions[owner.id]})'
+            problems.append(ConfigError(cause, entry=database.id, field="duckdbPath", hint="Rename the file."))
         elif place is not None and place in targets:
             other = targets[place]
             cause = f'same endpoint, bucket and prefix as "{other}" (entry {positions[other]}): the backups would mix'
@@ -277,6 +284,9 @@ def _file(field: str, text: str, backups: Path, settings: Settings, report: Fiel
         report.error(field, cause)
     if text.endswith("/"):
         report.error(field, "names a folder; expected a file")
+    if ".duckling-" in path.name:
+        cause = "has the name of a state file of this program, which may be deleted or moved"
+        report.error(field, cause, hint="Rename the file.")
     if path == settings.databases_file:
         report.error(field, "is the configuration file itself")
     real = field == "readCopyPath" and _lies_in(Path(os.path.realpath(path)), Path(os.path.realpath(backups)))

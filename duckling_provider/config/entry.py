@@ -219,6 +219,13 @@ def belongs_to(path: Path, owner: Path) -> bool:
     return False
 
 
+def log_names(replica: Path) -> tuple[str, ...]:
+    """The paths at which DuckDB keeps logs of a replica; of what?.db it is what.wal?.db."""
+    head, mark, tail = replica.name.partition("?")
+    endings = (".wal", ".wal.checkpoint", ".wal.recovery")
+    return tuple(os.path.join(replica.parent, f"{head}{ending}{mark}{tail}") for ending in endings)
+
+
 def folded(name: str) -> str:
     """Equal for names that some file system takes for one: SMB, say, makes no difference between cases."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -159,6 +159,8 @@ def filled_in(
 
     for name in sorted(REFERABLE & raw.keys()):
         value, place = raw[name], prefix + name
+        if name == "previousEncryptionKeys" and isinstance(value, dict):
+            continue  # each of them may be a reference, and not all of them one; its type is checked later
         if isinstance(value, list):
             filled[name] = [text_of(item, f"{place}.{number}") for number, item in enumerate(value)]
         else:

@@ -29,12 +29,13 @@ from duckling_provider.base.errors import (
     WrongHostError,
 )
 from duckling_provider.base.moments import readable
+from duckling_provider.base.state_files import open_state
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.replica.duckdb_file import header_of, pending_wal, writer_of
-from duckling_provider.replica.exchange import JOURNAL_SUFFIX
-from duckling_provider.replica.locks import read_hold, state_path
-from duckling_provider.replica.origin import Origin
+from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX
+from duckling_provider.replica.locks import LOCK_SUFFIX, read_hold, state_path
+from duckling_provider.replica.origin import ORIGIN_SUFFIX, Origin
 from duckling_provider.replica.read_copy import readers_of, require_read_copy
 from duckling_provider.stores.store import BackupSource, Store, unheard
 
@@ -132,6 +133,10 @@ def _replica(replica: Path) -> str:
 
 
 def _hold(replica: Path) -> str:
+    # What stands in their place and is none of ours makes a backup or a restore fail.
+    for suffix in (LOCK_SUFFIX, JOURNAL_SUFFIX, NEW_SUFFIX, ORIGIN_SUFFIX):
+        with contextlib.suppress(FileNotFoundError):
+            os.close(open_state(state_path(replica, suffix), os.O_RDONLY))
     if state_path(replica, JOURNAL_SUFFIX).exists():
         raise ReplicaError(
             "a restore was interrupted; until it is undone or completed, no program should open the replica",

@@ -116,6 +116,11 @@ def replace_replica(new: Path, replica: Path, *, keep_as: str | None = None) -> 
     real = Path(os.path.realpath(replica))
     folder = real.parent
     aside = keep_as or real.name + OLD_SUFFIX
+    if odd := next((path for path in wal_files(replica) if path.is_dir() and not path.is_symlink()), None):
+        # It could be moved, and not be deleted.
+        raise ReplicaError(
+            "a folder stands in the place of its write-ahead log", subject=str(odd), hint="Move it away first."
+        )
     if keep_as and (folder / keep_as).exists():
         raise ReplicaError("a file of that name is already there", subject=str(folder / keep_as))
     old = identity(real)
@@ -178,6 +183,11 @@ def _complete(folder: Path, journal: Journal, journal_path: Path) -> None:
     sync_folder(folder)
     journal_path.unlink()
     sync_folder(folder)
+
+
+def require_journal(real: Path) -> None:
+    """:raises StateFileError: the journal that is there, if there is one, is none that `recover` obeys."""
+    Journal.read(state_path(real, JOURNAL_SUFFIX), real)
 
 
 def recover(replica: Path) -> str | None:

@@ -30,6 +30,7 @@ from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import plan_restore, restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.states import record_state
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN
@@ -45,6 +46,7 @@ from duckling_provider.base.errors import (
     NotFoundError,
     ReplicaError,
     RequestError,
+    StateFileError,
     StoreError,
     WrongKeyError,
 )
@@ -578,6 +580,34 @@ def test_where_none_is_good_the_first_one_s_damage_is_told(make_site: Callable[.
     with site.untouched(), pytest.raises(IntegrityError, match="of a file that had") as caught:
         restore_backup(site.database(), bucket, fallback=fallback, wait=0)
     assert "looks whole" not in str(caught.value)
+
+
+def test_what_is_refused_was_not_taken(make_site: Callable[..., Site], caplog: pytest.LogCaptureFixture):
+    """The newest needs another key: the older one is not meant, and no line says that it is taken."""
+    site = make_site("client-aes256")
+    bucket = site.bucket()
+    bucket.add(site.good, OLDER)
+    record_state(site.database(), bucket, bucket.head(OLDER), "verified", means="full")
+    bucket.objects[OBJECT] = (
+        dataclasses.replace(
+            bucket.objects[OBJECT][0],
+            metadata={**bucket.objects[OBJECT][0].metadata, "duckling-key-fingerprint": "0" * 16},
+        ),
+        bucket.objects[OBJECT][1],
+    )
+    with site.untouched(), pytest.raises(WrongKeyError):
+        restore_backup(site.database(), bucket, wait=0)
+    assert "is taken" not in caplog.text
+
+
+def test_a_plan_says_when_the_restore_would_meet_a_journal_that_is_none_of_ours(make_site: Callable[..., Site]):
+    site = make_site()
+    journal = site.database().replica.with_name("production.db.duckling-journal")
+    journal.symlink_to("nowhere")
+    with pytest.raises(StateFileError, match="is a symbolic link"):
+        plan_restore(site.database(), site.bucket())
+    with pytest.raises(StateFileError, match="is a symbolic link"):
+        restore_backup(site.database(), site.bucket(), wait=0)
 
 
 def test_a_wrong_key_is_no_damage_that_a_fallback_passes_over(make_site: Callable[..., Site]):

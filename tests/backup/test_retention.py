@@ -300,6 +300,10 @@ def test_a_local_backup_that_goes_while_it_is_listed_hides_no_other(tmp_path: Pa
     gone.unlink()
     gone.symlink_to("nowhere")
     assert [found.key for found in list_backups(LocalBackups(database))] == [key_of(3 * DAY, prefix="")]
+    (database.backup_dir / key_of(3 * DAY, prefix="")).with_suffix(".db.pin").symlink_to("itself.db.pin")
+    gone.unlink()
+    gone.symlink_to(gone.name)  # to itself
+    assert [found.key for found in list_backups(LocalBackups(database))] == [key_of(3 * DAY, prefix="")]
 
 
 def test_old_local_backups_go_with_all_that_belongs_to_them(tmp_path: Path):

@@ -207,6 +207,15 @@ def test_a_store_that_keeps_no_note_is_no_failure(entry: Any, caplog: Any):
     assert "could not be noted" in caplog.text
 
 
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"7", b"[" * 50_000, b"\xff\xfe"])
+def test_a_note_that_is_none_is_told_in_words_and_stops_no_clean_up(entry: Any, caplog: Any, data: bytes):
+    database, store = entry(s3BackupRetentionDays=1), filled(1, 50)
+    store.put(key_of(1) + ".state", BytesBody(data))
+    assert state_of(database, store, 1) == "uploaded"
+    assert f"{key_of(1)}.state is not believed: it is no JSON object" in caplog.text
+    assert key_of(50) in clean_up(database, store).s3_deleted
+
+
 def test_a_note_that_can_t_be_read_hides_no_backup_but_stops_a_deletion(entry: Any, caplog: Any):
     database, store = entry(s3BackupRetentionDays=1), filled(1, 50)
     note(database, store, 1, "verified")

@@ -441,6 +441,26 @@ def test_delete_local_leaves_the_object_alone(duckling, site):
     assert done["key"] in site.objects()
 
 
+@pytest.mark.parametrize("damage", ["cut", "sidecar"])
+def test_a_damaged_local_backup_can_be_deleted(duckling, site, damage):
+    name = duckling("backup", "production", "--json").json["filename"]
+    path = site.backups / name
+    if damage == "cut":
+        os.truncate(path, 5000)
+    else:
+        path.with_suffix(".json").chmod(0o666)
+    assert duckling("delete", "production", name, "--local", "--yes").code == 0
+    assert list(site.backups.glob("backup-*.db")) == []
+
+
+def test_a_key_may_have_its_store_in_front_as_results_show_it(duckling, site):
+    key = duckling("backup", "production", "--json").json["key"]
+    assert duckling("restore", "production", f"s3://{site.bucket}/{key}", "--dry-run", "--json").json["key"] == key
+    assert duckling("pin", "production", f"s3://{site.bucket}/{key}", "--json").json["key"] == key
+    other = duckling("restore", "production", f"s3://another/{key}", "--dry-run")
+    assert (other.code, "outside this database's prefix" in other.err) == (2, True)
+
+
 def test_cleanup_shows_its_plan_before_it_deletes(duckling, site):
     kept = duckling("backup", "production", "--json").json["filename"]
     old = f"backup-2020{kept[len('backup-2020') :]}"

@@ -543,6 +543,10 @@ def test_an_absolute_path_may_lie_anywhere_and_its_links_stay(site: Site, tmp_pa
             ),
         ),
         ("data/x\x00.db", "holds a control character"),
+        (
+            "data/x.db.duckling-new",
+            "has the name of a state file of this program, which may be deleted or moved. Rename the file.",
+        ),
         (" data/x.db", "white space at its ends"),
     ],
 )
@@ -601,6 +605,28 @@ def test_a_copy_for_readers_needs_our_own_sync(site: Site) -> None:
     assert site.problems([entry]) == [
         'production: readCopyPath: the sync makes that copy, and writer is "duckling-server"'
     ]
+
+
+@pytest.mark.parametrize(
+    ("log", "replica"),
+    [("a.db.wal", "a.db"), ("a.db.wal.checkpoint", "a.db"), ("a.wal?b.db", "a?b.db"), ("a.db.wal", "link.db")],
+)
+def test_no_replica_has_the_name_of_another_one_s_log(site: Site, log: str, replica: str) -> None:
+    """DuckDB would apply it to that one, and delete it."""
+    (site.data / "link.db").symlink_to("a.db")
+    entries = [
+        {**ENTRY, "id": "log", "duckdbPath": f"data/{log}"},
+        {**ENTRY, "id": "replica", "duckdbPath": f"data/{replica}"},
+    ]
+    installation = site.load(entries)
+    assert [d.id for d in installation.databases] == ["replica"]
+    assert str(installation.problems[0]) == (
+        'log: duckdbPath: DuckDB would take it for the write-ahead log of "replica" (entry 2). Rename the file.'
+    )
+    # On two machines these are two files, and alone it is one like any other.
+    entries[0]["host"], entries[1]["host"] = "one", "two"
+    assert len(site.load(entries).databases) == 2
+    assert len(site.load(entries[:1]).databases) == 1
 
 
 def two(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
@@ -747,6 +773,7 @@ MODES = "expected none, sse-s3, sse-kms or client-aes256"
         ),
         ({"tags": {"a": {"b": 1}}}, "s3.tags.a: expected a string, got an object"),
         ({"previousEncryptionKeys": "x"}, "s3.previousEncryptionKeys: expected a list, got a string"),
+        ({"previousEncryptionKeys": {"file": "/k"}}, "s3.previousEncryptionKeys: expected a list, got an object"),
         ({"previousEncryptionKeys": [7]}, "s3.previousEncryptionKeys.0: expected a string, got a number"),
     ],
 )

@@ -10,7 +10,9 @@ import pytest
 
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.oversight.check import check_database
-from duckling_provider.replica.locks import place_hold, release_hold
+from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX
+from duckling_provider.replica.locks import LOCK_SUFFIX, place_hold, release_hold
+from duckling_provider.replica.origin import ORIGIN_SUFFIX
 from duckling_provider.stores import clock, s3_client
 from duckling_provider.stores.s3 import open_store
 
@@ -345,6 +347,14 @@ def test_a_writer_and_its_log_are_told(check, installation, make_replica, start_
     assert f"PID {writer.pid}" in detail
     writer.kill()
     assert "write-ahead log" in check()["replica"].detail
+
+
+@pytest.mark.parametrize("suffix", [LOCK_SUFFIX, JOURNAL_SUFFIX, NEW_SUFFIX, ORIGIN_SUFFIX])
+def test_what_is_none_of_ours_in_the_place_of_a_state_file_is_named(check, installation, suffix):
+    """A backup or a restore would fail for it."""
+    odd = installation.replica().with_name(installation.replica().name + suffix)
+    odd.symlink_to("nowhere")
+    assert str(odd) in failed(check())["hold"]
 
 
 def test_a_hold_is_told_with_its_owner(check, installation, make_replica):

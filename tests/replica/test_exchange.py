@@ -329,6 +329,17 @@ def test_a_name_to_keep_it_under_that_is_taken_is_refused(tmp_path: Path):
     assert contents(tmp_path) == before
 
 
+def test_a_folder_in_the_place_of_a_log_is_refused_before_anything_moves(tmp_path: Path):
+    """It could be moved aside and never be deleted: no later access would get past it."""
+    for name in (NAME, NAME + NEW_SUFFIX):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / f"{NAME}.wal").mkdir()
+    with pytest.raises(ReplicaError, match="a folder stands in the place"):
+        replace_replica(tmp_path / (NAME + NEW_SUFFIX), tmp_path / NAME)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, NAME + NEW_SUFFIX, f"{NAME}.wal"]
+    assert (tmp_path / NAME).read_bytes() == NAME.encode()
+
+
 def test_an_exchange_that_fails_half_way_is_undone_at_once(tmp_path: Path):
     """No user has to wait for the next restore to get the log back."""
     name = "r" * 222  # as long as allowed: the old file's name aside just fits, that of its log does not

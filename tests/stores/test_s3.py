@@ -764,3 +764,12 @@ def _socket_server(answer):
         threading.Thread(target=serve, daemon=True).start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("server_name", ["s3_server", "moto_server"])
+def test_a_small_object_may_be_empty_or_missing(request, store_at, server_name):
+    server = request.getfixturevalue(server_name)
+    store = store_at(server, server.new_bucket())
+    store.write_small("production/x.state", b"")
+    assert store.read_small("production/x.state", 100) == b""
+    assert store.read_small("production/y.state", 100) is None
