@@ -47,6 +47,11 @@ def exact_span(seconds: float) -> str:
     return _two(int(seconds), (_MINUTE, "min"), (1, "s")) if _MINUTE <= seconds < _HOUR else span(seconds)
 
 
+def about(seconds: float) -> str:
+    """An estimated duration: ``"about 1 min 5 s"``, ``"less than a second"``."""
+    return "less than a second" if seconds < 1 else f"about {exact_span(seconds)}"
+
+
 def short_span(seconds: float) -> str:
     """``11400`` -> ``"3 h"``: one unit, which is enough to tell one backup from another."""
     for length, unit, limit in ((1, "s", 2 * _MINUTE), (_MINUTE, "min", 2 * _HOUR), (_HOUR, "h", 2 * _DAY)):

@@ -17,7 +17,17 @@ import typer
 
 from duckling_provider import __version__
 from duckling_provider.base.errors import CancelledError
-from duckling_provider.cli import adopt, backups, databases, keys, listing, recovery_kit, replication, restores
+from duckling_provider.cli import (
+    adopt,
+    backups,
+    databases,
+    keys,
+    listing,
+    oversight,
+    recovery_kit,
+    replication,
+    restores,
+)
 from duckling_provider.cli.options import Command, Group
 from duckling_provider.cli.session import BAD_USAGE, FAILED, Session, Stopped, code_of
 from duckling_provider.cli.terminal import LogLines, Terminal
@@ -39,6 +49,9 @@ _COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "databases": databases.databases,
         "check": databases.check,
         "list": listing.list_,
+        "status": oversight.status,
+        "audit": oversight.audit,
+        "notify": oversight.notify,
     },
     "Backups": {
         "backup": backups.backup,

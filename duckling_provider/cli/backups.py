@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +12,13 @@ from duckling_provider.backup.names import LATEST, parse_name
 from duckling_provider.base.errors import DamagedError, DucklingError, StateFileError
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
+from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, who, with_key
 
 if TYPE_CHECKING:
     from duckling_provider.backup.retention import CleanupResult, Decision
+    from duckling_provider.backup.upload import FlowResult
     from duckling_provider.config.databases import Database
+    from duckling_provider.oversight.record import Change
     from duckling_provider.stores.store import BackupSource, Store
 
 
@@ -40,6 +42,7 @@ def backup(
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
     from duckling_provider.backup.upload import back_up, interrupted_upload
     from duckling_provider.base.host_load import cpu_seconds
+    from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
     database = session.database(id)
@@ -49,8 +52,9 @@ def backup(
         session.terminal.note(f"the upload of {left.filename} was interrupted: {go_on}")
     before = cpu_seconds()
     try:
-        with session.control() as control:
+        with session.control() as control, noted(database, "backup", "verify") as changes:
             done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
+            changes.extend(_changes(database, done))
     except DucklingError as error:
         if store is not None and interrupted_upload(database) is not None:
             # The command as it is typed, so that it can be copied.
@@ -86,6 +90,20 @@ def backup(
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
 
 
+def _changes(database: Database, done: FlowResult) -> list[Change]:
+    """What a backup that went well changes in this host's record."""
+    now, verified = datetime.now(timezone.utc), done.verified
+    if verified is not None:
+        seconds = verified.duration_ms / 1000 if database.verifies_whole else None
+        changes = [lambda record: record.verified(verified.key, verified.size, seconds=seconds, at=now)]
+    else:
+        changes = [lambda record: record.proven(done.snapshot.filename, done.snapshot.size, at=now)]
+    if done.cleanup_error is not None:
+        error = done.cleanup_error.as_record()
+        return [*changes, lambda record: record.failed("cleanup", error, at=now)]
+    return [*changes, lambda record: record.cleaned(done.notes)]
+
+
 def verify(
     context: typer.Context,
     id: Id,
@@ -97,6 +115,7 @@ def verify(
 ) -> None:
     """Prove that a backup can be restored: read it whole and check HMAC or SHA-256, length and DuckDB's checksums."""
     from duckling_provider.backup.verify import verify_backup
+    from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
     database = session.read_as(
@@ -104,10 +123,13 @@ def verify(
     )
     source = session.source(database, local=local)
     full_key(source, key)
-    with session.control() as control:
-        # What another key or mode found is not what the entry's own would find.
-        note = encryption is None and encryption_key_file is None
+    # What another key or mode found is not what the entry's own would find.
+    note = encryption is None and encryption_key_file is None
+    recorded = note and not local
+    with session.control() as control, noted(database, *(("verify",) if recorded else ())) as changes:
         done = verify_backup(database, source, key, note=note, control=control)
+        now = datetime.now(timezone.utc)
+        changes.append(lambda record: record.verified(done.key, done.size, seconds=done.duration_ms / 1000, at=now))
     if session.terminal.json:
         session.terminal.document(
             {
@@ -140,13 +162,15 @@ def unpin(context: typer.Context, id: Id, key: NamedKey, local: Local = False, a
 
 def _set_pin(session: Session, id: str, key: str, *, local: bool, pinned: bool) -> None:
     from duckling_provider.backup import states
+    from duckling_provider.oversight.audit import audited
 
     database = session.database(id)
     source, full = _named(session, database, key, local=local)
-    if pinned:
-        states.pin(database, source, full, by=f"{getpass.getuser()} on the command line")
-    else:
-        states.unpin(source, full)
+    with audited(database, "pin" if pinned else "unpin", by=who(), key=full):
+        if pinned:
+            states.pin(database, source, full, by=who())
+        else:
+            states.unpin(source, full)
     if session.terminal.json:
         session.terminal.document({"success": True, "key": full, "pinned": pinned})
     fate = "pinned: it stays whatever its age" if pinned else "not pinned: the retention decides about it"
@@ -175,6 +199,8 @@ def delete(
 ) -> None:
     """Delete one backup, with its .mac. Asks first; without a terminal, --yes is needed."""
     from duckling_provider.backup.retention import delete_backup
+    from duckling_provider.oversight import record
+    from duckling_provider.oversight.audit import audited
     from duckling_provider.stores.store import KEPT_VERSIONS
 
     session = session_of(context, as_json)
@@ -190,7 +216,9 @@ def delete(
     if not yes and not typer.confirm(f"Delete {source.url}{full} ({human_bytes(length)}) for good?", err=True):
         session.terminal.fail("nothing was deleted")
         raise typer.Exit(FAILED)
-    kept = delete_backup(source, full)
+    with audited(database, "delete", by=who(), key=full):
+        kept = delete_backup(source, full)
+    record.note(database, lambda known: known.without(full))
     if session.terminal.json:
         warnings = {"warnings": [KEPT_VERSIONS]} if kept else {}
         session.terminal.document({"success": True, "key": full, "size": length, **warnings})
@@ -207,12 +235,20 @@ def cleanup(
 ) -> None:
     """Delete backups older than the retention. The newest complete one always stays."""
     from duckling_provider.backup.retention import clean_up
+    from duckling_provider.oversight.audit import audit
+    from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.store(database)
-    with session.control() as control:
+    with session.control() as control, noted(database, *(() if dry_run else ("cleanup",))) as changes:
         done = clean_up(database, store, dry_run=dry_run, control=control)
+        changes.append(lambda record: record.cleaned(done.notes))
+        if done.s3_refused:
+            now, refusal = datetime.now(timezone.utc), next(iter(done.s3_refused.values())).as_record()
+            changes.append(lambda record: record.failed("cleanup", refusal, at=now))
+    if not dry_run and (gone := (*done.local_deleted, *done.s3_deleted)):
+        audit(database, "retention", by=who(), detail=", ".join(gone))
     faults = [*map(str, done.s3_refused.values()), *done.uploads_left]
     refused = {key: session.terminal.hide(str(error)) for key, error in done.s3_refused.items()}
     if session.terminal.json:

@@ -10,7 +10,7 @@ import typer
 
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.cli.options import Command, Id, Json
-from duckling_provider.cli.session import FAILED, Session, session_of
+from duckling_provider.cli.session import FAILED, Session, session_of, who
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
@@ -95,6 +95,7 @@ def rotate(
     """Change the key of new backups in databases.json; the one before it is kept there for reading the older ones."""
     from duckling_provider.config.editing import rotate_key
     from duckling_provider.config.keys import EncryptionKey
+    from duckling_provider.oversight.audit import audit
 
     session = session_of(context, as_json)
     settings = session.installation().settings
@@ -103,6 +104,7 @@ def rotate(
     session.act_as_owner_of(settings.databases_file)
     session.terminal.know([new.hex(), new.hex().upper()])
     changed, _ = rotate_key(settings, id, new)
+    audit(changed, "change", by=who(), detail=f"s3.encryptionKey: its fingerprint is now {new.fingerprint}")
     earlier = [] if changed.s3 is None else [key.fingerprint for key in changed.s3.reading_keys[1:]]
     if session.terminal.json:
         facts = {"fingerprint": new.fingerprint, "previousFingerprints": earlier}

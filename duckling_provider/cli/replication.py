@@ -27,12 +27,17 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Bring the replica up to date from MySQL's binlog; the first time, copy everything."""
+    from duckling_provider.oversight.back_reach import note_reach
+    from duckling_provider.oversight.record import SyncSeen, noted
     from duckling_provider.replication.sync import sync as synchronise
 
     session = session_of(context, as_json)
     database = session.database(id)
-    with session.control() as control:
+    with session.control() as control, noted(database, "sync") as changes:
         done = synchronise(database, control=control, owner="duckling sync", seconds=seconds, wait=wait)
+        seen = SyncSeen(datetime.now(timezone.utc), done.lag, done.validated, done.differences, done.differed)
+        changes.append(lambda record: record.synced(seen))
+    note_reach(database, done.began)
     made_way = done.outcome == "made way"
     if session.terminal.json:
         facts: dict[str, Any] = {

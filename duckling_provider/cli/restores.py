@@ -14,9 +14,9 @@ from duckling_provider.backup.names import LATEST, RULES
 from duckling_provider.base.disk_space import room
 from duckling_provider.base.errors import DucklingError, RequestError
 from duckling_provider.base.moments import iso, parse_moment
-from duckling_provider.base.units import ago, human_bytes, human_seconds, span
+from duckling_provider.base.units import about, ago, human_bytes, human_seconds, span
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, with_key
+from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, who, with_key
 
 if TYPE_CHECKING:
     from duckling_provider.backup.restore import RestorePlan
@@ -64,6 +64,8 @@ def restore(
     """
     from duckling_provider.backup.restore import plan_restore, restore_backup
     from duckling_provider.config.targets import require_free_name
+    from duckling_provider.oversight.audit import audited
+    from duckling_provider.oversight.record import Transfer, expected_seconds, note
 
     session = session_of(context, as_json)
     try:
@@ -110,7 +112,14 @@ def restore(
             raise typer.Exit(FAILED)
         # What was agreed to, and not what has become the latest meanwhile.
         key, moment = plan.backup.key, None
-    with session.control() as control:
+    if not asks and (takes := expected_seconds(database, key)) is not None:
+        session.terminal.note(f"by what transfers took on this host, it will take {about(takes)}")
+    # To another path, the entry's host need not be this one.
+    into = str(to or database.replica_path)
+    with (
+        session.control() as control,
+        audited(database, "restore", by=who(), key=key, detail=into),
+    ):
         done = restore_backup(
             database,
             source,
@@ -123,6 +132,8 @@ def restore(
             control=control,
             wait=wait,
         )
+    transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
+    note(database, lambda record: record.transferred(transfer))
     if session.terminal.json:
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
@@ -180,6 +191,7 @@ def _until(
     dry_run: bool,
 ) -> None:
     """Restore to a moment, or say what that would do."""
+    from duckling_provider.oversight.audit import audited
     from duckling_provider.replication.until import plan_until, restore_until
 
     if dry_run:
@@ -196,7 +208,8 @@ def _until(
         _show(session, database, source, plan, {"until": str(goal), **route.as_json()})
         return
     with session.control() as control:
-        done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+        with audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
+            done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
     restored, route = done.restored, done.route
     if session.terminal.json:
         facts = {"key": restored.key, "size": restored.size, "duration": restored.duration_ms}
@@ -232,6 +245,7 @@ def _show(
         "createdAt": iso(plan.created) if plan.created else None,
         "size": plan.backup.size,
         "path": str(plan.target),
+        "estimatedSeconds": _expected(database, plan),
         "needed": plan.needed,
         "margin": plan.margin,
         "free": plan.free,
@@ -277,18 +291,27 @@ def _plan_lines(database: Database, source: BackupSource, plan: RestorePlan) -> 
         lost = f"what came into the replica in the {span(plan.newer_by)} after the backup{again}"
     else:
         lost = "nothing: the replica was not written after the backup"
+    takes = _expected(database, plan)
     rows = [
         ("backup", f"{source.url}{plan.backup.key}{made}"),
         ("origin", str(plan.backup.origin or "not known: the backup does not say")),
         ("size", human_bytes(plan.backup.size)),
         ("key", f"{plan.backup.mode}, key {fingerprint}" if fingerprint else f"none: encryption is {plan.backup.mode}"),
         ("into", str(plan.target)),
+        ("takes", "not known: nothing was read back here yet" if takes is None else about(takes)),
         ("disk", room(plan.backup.size, plan.free)),
         ("holder", plan.holder or "none"),
         ("replaces", replaced),
         ("lost", lost),
     ]
     return [f"{name:<8}  {value}" for name, value in rows]
+
+
+def _expected(database: Database, plan: RestorePlan) -> float | None:
+    """Seconds that the restore is likely to take."""
+    from duckling_provider.oversight.record import estimated_seconds, transfers_of
+
+    return estimated_seconds(plan.backup.size, transfers_of(database))
 
 
 def _fingerprint(plan: RestorePlan) -> str | None:
@@ -319,11 +342,13 @@ def drill(context: typer.Context, id: Id, key: Key = LATEST, as_json: Json = Fal
 
 def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
     """Remove a hold that was left behind by a restore whose owner is gone for good; says whose it was."""
+    from duckling_provider.oversight.audit import audit
     from duckling_provider.replica.access import replica_access
     from duckling_provider.replica.locks import read_hold, release_hold
 
     session = session_of(context, as_json)
-    replica = session.database(id).replica
+    database = session.database(id)
+    replica = database.replica
     hold = read_hold(replica)
     process = hold.process if hold is not None else None
     if process is not None and process.host == socket.gethostname() and not process.is_gone():
@@ -334,6 +359,8 @@ def release(context: typer.Context, id: Id, as_json: Json = False) -> None:
     owner = hold.owner if hold is not None else "duckling release"
     with replica_access(replica, operation="release", owner=owner, wait=5.0):
         release_hold(replica, owner=None)
+    if hold is not None:
+        audit(database, "release", by=who(), detail=str(hold))
     if session.terminal.json:
         session.terminal.document({"success": True, "released": None if hold is None else str(hold)})
     session.terminal.say(f"{id}: {'no hold' if hold is None else f'released: {hold}'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import io
 import logging
 import os
@@ -248,6 +249,11 @@ class Session:
         from duckling_provider.backup.local_backups import backups_of
 
         return backups_of(database, None if local else self.store(database))
+
+
+def who() -> str:
+    """Who runs the command, for the audit."""
+    return f"{getpass.getuser()} on the command line"
 
 
 def session_of(context: typer.Context, as_json: bool) -> Session:

@@ -46,6 +46,8 @@ class Settings:
     min_encryption: Encryption = "none"  #: what each entry's mode must be at least
     max_mbit_per_second: float = 0.0  #: what this host's transfers send and receive together; 0 = no limit
     nice: int = 0  #: by how much tasks and commands lower their priority
+    notify_conn_ids: tuple[str, ...] = ()  #: Airflow connections that are told of troubles
+    heartbeat_url: SecretStr | None = None  #: called by the watch while all is well
     pool_slots: int = 16  #: of that pool, when we have to make it
 
     @property
@@ -90,6 +92,8 @@ class Settings:
             max_mbit_per_second=_env_number(environ, "DUCKLING_MAX_MBIT_PER_SECOND", 0.0, least=0.0, most=MOST_MBIT),
             nice=_env_nice(environ),
             min_encryption=_env_mode(environ, "DUCKLING_MIN_ENCRYPTION"),
+            notify_conn_ids=_env_list(environ, "DUCKLING_NOTIFY_CONN_IDS"),
+            heartbeat_url=_env_url(environ, "DUCKLING_HEARTBEAT_URL"),
         )
 
 
@@ -147,6 +151,16 @@ def _env_mode(environ: Mapping[str, str], name: str) -> Encryption:
             return mode
     cause = f'expected {", ".join(MODES[:-1])} or {MODES[-1]}, got "{printable(text)}"'
     raise ConfigError(cause, entry="environment", field=name)
+
+
+def _env_url(environ: Mapping[str, str], name: str) -> SecretStr | None:
+    """A monitor's address, which is a secret."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"https?://[^\s/?#@]+([/?#]\S*)?", text, re.ASCII):
+        raise ConfigError("expected http(s)://host/…", entry="environment", field=name)
+    return SecretStr(text)
 
 
 def _env_rate(environ: Mapping[str, str], name: str, default: str) -> str:

@@ -122,3 +122,11 @@ def _target(database: Database) -> str:
 def _plain(text: str) -> str:
     """Names are free text; keep them from breaking a table or a heading."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def watch_doc() -> str:
+    return (
+        "Looks at all entries of databases.json, also those with mistakes, by what is recorded on each host, every 15 "
+        "minutes. A run fails while something is wrong; its log is the list. `DUCKLING_NOTIFY_CONN_IDS` are told once, "
+        "and again when it is over; `DUCKLING_HEARTBEAT_URL` is called when all is well."
+    )

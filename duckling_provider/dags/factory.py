@@ -6,15 +6,18 @@ into a DAG.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
+from duckling_provider import config
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.config.s3 import MODES
-from duckling_provider.dags.docs import backup_doc, drill_doc, restore_doc, sync_doc, verify_doc
+from duckling_provider.dags.docs import backup_doc, drill_doc, restore_doc, sync_doc, verify_doc, watch_doc
 from duckling_provider.dags.ids import (
     CLEANUP,
     DRILL,
@@ -25,6 +28,8 @@ from duckling_provider.dags.ids import (
     SYNC,
     UPLOAD,
     VERIFY,
+    WATCH,
+    WATCH_DAG,
     Kind,
     dag_id,
     parse_dag_id,
@@ -38,6 +43,7 @@ from duckling_provider.operators.drill import DucklingDrillOperator
 from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
 from duckling_provider.operators.restore import S3RestoreOperator
 from duckling_provider.operators.sync import DucklingSyncOperator
+from duckling_provider.operators.watch import DucklingWatchOperator
 from duckling_provider.sensors.verify import HmacVerifySensor
 from duckling_provider.timetable import StaggeredTimetable
 
@@ -283,6 +289,41 @@ def sync_dag(database: Database, settings: Settings) -> DAG:
             follow_seconds=_CDC_RUN.total_seconds() if settings.cdc_enabled else None,
             doc_md="Applies MySQL's binlog; skipped when a backup or a restore needs the replica.",
         )
+    return dag
+
+
+#: Between two looks at all databases.
+_WATCH_EVERY = timedelta(minutes=15)
+
+
+def watch_dag() -> DAG:
+    """``duckling_watch``: a task for each queue that entries name, since its worker has their records, and one for the
+    entries without; where there is one queue only, or none, a single task ``watch``.
+    """
+    queues: list[str | None] = [None]
+    with contextlib.suppress(ConfigError):  # which the task tells
+        found = {database.queue for database in config.load().databases}
+        queues = sorted(found, key=lambda queue: queue or "") or [None]
+    with DAG(
+        WATCH_DAG,
+        description="Looks at all databases and tells what is wrong",
+        schedule=StaggeredTimetable.for_key(_WATCH_EVERY, WATCH_DAG),
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        default_args={"owner": "duckling", "retries": 0},
+        tags=["duckling", "watch"],
+        doc_md=watch_doc(),
+    ) as dag:
+        for queue in queues:
+            DucklingWatchOperator(
+                task_id=WATCH if len(queues) == 1 else f"{WATCH}_{re.sub(r'[^A-Za-z0-9_.-]', '_', queue or 'none')}",
+                for_queue=queue,
+                all_queues=len(queues) == 1,
+                doc_md="Its log is the list of what is wrong.",
+                **({"queue": queue} if queue else {}),
+            )
     return dag
 
 

@@ -18,6 +18,9 @@ RESTORE: Final = "restore"
 RESUME: Final = "resume"
 SYNC: Final = "sync"
 DRILL: Final = "drill"
+WATCH: Final = "watch"
+#: The one DAG for all databases.
+WATCH_DAG: Final = "duckling_watch"
 
 #: The tasks of each DAG, in the order in which they run. A backup without S3 has neither upload nor verify.
 TASKS: Mapping[Kind, tuple[str, ...]] = {

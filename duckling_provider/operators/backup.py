@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
+from duckling_provider.oversight.audit import audit
 from duckling_provider.tasks.results import BackupUploaded, CleanedUp, SnapshotTaken
-from duckling_provider.tasks.run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_by, run_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -28,6 +30,7 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     template_fields: Sequence[str] = ("database_id",)
     ui_color = "#fff4d6"
+    work = "backup"
 
     def __init__(self, *, database_id: str, wait_seconds: float = 300.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -51,6 +54,9 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
             }
             if taken.held_ms is not None:
                 result["held"] = taken.held_ms
+            if database.s3 is None:
+                now = datetime.now(timezone.utc)
+                self.note(lambda record: record.proven(taken.filename, taken.size, at=now).went_well("backup"))
             return self.publish(context, result)
 
 
@@ -66,6 +72,7 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
     template_fields: Sequence[str] = ("database_id", "snapshot")
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#fff4d6"
+    work = "backup"
 
     def __init__(
         self, *, database_id: str, snapshot: str | None = None, wait_seconds: float = 300.0, **kwargs: Any
@@ -97,6 +104,7 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
             }
             if done.sha256:
                 result["sha256"] = done.sha256
+            self.note(lambda record: record.went_well("backup"))
             return self.publish(context, result)
 
 
@@ -111,6 +119,7 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
 
     template_fields: Sequence[str] = ("database_id",)
     ui_color = "#fff4d6"
+    work = "cleanup"
 
     def __init__(self, *, database_id: str, dry_run: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -135,6 +144,10 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
             notes = [*done.notes, *done.uploads_left]
             for note in notes:
                 self.log.warning("%s", note)
+            if not self._dry_run:
+                self.note(lambda record: record.cleaned(done.notes))
+                if gone := (*done.local_deleted, *done.s3_deleted):
+                    audit(hook.database, "retention", by=run_by(context), detail=", ".join(gone))
             for error in done.s3_refused.values():
                 raise error
             return {"local": list(done.local_deleted), "s3": list(done.s3_deleted), "notes": notes}

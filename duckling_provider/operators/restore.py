@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from duckling_provider.base.errors import RequestError
 from duckling_provider.base.moments import iso
+from duckling_provider.base.units import about
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
+from duckling_provider.oversight.audit import audited
+from duckling_provider.oversight.record import Transfer, expected_seconds
 from duckling_provider.tasks.results import BackupRestored
-from duckling_provider.tasks.run import CoreTask, run_owner
+from duckling_provider.tasks.run import CoreTask, run_by, run_owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,21 +116,27 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             if target is not None:
                 acting.enter_context(as_owner_of(target))
                 make_folder(target.parent)
-            if (until := self._until(context, control, database, target, key)) is not None:
-                return until
-            done = restore_backup(
-                database,
-                LocalBackups(database) if _flag("local", self.local) else hook.backups(database),
-                key,
-                before=wanted_before(key, self.before),
-                to=target,
-                keep_old=_flag("keep_old", self.keep_old),
-                fallback=_flag("fallback", self.fallback),
-                any_origin=_flag("any_origin", self.any_origin),
-                control=control,
-                owner=run_owner(context),
-                wait=self.wait_seconds,
-            )
+            takes = expected_seconds(database, key)
+            if takes is not None:
+                self.log.info("by what transfers took on this host, it will take %s", about(takes))
+            with audited(database, "restore", by=run_by(context), key=key, detail=str(target or database.replica)):
+                if (until := self._until(context, control, database, target, key)) is not None:
+                    return until
+                done = restore_backup(
+                    database,
+                    LocalBackups(database) if _flag("local", self.local) else hook.backups(database),
+                    key,
+                    before=wanted_before(key, self.before),
+                    to=target,
+                    keep_old=_flag("keep_old", self.keep_old),
+                    fallback=_flag("fallback", self.fallback),
+                    any_origin=_flag("any_origin", self.any_origin),
+                    control=control,
+                    owner=run_owner(context),
+                    wait=self.wait_seconds,
+                )
+            transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
+            self.note(lambda record: record.transferred(transfer))
             self.object_url = object_url(database, done.key)
             kept = str(done.kept) if done.kept else None
             if done.origin is not None:

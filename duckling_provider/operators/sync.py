@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
@@ -10,6 +11,7 @@ from airflow.sdk import BaseOperator
 
 from duckling_provider.base.moments import iso
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.oversight.record import SyncSeen
 from duckling_provider.tasks.results import Synced
 from duckling_provider.tasks.run import CoreTask, run_owner
 
@@ -34,6 +36,7 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
 
     template_fields: Sequence[str] = ("database_id",)
     ui_color = "#e3f1e4"
+    work = "sync"
 
     def __init__(
         self, *, database_id: str, follow_seconds: float | None = None, wait_seconds: float = 5.0, **kwargs: Any
@@ -45,15 +48,18 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> Synced:
         with self.core_call() as control:
+            from duckling_provider.oversight.back_reach import note_reach
             from duckling_provider.replication.sync import sync
 
+            database = DucklingHook(self.database_id).database
             done = sync(
-                DucklingHook(self.database_id).database,
+                database,
                 control=control,
                 owner=run_owner(context),
                 seconds=self.follow_seconds,
                 wait=self.wait_seconds,
             )
+            note_reach(database, done.began)
         for table, reason in done.recopy.items():
             self.log.warning("%s will be copied again by the next run: %s", table, reason)
         self.log.info("%d changes in %d batches, now at %s", done.changes, done.batches, done.position)
@@ -76,6 +82,8 @@ class DucklingSyncOperator(CoreTask, BaseOperator):
         }
         if done.read_copy is not None:
             result["read_copy"] = iso(done.read_copy)
+        seen = SyncSeen(datetime.now(timezone.utc), done.lag, done.validated, done.differences, done.differed)
+        self.note(lambda record: record.synced(seen))
         if done.outcome == "made way":
             # How far behind it is, is known all the same; a task that is skipped returns nothing.
             context["ti"].xcom_push(key="return_value", value=result)

@@ -73,7 +73,7 @@ class Promise:
             "recoverableTo": _iso(self.recoverable_to),
             "byBinlog": self.by_binlog,
             "lossSeconds": self.loss,
-            "estimatedSeconds": None if self.seconds is None else round(self.seconds, 1),
+            "estimatedSeconds": None if self.seconds is None else round(self.seconds, 3),
             "lastVerifiedAt": _iso(self.verified),
             "lastTestedAt": _iso(self.tested),
             "testedSeconds": self.measured,

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from duckling_provider.backup.backup_object import is_complete, list_backups
-from duckling_provider.backup.names import date_faults, parse_name
+from duckling_provider.backup.names import date_faults, find_name, parse_name
 from duckling_provider.backup.states import read_states
 from duckling_provider.base.durable_files import make_folder, write_durably
-from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord
+from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.state_files import read_state
 
@@ -38,8 +38,11 @@ _MOST_BACKUPS, _MOST_TRANSFERS = 10, 10
 #: A transfer of less than this share of a backup says little about how long that one takes.
 _TELLING = 0.1
 
-Work = Literal["backup", "verify", "drill", "cleanup", "restore", "sync"]
+Work = Literal["backup", "verify", "drill", "cleanup", "sync"]
 """What can fail; ``backup`` is snapshot and upload."""
+
+#: Kinds of errors after which a backup can't be restored as things are.
+DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
 log = logging.getLogger(__name__)
 
@@ -151,16 +154,37 @@ class Record:
         """After a backup was deleted, or found damaged."""
         return replace(self, backups=tuple(b for b in self.backups if b.key != key))
 
+    def verified(self, key: str, size: int, *, seconds: float | None, at: datetime) -> Record:
+        """With a backup that was found good.
+
+        :param seconds: that it took to read all of it; None where it was only asked for.
+        """
+        proven = self.proven(key, size, at=at)
+        return proven if seconds is None else proven.transferred(Transfer(at, size, seconds, "verify"))
+
+    def cleaned(self, notes: Sequence[str]) -> Record:
+        """After a clean-up that found this odd about dates and clock."""
+        return replace(self.went_well("cleanup"), notes=tuple(notes))
+
+    def synced(self, sync: SyncSeen) -> Record:
+        return replace(self.went_well("sync"), sync=sync)
+
     def transferred(self, transfer: Transfer) -> Record:
         return replace(self, transfers=(*self.transfers, transfer)[-_MOST_TRANSFERS:])
 
     def failed(self, work: Work, error: ErrorRecord, *, at: datetime) -> Record:
         since = self.failures[work].since if work in self.failures else at
         failure = Failure(since, at, error["kind"], error["what"], error["hint"])
-        return replace(self, failures={**self.failures, work: failure})
+        # The error names the backup that it is about.
+        bad = find_name(error["what"]) if work in ("verify", "drill") and error["kind"] in DISPROVING else None
+        backups = tuple(b for b in self.backups if b.name != bad)
+        return replace(self, backups=backups, failures={**self.failures, work: failure})
 
     def went_well(self, *works: Work) -> Record:
         return replace(self, failures={work: failure for work, failure in self.failures.items() if work not in works})
+
+
+Change: TypeAlias = Callable[[Record], Record]
 
 
 def _newest(backups: Sequence[KnownBackup]) -> tuple[KnownBackup, ...]:
@@ -194,7 +218,7 @@ def _read(path: Path) -> Record:
         return Record()
 
 
-def note(database: Database, *changes: Callable[[Record], Record]) -> None:
+def note(database: Database, *changes: Change) -> None:
     """Change the record of a database.
 
     Raises nothing but a cancellation: what was done is done, whether it is noted or not.
@@ -214,21 +238,25 @@ def note(database: Database, *changes: Callable[[Record], Record]) -> None:
 
 
 @contextlib.contextmanager
-def noted(database: Database, *works: Work) -> Iterator[list[Callable[[Record], Record]]]:
+def noted(database: Database, *works: Work) -> Iterator[list[Change]]:
     """Note whether the block went well. The first of `works` is what fails with it; all went well when it ends.
 
+    :param works: none of them: nothing is noted, of a block that is not about the entry as it is.
     :returns: a list for more changes, made when it ends well.
     """
-    changes: list[Callable[[Record], Record]] = []
+    changes: list[Change] = []
     try:
         yield changes
-    except CancelledError:
-        raise
+    except (CancelledError, RequestError):
+        raise  # of what was asked, and no trouble of the database
     except DucklingError as error:
         failure = error.as_record()
+        if not works:
+            raise
         note(database, lambda record: record.failed(works[0], failure, at=datetime.now(timezone.utc)))
         raise
-    note(database, lambda record: record.went_well(*works), *changes)
+    if works:
+        note(database, lambda record: record.went_well(*works), *changes)
 
 
 def transfers_of(database: Database) -> tuple[Transfer, ...]:
@@ -255,7 +283,19 @@ def estimated_seconds(size: int, transfers: Sequence[Transfer]) -> float | None:
     return size / statistics.median(rates) if rates else None
 
 
-def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> Callable[[Record], Record]:
+def expected_seconds(database: Database, key: str) -> float | None:
+    """How long a restore of a backup is likely to take; None where this host knows too little of it.
+
+    :param key: or the rule by which it is chosen, which is taken for the newest.
+    """
+    record = read_record(database)
+    known = next((b for b in record.backups if key in (b.key, b.name)), None)
+    if known is None and parse_name(key.rpartition("/")[2]) is None:
+        known = record.newest
+    return None if known is None else estimated_seconds(known.size, transfers_of(database))
+
+
+def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> Change:
     """Ask a store what it has; the change that this makes to a record. A listing, and a request for each of the newest
     backups.
 

@@ -57,6 +57,7 @@ class Synced:
     :param differing: by table, rows that this run found to differ from MySQL's and replaced.
     :param differences: how many were ever found, and when the last: `differed`.
     :param compared: rows that this run compared, in so many `pieces`.
+    :param began: where the replica stood before, or after the full copy that this run made first.
     :param is_told: `validated` and `differences` are what the replica says.
     """
 
@@ -79,6 +80,7 @@ class Synced:
     compared: int = 0
     pieces: int = 0
     is_told: bool = False
+    began: Position | None = None
 
 
 class MakeWayError(Exception):

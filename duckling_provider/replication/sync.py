@@ -71,6 +71,7 @@ def sync(
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         _prepare(run)
+        run.done.began = run.position
         # First what the binlog has: it may hold the very tables that would seem to be missing.
         following.follow(None)
         if renew_tables(run, following) and deadline is None:

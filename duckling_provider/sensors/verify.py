@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
@@ -37,6 +38,7 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
     template_fields: Sequence[str] = ("database_id", "key")
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#e0f5e0"
+    work = "verify"
 
     def __init__(self, *, database_id: str, key: str, deferrable: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -66,7 +68,7 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
         with self.core_call() as control:
             result = verify_stored(self.database_id, self.key, control=control)
         if result is None:
-            self.record(self._missing().as_record())  # counts only if the task ends like that
+            self.record(self._missing().as_record(), final=False)  # counts only if the task ends like that
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._verified(context, result))
 
@@ -93,4 +95,9 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
         self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])
         fingerprint = result.get("key_fingerprint")
         self.log.info("%s is whole%s", result["key"], f", read with the key {fingerprint}" if fingerprint else "")
+        full = DucklingHook(self.database_id).database.verifies_whole
+        seconds, now = result["duration"] / 1000 if full else None, datetime.now(timezone.utc)
+        self.note(
+            lambda record: record.verified(result["key"], result["size"], seconds=seconds, at=now).went_well("verify")
+        )
         return self.publish(context, result)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -16,6 +17,7 @@ from duckling_provider.base.host_load import cpu_seconds, lowered_priority
 from duckling_provider.base.ownership import as_owner_of
 from duckling_provider.config.environment import bandwidth_of
 from duckling_provider.hooks.duckling import DucklingHook
+from duckling_provider.oversight.record import Change, Work, note
 from duckling_provider.tasks.progress_log import ProgressLog
 from duckling_provider.tasks.results import Used
 
@@ -52,6 +54,12 @@ def run_owner(context: Context) -> str:
     return f"{run.dag_id} {run.run_id}"
 
 
+def run_by(context: Context) -> str:
+    """Whose deed a run is, for the audit: the user who triggered it, or its schedule; and the run."""
+    run = context["dag_run"]
+    return f"{getattr(run, 'triggering_user_name', None) or 'its schedule'}, {run.dag_id} {run.run_id}"
+
+
 def _ends_with_the_task() -> bool:
     """Whether this process was made for one task. One in which Airflow runs tasks itself, as `dag.test()` does, is not,
     and neither is what we don't know.
@@ -69,6 +77,8 @@ class CoreTask:
     log: Any
     database_id: str
     outlets: list[Any]
+    #: What fails with it; None where that is no trouble of its own.
+    work: ClassVar[Work | None] = None
     #: Set by tasks that end with an object; `links.s3.S3ObjectLink` shows it.
     object_url: str = ""
     _control: Control | None = None
@@ -104,12 +114,27 @@ class CoreTask:
                 self.record(error.as_record())
                 raise
 
-    def record(self, error: ErrorRecord) -> None:
-        """Leave the error as an XCom: the page and the REST API show why a run failed without reading its log."""
+    def record(self, error: ErrorRecord, *, final: bool = True) -> None:
+        """Leave the error as an XCom: the page and the REST API show why a run failed without reading its log. Once
+        Airflow won't try again, this host records it too.
+
+        :param final: the task ends with it.
+        """
         with contextlib.suppress(Exception):  # the error itself matters more than its record
             from airflow.sdk import get_current_context
 
-            get_current_context()["ti"].xcom_push(ERROR_KEY, dict(error))
+            task = get_current_context()["ti"]
+            task.xcom_push(ERROR_KEY, dict(error))
+            again = error["retryable"] and task.try_number <= task.max_tries
+            if final and not again and self.work is not None and error["kind"] != "CancelledError":
+                work, now = self.work, datetime.now(timezone.utc)
+                self.note(lambda record: record.failed(work, error, at=now))
+
+    def note(self, *changes: Change) -> None:
+        """Change what this host records of the database; the watch reads it."""
+        database = DucklingHook(self.database_id).database
+        with as_owner_of(*database.places):
+            note(database, *changes)
 
     def on_kill(self) -> None:
         """Called by a signal handler; the core stops at its next safe point and cleans up."""

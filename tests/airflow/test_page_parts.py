@@ -60,6 +60,11 @@ def test_one_sentence_sums_it_up(total, lost, told):
     assert wording.summary(total=total, lost=lost) == told
 
 
+def test_a_broken_promise_is_summed_up_beside_it():
+    assert wording.summary(total=12, lost=0, broken=1).endswith("verified backup. 1 breaks a promise.")
+    assert wording.summary(total=12, lost=3, broken=2).endswith("verified backup. 2 break a promise.")
+
+
 @given(st.lists(st.integers(), max_size=200), st.integers(-3, 50), st.integers(1, 60))
 def test_pages_hold_everything_once(items, page, per_page):
     cut = overview.cut(items, page, per_page=per_page)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -10,14 +12,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from duckling_provider.backup.local_backups import listed_here
-from duckling_provider.base.errors import StoreError
+from duckling_provider.base.errors import DucklingError, StoreError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.editing import change_s3
 from duckling_provider.config.environment import Settings
 from duckling_provider.stores.s3 import S3Store
 from duckling_provider.web.api.shapes import Db, Shape, plain, problems, status_json
 from duckling_provider.web.services.access import Caller
-from duckling_provider.web.services.actions import connection_steps
+from duckling_provider.web.services.actions import audited, connection_steps
 from duckling_provider.web.services.dependencies import (
     CallerDep,
     database_for,
@@ -208,5 +210,12 @@ def automation(caller: CallerDep, db: Db) -> JSONResponse:
 def _change(caller: Caller, database_id: str, s3: dict[str, Any] | None) -> Settings_:
     """Write an entry's s3 object, and answer with what is there now."""
     caller.demand("configure", database_id)
+    before: Mapping[str, Any] = {}
+    with contextlib.suppress(DucklingError):  # an entry with a mistake may be corrected
+        before = installation().database(database_id).entry.get("s3") or {}
     database, warnings = change_s3(Settings.from_env(os.environ), database_id, s3)
+    after = database.entry.get("s3") or {}
+    names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    with audited(caller, database, "change", detail=", ".join(f"s3.{name}" for name in names)):
+        pass
     return Settings_(s3=database.masked().get("s3"), warnings=list(warnings))

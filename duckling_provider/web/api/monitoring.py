@@ -40,11 +40,12 @@ class Health(Shape):
 
     success: bool
     status: str = Field(
-        description="ok; overdue when a database has no verified backup of the age it should have; misconfigured when "
-        "databases.json can't be read at all."
+        description="ok; overdue when a database has no verified backup of the age it should have; broken when only a "
+        "promise (rpoHours, rtoMinutes) is; misconfigured when databases.json can't be read at all."
     )
     databases: int
     overdue: int
+    broken: int = Field(0, description="Databases of which a recovery would lose more, or take longer, than promised.")
     details: list[NamedStatus] | None = None
     error: str | None = Field(None, description="With credentials: why databases.json can't be read.")
 
@@ -77,23 +78,28 @@ def health(
     current = statuses(chosen, caller)
     # An entry with a mistake gets no backups.
     overdue = sum(not status.recoverable for status in current) + broken
+    broken_promises = sum(status.promise.is_broken for status in current)
     details = None
     if caller is not None:
         details = [NamedStatus(id=s.database.id, **status_json(s).model_dump()) for s in current]
     return _told(
         Health(
-            success=not overdue,
-            status="overdue" if overdue else "ok",
+            success=not overdue and not broken_promises,
+            status="overdue" if overdue else "broken" if broken_promises else "ok",
             databases=len(chosen) + broken,
             overdue=overdue,
+            broken=broken_promises,
             details=details,
         )
     )
 
 
 def _told(body: Health) -> JSONResponse:
-    """`details` and `error` only where there are any: callers without credentials don't see them."""
+    """`details` and `error` only where there are any: callers without credentials don't see them. `broken` only where a
+    promise is: the answer's other fields are the contract's.
+    """
     left_out = {name for name in ("details", "error") if getattr(body, name) is None}
+    left_out |= set() if body.broken else {"broken"}
     return JSONResponse(body.model_dump(by_alias=True, exclude=left_out), 200 if body.success else 503)
 
 
@@ -132,6 +138,16 @@ class _Statuses(Collector):
             ("backup_sent_bytes", "What they sent to the store.", _sent),
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
             ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
+            ("recovery_seconds", "That a recovery is estimated to take.", lambda s: s.promise.seconds),
+            ("recovery_loss_seconds", "Changes that a recovery now would lose.", lambda s: s.promise.loss),
+            (
+                "tested_timestamp_seconds",
+                "When a drill last restored a backup.",
+                lambda s: s.promise.tested.timestamp() if s.promise.tested else None,
+            ),
+            ("tested_seconds", "That this took.", lambda s: s.promise.measured),
+            ("rpo_kept", "1 while no more would be lost than rpoHours; where it is set.", lambda s: s.promise.rpo_kept),
+            ("rto_kept", "1 while it would take no longer than rtoMinutes; same.", lambda s: s.promise.rto_kept),
             ("sync_lag_seconds", "Upper bound of how far the replica is behind MySQL.", _lag),
             ("sync_yields", "Syncs in a row that made way to other programs.", _of_sync(lambda sync: sync.yields)),
             (

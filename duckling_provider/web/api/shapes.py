@@ -40,12 +40,23 @@ class Problem(BaseModel):
 class DatabaseStatus(Shape):
     """Whether the database could be brought back now; ages in seconds."""
 
-    state: str = Field(description="no backup, overdue, failing or protected.")
+    state: str = Field(description="no backup, overdue, failing, local only or protected.")
     reason: str
     age: float | None = Field(description="Since the last verified backup was taken.")
     due: float | None = Field(description="From that age on the state is overdue; null where nothing is scheduled.")
     last_verified_key: str | None
     last_verified_size: int | None
+    recoverable_to: str | None = Field(description="The moment of the newest verified backup.")
+    by_binlog: bool = Field(description="MySQL's binlog was found to have all that came after that backup.")
+    loss_seconds: float | None = Field(description="Changes that a recovery now would lose.")
+    estimated_seconds: float | None = Field(description="That a recovery would take, by what transfers took.")
+    last_verified_at: str | None
+    last_tested_at: str | None = Field(description="When a drill last restored a backup.")
+    tested_seconds: float | None = Field(description="That this took.")
+    rpo_kept: bool | None = Field(description="Whether lossSeconds is within rpoHours; null where none is promised.")
+    rto_kept: bool | None = Field(description="Whether estimatedSeconds is within rtoMinutes; null as before.")
+    dags: list[str] = Field(description="Its DAGs that Airflow has: backup, restore, verify, sync.")
+    paused: list[str] = Field(description="Those that are paused.")
     next_backup_at: str | None
     tested_at: str | None = Field(description="When a drill last restored a backup on trial; null where none did.")
     tested_key: str | None
@@ -76,6 +87,9 @@ def status_json(status: Status) -> DatabaseStatus:
         due=status.due,
         last_verified_key=verified.key if verified else None,
         last_verified_size=verified.size if verified else None,
+        **status.promise.as_json(),
+        dags=sorted(record.known),
+        paused=sorted(record.paused),
         next_backup_at=iso(record.next_backup) if record.next_backup and "backup" not in record.paused else None,
         tested_at=iso(record.tested.at) if record.tested else None,
         tested_key=record.tested.key if record.tested else None,

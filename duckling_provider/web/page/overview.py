@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from duckling_provider.base.errors import ConfigError
-from duckling_provider.web.services.status import STATES, Status, by_trouble
+from duckling_provider.oversight.promises import STATES
+from duckling_provider.web.services.status import Status, by_trouble
 
 PER_PAGE = 50
 MISCONFIGURED = "misconfigured"

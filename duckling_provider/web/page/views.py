@@ -83,12 +83,13 @@ def everything(request: Request, caller: CallerDep, q: Search = "", state: Searc
     visible = caller.visible(found.databases)
     rows = overview.rows_of(statuses(visible, caller), mistakes(caller, found, visible))
     matching = overview.search(rows, q)
+    broken = sum(row.status is not None and row.status.promise.is_broken for row in rows)
     chosen = [row for row in matching if not state or row.state == state]
     return page(
         request,
         "overview.html",
-        summary=wording.summary(total=len(rows), lost=sum(not row.recoverable for row in rows)),
-        well=all(row.recoverable for row in rows),
+        summary=wording.summary(total=len(rows), lost=sum(not row.recoverable for row in rows), broken=broken),
+        well=all(row.recoverable for row in rows) and not broken,
         total=len(rows),
         matching=len(matching),
         counts=overview.counts(matching),
@@ -421,6 +422,10 @@ def _confirm(
         created=created,
         age=None if created is None else (moment - created).total_seconds(),
         size=known.size if known is not None and known.size else stored.size,
+        # What is known is of the newest backup.
+        takes=None
+        if status.promise.seconds is None or not (newest and newest.size)
+        else status.promise.seconds * stored.size / newest.size,
         replica_size=_size_here(database),
         mode=known.mode if known else "",
         verified=known.verified if known else None,

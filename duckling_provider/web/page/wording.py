@@ -17,6 +17,7 @@ MEANING: Mapping[str, str] = {
     "no backup": "There is no verified backup to restore.",
     "overdue": "The last verified backup is older than the schedule promises.",
     "failing": "There is a verified backup of the promised age, but the newest backup or verification failed.",
+    "local only": "There is a backup of the promised age, but on the replica's own host only, which takes it along.",
     "protected": "There is a verified backup of the promised age.",
 }
 
@@ -96,6 +97,27 @@ def standing(status: Status) -> str:
     return f"It could be brought back now: the last verified backup is {age} old{promise}.{reason}"
 
 
+def recoverable(status: Status) -> str:
+    """To when it could be recovered, and how long that would take."""
+    promise = status.promise
+    if promise.recoverable_to is None:
+        return "to nothing"
+    takes = f", in {units.about(promise.seconds)}" if promise.seconds is not None else ""
+    to = "until now, by MySQL's binlog" if promise.by_binlog else f"to {utc(promise.recoverable_to)}"
+    return f"{to}{takes}"
+
+
+def promises(status: Status) -> str:
+    """Which promises are kept, and which are broken, and by how much; empty where none were made."""
+    database, promise = status.database, status.promise
+    told = promise.broken(database)
+    if promise.rpo_kept:
+        told.append(f"to lose at most {database.rpo_hours:g} h: kept")
+    if promise.rto_kept:
+        told.append(f"to take at most {database.rto_minutes:g} min: kept")
+    return "; ".join(told)
+
+
 def differences(sync: Sync) -> str:
     """What was ever found to differ between replica and MySQL."""
     count = sync.differences
@@ -106,11 +128,17 @@ def differences(sync: Sync) -> str:
     return f"{rows} found to differ from MySQL and copied again{last}. _duckling.history in the replica has the tables."
 
 
-def summary(*, total: int, lost: int) -> str:
-    """The sentence on top of the overview.
+def summary(*, total: int, lost: int, broken: int = 0) -> str:
+    """The sentences on top of the overview.
 
-    :param lost: of `total`, those that could not be recovered as promised.
+    :param lost: of `total`, those that could not be recovered as scheduled.
+    :param broken: those of which ``rpoHours`` or ``rtoMinutes`` is broken.
     """
+    found = _summary(total, lost)
+    return found if not broken else f"{found} {broken} {'breaks' if broken == 1 else 'break'} a promise."
+
+
+def _summary(total: int, lost: int) -> str:
     if total == 0:
         return "databases.json has no entries yet."
     if lost == 0:
@@ -125,6 +153,7 @@ def filters() -> dict[str, Callable[..., str]]:
     return {
         "span": span,
         "took": took,
+        "about": units.about,
         "ago": units.ago,
         "milliseconds": milliseconds,
         "size": size,
@@ -138,4 +167,6 @@ def filters() -> dict[str, Callable[..., str]]:
         "schedule": schedule,
         "standing": standing,
         "differences": differences,
+        "recoverable": recoverable,
+        "promises": promises,
     }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TypedDict
 
+from airflow.models.log import Log
 from airflow.utils.session import create_session
+from sqlalchemy.exc import SQLAlchemyError
 
 from duckling_provider.backup import states
 from duckling_provider.backup.backup_object import list_backups, resolve
@@ -20,7 +23,10 @@ from duckling_provider.backup.states import BackupState
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
+from duckling_provider.dags.ids import dag_id
+from duckling_provider.oversight import audit
 from duckling_provider.oversight.check import Look, check_database, looks
+from duckling_provider.oversight.record import note
 from duckling_provider.stores.store import BackupSource
 from duckling_provider.web.services.access import Caller
 from duckling_provider.web.services.dependencies import database_for, remote_store, statuses
@@ -98,6 +104,17 @@ def looked_at(source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str
     return {backup.key: look for place, backup in wanted.items() if (look := _seen.get(place)) is not None}
 
 
+@contextmanager
+def audited(caller: Caller, database: Database, what: audit.Deed, *, key: str = "", detail: str = "") -> Iterator[None]:
+    """Add a line about the block to this host's audit, and to Airflow's own log, which its page shows."""
+    with audit.audited(database, what, by=caller.name, key=key, detail=detail):
+        yield
+    with suppress(SQLAlchemyError), create_session() as session:
+        facts = {name: text for name, text in (("key", key), ("detail", detail)) if text}
+        dag = dag_id("backup", database.id)
+        session.add(Log(f"duckling_{what}", dag_id=dag, owner=caller.name, extra=json.dumps(facts)))
+
+
 def states_of(database: Database, source: BackupSource, backups: Sequence[ListedBackup]) -> dict[str, BackupState]:
     """What is known of each of the backups, by key; of none where the store does not answer in time."""
     try:
@@ -117,7 +134,7 @@ def set_pin(caller: Caller, db: str, key: str, *, pinned: bool) -> str:
     database = database_for(caller, "delete", db)
     store = remote_store(database)
     full, _ = _backup_key(store, key)
-    with patiently(store) as bound:
+    with audited(caller, database, "pin" if pinned else "unpin", key=full), patiently(store) as bound:
         if pinned:
             states.pin(database, bound, full, by=caller.name)
         else:
@@ -141,7 +158,9 @@ def delete_backup_now(caller: Caller, db: str, key: str) -> tuple[ListedBackup, 
     # First: to report a backup as missing although it is there does less harm than the reverse.
     with create_session() as session:
         forget_backup(session, db, full)
-    kept = delete_backup(store, full)
+    with audited(caller, database, "delete", key=full):
+        kept = delete_backup(store, full)
+    note(database, lambda record: record.without(full))
     return ListedBackup(full, created, size), kept
 
 

@@ -14,14 +14,13 @@ from duckling_provider.backup.names import SKEW, find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
 from duckling_provider.base.moments import parse_moment
 from duckling_provider.dags.ids import CLEANUP, DRILL, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind
+from duckling_provider.oversight.record import DISPROVING
 from duckling_provider.tasks.results import BackupTested, RunResults, Transferred
 
 #: States of a run that did not end yet.
 ACTIVE = ("queued", "running")
 #: DAGs whose runs read a backup whole.
 READING: tuple[Kind, ...] = ("verify", "drill")
-#: Kinds of errors, as tasks record them, after which a backup can't be restored as things are.
-_DISPROVING = frozenset({"IntegrityError", "WrongKeyError", "DamagedError", "NotFoundError", "ModeError"})
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ class Backup:
     cpu_seconds: float | None = None
     bytes_sent: int | None = None
     tested: Tested | None = None
+    read_ms: int | None = None  #: that its last verification took
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ class Backup:
         nothing.
         """
         error = self.failure.error if self.failure is not None else None
-        return error is not None and error.get("kind") in _DISPROVING
+        return error is not None and error.get("kind") in DISPROVING
 
     @property
     def is_misdated(self) -> bool:
@@ -225,6 +225,7 @@ def backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
         cpu_seconds=sum(task["cpu_seconds"] for task in used) if used else None,
         bytes_sent=sum(task.get("bytes_sent", 0) for task in used) if used else None,
         tested=None if drill is None else _tested(run, drill, results.at[DRILL]),
+        read_ms=values[VERIFY]["duration"] if VERIFY in values else None,
     )
 
 
@@ -257,7 +258,7 @@ def failures_of(runs: Iterable[tuple[Run, Results]]) -> dict[str, Run]:
     for run, results in runs:
         if run.state != "failed" or run.kind not in ("backup", *READING):
             continue
-        if run.kind == "drill" and (run.error is None or run.error.get("kind") not in _DISPROVING):
+        if run.kind == "drill" and (run.error is None or run.error.get("kind") not in DISPROVING):
             continue  # a query, the disk: the backup is as good as before
         left, what = results.values, run.error.get("what", "") if run.error else ""
         if run.kind in READING:

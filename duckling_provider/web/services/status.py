@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Literal
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.config.databases import Database
+from duckling_provider.oversight import record as host_record
+from duckling_provider.oversight.promises import LOCAL_ONLY, STATES, Promise, State, due_after, promise_of, state_of
 from duckling_provider.replica.locks import Hold, read_hold
 from duckling_provider.web.services.records import Record, Run
-
-State = Literal["no backup", "overdue", "failing", "protected"]
-
-#: By trouble: where there is nothing to restore, then what is older than it should be, then what will become so.
-STATES: tuple[State, ...] = ("no backup", "overdue", "failing", "protected")
-
-# What a backup may be late by: its own duration, and a quarter of the interval for a scheduler that is busy or a store
-# that is down for a while; alerts that come too early are switched off.
-_GRACE_SHARE = 0.25
-_LEAST_GRACE = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -30,6 +21,7 @@ class Status:
     :param age: seconds since the last verified backup was taken; None without one.
     :param due: seconds after which that backup is too old; None where nothing is scheduled.
     :param moment: when all this was found.
+    :param promise: what a recovery would bring.
     """
 
     database: Database
@@ -39,6 +31,7 @@ class Status:
     age: float | None
     due: float | None
     moment: datetime
+    promise: Promise
     hold: Hold | None = None
     hold_error: str = ""
     failed: Run | None = None  #: the newest failed backup or verification that no newer evidence outranks
@@ -46,7 +39,7 @@ class Status:
     @property
     def recoverable(self) -> bool:
         """Whether there is a verified backup that is no older than the schedule promises."""
-        return self.state in ("protected", "failing")
+        return self.state in ("protected", "local only", "failing")
 
 
 def status_of(database: Database, record: Record, *, now: datetime) -> Status:
@@ -55,25 +48,44 @@ def status_of(database: Database, record: Record, *, now: datetime) -> Status:
     backup = record.verified
     failed = _standing_failure(record)
     age = None if backup is None else max(0.0, (now - backup.created).total_seconds())
-    due = _due(database, record)
-    state: State
+    due = due_after(database, (backup.duration_ms or 0) / 1000 if backup else 0.0)
+    state = state_of(database, age=age, due=due, failing=failed is not None)
     if backup is None and record.disproved is not None:
-        state, reason = "no backup", record.disproved.reason
+        reason = record.disproved.reason
     elif backup is None and record.misdated is not None:
-        state = "no backup"
         reason = f"the newest backup, {record.misdated.key}, is dated in the future: a clock was wrong when it was made"
-    elif age is None:
-        state = "no backup"
+    elif state == "no backup":
         reason = failed.reason if failed else _why_none(record)
-    elif due is not None and age > due:
-        state = "overdue"
+    elif state == "overdue":
         reason = failed.reason if failed else _why_late(record)
     elif failed is not None:
-        state, reason = "failing", failed.reason
+        reason = failed.reason
     else:
-        state = "protected"
-        reason = "backups are not scheduled (AUTO_BACKUP is off)" if due is None else ""
-    return Status(database, record, state, reason, age, due, now, hold, hold_error, failed)
+        unscheduled = "backups are not scheduled (AUTO_BACKUP is off)" if due is None else ""
+        reason = "; ".join(text for text in (LOCAL_ONLY if state == "local only" else "", unscheduled) if text)
+    promise = _promise(database, record, now)
+    return Status(database, record, state, reason, age, due, now, promise, hold, hold_error, failed)
+
+
+def _promise(database: Database, record: Record, now: datetime) -> Promise:
+    """By what this host recorded, where the database is on it, and by what runs took."""
+    known = host_record.read_record(database) if database.is_here else host_record.Record()
+    backup, drill = record.verified, record.tested
+    transfers = known.transfers
+    if not transfers and backup is not None and backup.read_ms and backup.verified is not None:
+        transfers = (host_record.Transfer(backup.verified, backup.size, backup.read_ms / 1000, "verify"),)
+    promise = promise_of(
+        database,
+        now=now,
+        created=backup.created if backup is not None else None,
+        size=backup.size if backup is not None else 0,
+        verified=backup.verified if backup is not None else None,
+        record=known,
+        transfers=transfers,
+    )
+    if drill is not None and (promise.tested is None or drill.at > promise.tested):
+        promise = replace(promise, tested=drill.at, measured=drill.restore_ms / 1000)
+    return promise
 
 
 def by_trouble(statuses: Sequence[Status]) -> list[Status]:
@@ -98,14 +110,6 @@ def _standing_failure(record: Record) -> Run | None:
         if not outranked:
             failed.append((at.timestamp() if at is not None else 0.0, run))
     return max(failed, key=lambda item: item[0])[1] if failed else None
-
-
-def _due(database: Database, record: Record) -> float | None:
-    if not database.auto_backup:
-        return None
-    interval = timedelta(hours=database.interval_hours)
-    took = timedelta(milliseconds=(record.verified.duration_ms or 0) if record.verified else 0)
-    return (interval + max(_LEAST_GRACE, interval * _GRACE_SHARE) + took).total_seconds()
 
 
 def _why_none(record: Record) -> str:
