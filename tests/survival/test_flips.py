@@ -39,7 +39,7 @@ def test_every_flipped_bit_is_found(installation, small_replica, kind, full):
     installation.write(installation.entry(mysqlConnectionString=None, s3=s3))
     database, store = installation.database(), MemoryStore(prefix="production/", mode=fields["encryption"])
     key = upload_snapshot(database, store, take_snapshot(database)).key
-    drill(database, store, key)
+    assert drill(database, store, key).compared
     good = dict(store.objects)
     dice, missed = random.Random(), []
     for number in range(count):
