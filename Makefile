@@ -13,7 +13,7 @@ export VENV
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql stores survival full cluster bench dist matrix constraints clean
+.PHONY: help setup demo airflow airflow-stop test quick room fix lint types unit mysql stores survival disaster flips full cluster bench dist matrix constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,14 @@ stores: ## all answers to all requests, nginx, and what each S3 server here can 
 survival: ## kills at every step, races, full disks, hostile stores: all of each (make test has a short form)
 	@.ci/setup test
 	@DUCKLING_TESTS=full $(PYTEST) tests/survival $(ARGS)
+
+disaster: ## the rehearsal: a host with three databases is lost, the runbook's commands bring them back; prints the time
+	@.ci/setup test
+	@DUCKLING_TESTS=full $(PYTEST) tests/survival/test_disaster.py $(ARGS)
+
+flips: ## 200 random flips of bits in stored objects of each mode: a drill finds all of them
+	@.ci/setup test
+	@DUCKLING_TESTS=full $(PYTEST) tests/survival/test_flips.py $(ARGS)
 
 full: ## all tests in their long forms: half an hour, before a release
 	@.ci/setup test
