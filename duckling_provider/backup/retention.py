@@ -31,8 +31,9 @@ from pathlib import Path
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import COMPANION_SUFFIXES, SKEW, ListedBackup, assemble, date_faults, parse_name
+from duckling_provider.backup.segment_records import forget_records
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
-from duckling_provider.backup.states import State, read_state
+from duckling_provider.backup.states import BackupState, State, read_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors
 from duckling_provider.base.errors import (
@@ -94,6 +95,7 @@ def plan_retention(
     needs_mac: bool = False,
     rule: Retention | None = None,
     state: Callable[[ListedBackup], State] = lambda _: "verified",
+    whole: Callable[[ListedBackup], bool] | None = None,
 ) -> RetentionPlan:
     """Decide by age, evidence, pins and the rule.
 
@@ -102,12 +104,14 @@ def plan_retention(
         is complete (the mode was changed, say), the newest of all stays: it may be the only one there is.
     :param rule: what stays beyond `keep_days`.
     :param state: looks up the state of a backup. Asked only of those that may stay for what they are.
+    :param whole: looks up whether all of a backup was read and found good: the newest one stays, since the next ones
+        are copied from it.
     """
     ordered = sorted(backups, key=lambda b: (b.created, b.key), reverse=True)
     # A date that can't be true must not make a backup the newest. Where there is no other, it stays.
     dated = [b for b in ordered if not b.misdated(now)] or ordered
     complete = [b for b in dated if b.has_mac or not needs_mac] or dated
-    reasons = _always(complete, state)
+    reasons = _always(complete, state, whole)
     if rule is not None:
         for backup, period in _kept_by(rule, complete, state):
             reasons.setdefault(backup.key, period)
@@ -122,13 +126,22 @@ def plan_retention(
     return RetentionPlan(tuple(decisions))
 
 
-def _always(complete: Sequence[ListedBackup], state: Callable[[ListedBackup], State]) -> dict[str, str]:
+def _always(
+    complete: Sequence[ListedBackup],
+    state: Callable[[ListedBackup], State],
+    whole: Callable[[ListedBackup], bool] | None,
+) -> dict[str, str]:
     """Why a backup stays whatever its age, by key.
 
     :param complete: newest first.
     """
     reasons: dict[str, str] = {}
-    wanted = {"the newest that a drill restored": ("tested",), "the newest verified one": ("verified", "tested")}
+    wanted: dict[str, Callable[[ListedBackup], bool]] = {
+        "the newest that a drill restored": lambda b: state(b) == "tested",
+        "the newest verified one": lambda b: state(b) in ("verified", "tested"),
+    }
+    if whole is not None:
+        wanted["the newest that was verified in full"] = whole
     good = (b for b in complete if state(b) != "disproved")
     newest = next(good, None) or next(iter(complete), None)
     if newest is None:
@@ -138,8 +151,8 @@ def _always(complete: Sequence[ListedBackup], state: Callable[[ListedBackup], St
     if newest.size <= _EMPTY and (other := next((b for b in good if b.size > _EMPTY), None)) is not None:
         reasons[other.key] = "the newest complete one that is not empty"
     for backup in complete:
-        for reason, states in list(wanted.items()):
-            if state(backup) in states:
+        for reason, is_it in list(wanted.items()):
+            if is_it(backup):
                 reasons.setdefault(backup.key, reason)
                 del wanted[reason]
         if not wanted:
@@ -229,11 +242,12 @@ def trim_local(database: Database, *, now: datetime | None = None, control: Cont
     """
     with disk_errors(database.backup_path, subject=database.id):
         local = LocalBackups(database)
+        known_here = _looked_up(database, local)
         everything = plan_retention(
             list_backups(local),
             now=now or datetime.now(timezone.utc),
             keep_days=MAX_DAYS,
-            state=_looked_up(database, local),
+            state=lambda backup: known_here(backup).name,
         )
         plan = trimmed(everything, Room.of(database, coming=True))
         deleted, _, odd = _delete_local(local, plan, control or Control())
@@ -340,8 +354,9 @@ def _clean_up(
     local = LocalBackups(database)
     found_here = list_backups(local)
     notes = date_faults(found_here, now=now, url=local.url)
+    known_here = _looked_up(database, local)
     local_plan = plan_retention(
-        found_here, now=now, keep_days=database.local_retention_days, state=_looked_up(database, local)
+        found_here, now=now, keep_days=database.local_retention_days, state=lambda backup: known_here(backup).name
     )
     local_plan = trimmed(local_plan, Room.of(database, coming=False))
     downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
@@ -358,6 +373,8 @@ def _clean_up(
     swept, versions_stay = Swept(), False
     refused: dict[str, StoreError] = {}
     days = database.s3.backup_retention_days if database.s3 is not None else 0
+    if store is None and not dry_run:
+        forget_records(database, ())
     if store is not None:
         store = store.under(control)
         rows = list(store.list(store.prefix))
@@ -366,13 +383,15 @@ def _clean_up(
         notes += date_faults(backups, now=now, url=store.url)
         rule = database.s3.retention if database.s3 is not None else None
         if days > 0 or rule is not None:
+            known = _looked_up(database, store)
             plan = plan_retention(
                 backups,
                 now=now,
                 keep_days=days,
                 needs_mac=store.mode == CLIENT,
                 rule=rule,
-                state=_looked_up(database, store),
+                state=lambda backup: known(backup).name,
+                whole=lambda backup: known(backup).is_whole,
             )
             s3_decisions = plan.decisions
             s3_kept = len(plan.keep)
@@ -380,6 +399,7 @@ def _clean_up(
             if not dry_run:
                 s3_deleted, refused, versions_stay = _delete_stored(store, s3_deleted, control)
         if not dry_run:
+            forget_records(database, [backup.name for backup in backups])
             swept = _abort_abandoned(database, store, backups, now=now, notes=notes)
             notes += [swept.note] if swept.note else []
             _delete_lone_companions(database, store, rows, now=now, notes=notes)
@@ -403,13 +423,13 @@ def _clean_up(
     )
 
 
-def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBackup], State]:
-    """Looks up states, each once."""
-    known: dict[str, State] = {}
+def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBackup], BackupState]:
+    """Looks up what is known of backups, of each once."""
+    known: dict[str, BackupState] = {}
 
-    def state(backup: ListedBackup) -> State:
+    def state(backup: ListedBackup) -> BackupState:
         if backup.key not in known:
-            known[backup.key] = read_state(database, source, backup, strict=True).name
+            known[backup.key] = read_state(database, source, backup, strict=True)
         return known[backup.key]
 
     return state

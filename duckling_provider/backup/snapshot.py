@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
+from duckling_provider.backup.segment_records import SegmentChecksums, SegmentRecord, checksum_key
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import (
@@ -294,7 +295,7 @@ def take_snapshot(
         snapshot = replace(snapshot, validated=validated, held_ms=int(held * 1000))
         if database.s3 is not None:
             snapshot = replace(snapshot, rows=_counted(partial, control))
-        with published(snapshot):
+        with published(snapshot, seal.record(snapshot)):
             os.rename(partial, target)
     return snapshot
 
@@ -414,10 +415,13 @@ class Seal:
         """
         settings = database.s3
         if settings is None:
-            return cls(size, None, part_size=8 * MIB, max_parts=10_000)
-        footer = _footer(database, size, stamp=stamp_of(moment), origin=origin)
-        most = settings.max_parts
-        return cls(size, _key(settings), part_size=settings.part_size, max_parts=most, footer=footer)
+            seal = cls(size, None, part_size=8 * MIB, max_parts=10_000)
+        else:
+            footer = _footer(database, size, stamp=stamp_of(moment), origin=origin)
+            most = settings.max_parts
+            seal = cls(size, _key(settings), part_size=settings.part_size, max_parts=most, footer=footer)
+        seal.segments = SegmentChecksums(size, checksum_key(database))
+        return seal
 
     def __init__(
         self, size: int, key: EncryptionKey | None, *, part_size: int, max_parts: int, footer: Footer | None = None
@@ -431,6 +435,7 @@ class Seal:
         self.sha256 = hashlib.sha256()
         self.checksum_key = secrets.token_bytes(32)
         self.checksums = PartChecksums(self.plan, lead=lead, key=self.checksum_key)
+        self.segments: SegmentChecksums | None = None
         self.iv: bytes | None = None
         self.mac: Mac | None = None
         self.tags: SegmentTags | None = None
@@ -446,6 +451,20 @@ class Seal:
     def hash(self, chunk: BytesLike) -> None:
         self.sha256.update(chunk)
         self.checksums.update(chunk)
+        if self.segments is not None:
+            self.segments.update(chunk)
+
+    def record(self, snapshot: Snapshot) -> SegmentRecord | None:
+        """What is to be remembered of the segments, when all bytes have passed; None where they were not wanted."""
+        if self.segments is None:
+            return None
+        return self.segments.record(
+            snapshot.path.parent,
+            database=snapshot.database,
+            stamp=snapshot.stamp,
+            sha256=snapshot.sha256,
+            origin=snapshot.origin,
+        )
 
     def encrypt(self, chunk: BytesLike) -> None:
         if self.tags is not None:
@@ -534,16 +553,20 @@ def partial_backup(target: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def published(snapshot: Snapshot) -> Iterator[None]:
-    """Write the sidecar; the block gives the copy its final name.
+def published(snapshot: Snapshot, record: SegmentRecord | None) -> Iterator[None]:
+    """Write the sidecar and the record of segments; the block gives the copy its final name.
 
     The sidecar first: a copy that lies there without one is not ours, never a torn backup of ours.
     """
     try:
+        if record is not None:
+            record.save()
         snapshot.save()
         yield
     except BaseException:
         sidecar_of(snapshot.path).unlink(missing_ok=True)
+        if record is not None:
+            record.path.unlink(missing_ok=True)
         raise
     sync_folder(snapshot.path.parent)
 

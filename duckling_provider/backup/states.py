@@ -6,7 +6,8 @@ The evidence lies beside the backup, in ``<key>.state``, so that it outlives Air
      "evidence": [{"state": "verified", "at": "2025-03-01T15:02:11.482Z", "means": "full", "host": "etl-1"}],
      "mac": "64 hexadecimal characters"}
 
-Only the newest evidence of each state is kept, and the newest of all decides. `size` and `etag` bind it to the bytes
+Only the newest evidence of each state is kept (of ``verified`` by ``sent`` beside that by other means), and the newest
+of all decides. `size` and `etag` bind it to the bytes
 that were looked at. `mac` is `EncryptionKey.vouch` of the other fields, where the entry has a key: without it, a
 stranger with write access to the bucket could make a damaged backup look sound. What is forged, damaged, of another
 object or of a moment to come is passed over with a warning, never believed.
@@ -47,7 +48,7 @@ State = Literal["uploaded", "verified", "tested", "disproved"]
 Means = Literal["full", "sent", "taken", "drill"]
 
 _STATES: tuple[State, ...] = get_args(State)
-#: A state file has three pieces of evidence; more than this is none of ours.
+#: A state file has four pieces of evidence; more than this is none of ours.
 _LIMIT = 64 * 1024
 _AT_ONCE = 8
 
@@ -117,16 +118,34 @@ class BackupState:
     def is_proven(self) -> bool:
         return self.name in ("verified", "tested")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was read and found good, and nothing bad was found since."""
+        disproof = self.last("disproved")
+        if self.whole_at is None:
+            return self.presumed == "verified" and disproof is None
+        return disproof is None or self.whole_at > disproof
+
+    @property
+    def whole_at(self) -> datetime | None:
+        """When all of it was last read and found good."""
+        good = (piece for piece in self.evidence if piece.state in ("verified", "tested") and piece.means != "sent")
+        return max((piece.at for piece in good), default=None)
+
     def last(self, state: State) -> datetime | None:
         """When it was last seen in that state."""
         return max((piece.at for piece in self.evidence if piece.state == state), default=None)
 
     def with_(self, new: Evidence) -> BackupState:
         """With `new` in place of the older evidence of the same state."""
-        others = [piece for piece in self.evidence if piece.state != new.state or piece.at > new.at]
-        if any(piece.state == new.state for piece in others):
+
+        def of_its_kind(piece: Evidence) -> bool:
+            # What proves less does not take the place of what proves all.
+            return (piece.state, piece.means == "sent") == (new.state, new.means == "sent")
+
+        if any(of_its_kind(piece) and piece.at > new.at for piece in self.evidence):
             return self
-        return replace(self, evidence=(*others, new))
+        return replace(self, evidence=(*(piece for piece in self.evidence if not of_its_kind(piece)), new))
 
 
 def read_state(database: Database, source: BackupSource, backup: ListedBackup, *, strict: bool = False) -> BackupState:
@@ -295,7 +314,7 @@ def choose_by_state(
         else:
             passed.append(backup)
             # With `s3.verify: head` nothing is ever recorded, and the user decided that this is enough.
-            if source.presumed == "uploaded" and not database.verifies_whole and not tested:
+            if source.presumed == "uploaded" and not database.verifies_bytes and not tested:
                 break
     else:
         backup = _unproven(database, passed, disproved, tested=tested)

@@ -7,15 +7,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
+from duckling_provider.backup.differential import (
+    SegmentedBody,
+    UploadPlan,
+    copies_binding,
+    plan_upload,
+    remember_refusal,
+    remember_upload,
+)
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import MAC_SUFFIX, ListedBackup
 from duckling_provider.backup.retention import CleanupResult, clean_up, trim_local
+from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
-from duckling_provider.backup.verify import VerifyResult, verify_backup
+from duckling_provider.backup.verify import VerifyResult, verify_upload
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
@@ -30,6 +39,7 @@ from duckling_provider.base.errors import (
 )
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.interruptible import AbandonedError
+from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.crypto import CtrCipher
@@ -38,20 +48,39 @@ from duckling_provider.formats.trailer import FORMAT, encode_trailer
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores.parts import TooManyPartsError
-from duckling_provider.stores.store import BAD_CREDENTIALS, SSE_ALGORITHM, BytesBody, Store, UploadLog
+from duckling_provider.stores.store import (
+    BAD_CREDENTIALS,
+    SSE_ALGORITHM,
+    BytesBody,
+    Copies,
+    CopyRefusedError,
+    Store,
+    StoredObject,
+    UploadLog,
+)
+
+_AN_EARLIER_TRY = "an earlier try stored it and left no record of how"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BackupResult:
-    """An uploaded backup: `size` of the ``.db`` file in bytes, `duration_ms` of the upload."""
+    """An uploaded backup: `size` of the ``.db`` file in bytes, `duration_ms` of the upload.
+
+    Of the object's bytes, `bytes_sent` were sent, in one or several tries, and the store copied `bytes_copied` of an
+    earlier one; `because` says why all were sent, empty where they were not. None where an earlier run did it and left
+    no record.
+    """
 
     key: str
     size: int
     duration_ms: int
     mode: str
     sha256: str | None
+    bytes_sent: int | None = None
+    bytes_copied: int | None = None
+    because: str = ""
 
 
 def upload_snapshot(
@@ -78,20 +107,52 @@ def upload_snapshot(
         FileLock(snapshot.upload_lock, operation=f"upload of {snapshot.filename}", control=control),
     ):
         # Before it is sealed again: the sidecar must go on telling what the object in the store is.
+        record = record_of(database, snapshot.filename)
+        uploaded = None if record is None else record.uploaded
         if not _is_there(database, store, key, snapshot):
             snapshot = sealed_for(database, snapshot, control=control)
-            try:
-                _send(database, store, key, snapshot, control)
-            except TooManyPartsError as error:
-                smaller = snapshot
-                snapshot = sealed_for(database, snapshot, cautious=True, control=control)
-                if snapshot.plan == smaller.plan:
-                    raise
-                log.warning("%s: sent again in %d larger parts; %s", error.cause, snapshot.plan.count, error.hint)
-                _send(database, store, key, snapshot, control)
-    return BackupResult(
+            stored, plan = _stored(database, store, key, snapshot, control)
+            uploaded = remember_upload(database, store, snapshot, stored, plan)
+        elif uploaded is None or uploaded.key != key:
+            # The try that stored it ended before it could note that.
+            uploaded = remember_upload(database, store, snapshot, store.head(key), UploadPlan(because=_AN_EARLIER_TRY))
+    result = BackupResult(
         key, snapshot.size, int((time.monotonic() - started) * 1000), store.mode, _public_sha256(store, snapshot)
     )
+    if uploaded is None:
+        return result
+    return replace(result, bytes_sent=uploaded.sent_bytes, bytes_copied=uploaded.copied_bytes, because=uploaded.because)
+
+
+def _stored(
+    database: Database, store: Store, key: str, snapshot: Snapshot, control: Control
+) -> tuple[StoredObject, UploadPlan]:
+    """Store the object, as much of it as can be by copies; returns what the store has, and how it came there."""
+    plan = plan_upload(database, store, snapshot, binding=_binding(store, key, snapshot))
+    record = record_of(database, snapshot.filename)
+    if plan.copies is not None and record is not None:
+        copies = plan.copies
+        log.info(
+            "%s%s: %s of %s are as in %s, and copied by the store",
+            *(store.url, key, human_bytes(copies.cut.copied_bytes), human_bytes(copies.cut.size), copies.source.key),
+        )
+        try:
+            body = SegmentedBody(snapshot.path, copies.cut, record, digests=store.signs_payloads, control=control)
+            with body:
+                return _put(database, store, key, snapshot, body, control, copies), plan
+        except (CopyRefusedError, TooManyPartsError) as error:
+            plan = UploadPlan(because=f"the store copies no parts: {error.cause}")
+            remember_refusal(database, store, plan.because)
+    log.info("%s%s: all of it is sent: %s", store.url, key, plan.because)
+    try:
+        return _send(database, store, key, snapshot, control), plan
+    except TooManyPartsError as error:
+        smaller = snapshot
+        snapshot = sealed_for(database, snapshot, cautious=True, control=control)
+        if snapshot.plan == smaller.plan:
+            raise
+        log.warning("%s: sent again in %d larger parts; %s", error.cause, snapshot.plan.count, error.hint)
+        return _send(database, store, key, snapshot, control), plan
 
 
 def _encryption(database: Database, store: Store) -> str:
@@ -127,13 +188,21 @@ def _body(database: Database, store: Store, snapshot: Snapshot, control: Control
     )
 
 
-def _send(database: Database, store: Store, key: str, snapshot: Snapshot, control: Control) -> None:
+def _send(database: Database, store: Store, key: str, snapshot: Snapshot, control: Control) -> StoredObject:
     control.begin("upload", snapshot.plan.size)
     with _body(database, store, snapshot, control) as body:
-        _put(database, store, key, snapshot, body, control)
+        return _put(database, store, key, snapshot, body, control)
 
 
-def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: SnapshotBody, control: Control) -> None:
+def _put(
+    database: Database,
+    store: Store,
+    key: str,
+    snapshot: Snapshot,
+    body: SnapshotBody,
+    control: Control,
+    copies: Copies | None = None,
+) -> StoredObject:
     """Store the object, its ``.mac`` just before it appears; a ``.mac`` that is left without its object goes."""
     encrypted = store.mode == CLIENT
 
@@ -141,8 +210,9 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
         if snapshot.mac is not None:
             store.put(key + MAC_SUFFIX, BytesBody(snapshot.mac.encode()), content_type="text/plain")
 
+    binding = _binding(store, key, snapshot)
     try:
-        store.put(
+        return store.put(
             key,
             body,
             metadata=describe(
@@ -157,7 +227,8 @@ def _put(database: Database, store: Store, key: str, snapshot: Snapshot, body: S
                 object_format=1 if snapshot.footer is None else FORMAT,
             ),
             before_visible=write_mac if encrypted else None,
-            upload_log=_upload_log(store, key, snapshot),
+            upload_log=UploadLog(snapshot.upload_log, binding if copies is None else copies_binding(binding, copies)),
+            copies=copies,
             control=control,
         )
     except DucklingError as error:
@@ -186,21 +257,18 @@ def _public_sha256(store: Store, snapshot: Snapshot) -> str | None:
     return None if store.mode == CLIENT else snapshot.sha256
 
 
-def _upload_log(store: Store, key: str, snapshot: Snapshot) -> UploadLog:
-    """What is remembered of an interrupted upload, for another try with just the same object."""
-    return UploadLog(
-        snapshot.upload_log,
-        {
-            "store": store.url,
-            "key": key,
-            "sha256": snapshot.sha256,
-            "iv": snapshot.iv,
-            "part_size": snapshot.part_size,
-            "mode": store.mode,
-            # Not for the others: their logs of earlier versions are to go on.
-            **({"mac": snapshot.mac} if snapshot.footer is not None else {}),
-        },
-    )
+def _binding(store: Store, key: str, snapshot: Snapshot) -> dict[str, object]:
+    """What the log of an interrupted upload is bound to: it goes on with just the same object only."""
+    return {
+        "store": store.url,
+        "key": key,
+        "sha256": snapshot.sha256,
+        "iv": snapshot.iv,
+        "part_size": snapshot.part_size,
+        "mode": store.mode,
+        # Not for the others: their logs of earlier versions are to go on.
+        **({"mac": snapshot.mac} if snapshot.footer is not None else {}),
+    }
 
 
 def _is_there(database: Database, store: Store, key: str, snapshot: Snapshot) -> bool:
@@ -319,9 +387,8 @@ def back_up(
     upload = verified = None
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
-        full = database.verifies_whole
         try:
-            verified = verify_backup(database, store, upload.key, full=full, control=control)
+            verified = verify_upload(database, store, upload.key, control=control)
         except StoreError as error:
             later = f"The backup is stored, but not verified yet: duckling verify {database.id}"
             error.hint = " ".join(filter(None, (error.hint, later)))

@@ -4,6 +4,7 @@ is written nowhere.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import itertools
@@ -11,11 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import BinaryIO, cast
 
-from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.backup_object import StoredBackup, identify_backup, list_backups, resolve
 from duckling_provider.backup.names import LATEST, RULES
-from duckling_provider.backup.states import note_damage, record_state
+from duckling_provider.backup.segment_records import SegmentRecord, Uploaded, record_of
+from duckling_provider.backup.states import note_damage, read_states, record_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     DamagedError,
@@ -28,7 +31,8 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.config.databases import Database
-from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac
+from duckling_provider.config.s3 import CLIENT
+from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, PartMac
 from duckling_provider.formats.pipeline import Fanout, Stage
 from duckling_provider.formats.segment_fetch import fetch_segments
 from duckling_provider.formats.segments import SegmentKeys
@@ -38,12 +42,18 @@ from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource, StoredObject
 
 log = logging.getLogger(__name__)
+_BLOCKS = "DuckDB block checksums"
+#: Of what the store copied, one segment in so many is read back, another one after each upload.
+_SAMPLE = 50
+#: So many of the newest backups are asked when one was last read in full.
+_LOOKED_AT = 30
 
 
 @dataclass(frozen=True)
 class VerifyResult:
     """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes:
-    ``"HMAC-SHA256"``, ``"SHA-256"`` or ``"DuckDB block checksums"``. `key_fingerprint` tells which key read it, None
+    ``"HMAC-SHA256"``, ``"SHA-256"``, ``"DuckDB block checksums"``, or ``"sent"`` where only what was sent was read back
+    and compared with what was recorded of it here. `key_fingerprint` tells which key read it, None
     for an object that is not encrypted here.
     """
 
@@ -86,10 +96,7 @@ def verify_backup(
         if note and not isinstance(error, ReplacedError):
             note_damage(database, store, found, error)
         raise
-    if backup.mac is not None:
-        evidence = "HMAC-SHA256"
-    else:
-        evidence = "SHA-256" if backup.sha256 is not None else "DuckDB block checksums"
+    evidence = "HMAC-SHA256" if backup.mac is not None else "SHA-256" if backup.sha256 is not None else _BLOCKS
     result = VerifyResult(
         key=backup.key,
         mode=backup.mode,
@@ -162,6 +169,88 @@ def read_again(
 
 def _digest_in(error: DucklingError) -> str:
     return error.found if isinstance(error, IntegrityError) else ""
+
+
+def verify_upload(database: Database, store: BackupSource, key: str, *, control: Control | None = None) -> VerifyResult:
+    """Verify a backup as ``s3.verify`` says: all of it, or after a differential upload what was sent and a sample of
+    what was copied, or its head.
+
+    :raises IntegrityError, NotFoundError: as `verify_backup`.
+    """
+    setting = database.s3.verify if database.s3 is not None else None
+    if setting == "head":
+        return verify_backup(database, store, key, full=False, control=control)
+    record = record_of(database, key.rpartition("/")[2]) if setting != "full" else None
+    if record is None or not _is_sent_enough(database, store, key, record):
+        return verify_backup(database, store, key, control=control)
+    control = control or Control()
+    try:
+        return _verify_sent(database, store.under(control), key, record, control)
+    except IntegrityError as error:
+        log.warning("%s%s: %s; all of it is read", store.url, key, error.cause)
+        result = verify_backup(database, store, key, control=control)
+        if result.evidence == _BLOCKS:  # which tell less than what was recorded here
+            note_damage(database, store, key, error)
+            raise
+        return result
+
+
+def _is_sent_enough(database: Database, store: BackupSource, key: str, record: SegmentRecord) -> bool:
+    """Whether reading what was sent will do: the store has copied something, and it is not time to read all again."""
+    uploaded = record.uploaded
+    if database.s3 is None or uploaded is None or (uploaded.store, uploaded.key) != (store.url, key):
+        return False
+    if uploaded.mode == CLIENT or not uploaded.copied_bytes:
+        return False
+    now = datetime.now(timezone.utc)
+    newest = [backup for backup in list_backups(store) if not backup.misdated(now)][:_LOOKED_AT]
+    known = read_states(database, store, newest).values()
+    last = max((state.whole_at for state in known if state.whole_at is not None), default=None)
+    return last is not None and now - last < timedelta(days=database.s3.verify_full_interval_days)
+
+
+def _verify_sent(
+    database: Database, store: BackupSource, key: str, record: SegmentRecord, control: Control
+) -> VerifyResult:
+    """Read back what was sent, and of what the store copied one segment in `_SAMPLE`, another one each time."""
+    started = time.monotonic()
+    uploaded = record.uploaded
+    backup = identify_backup(database, store, key, chosen=True)
+    if uploaded is None or (backup.etag.strip('"'), backup.object_size) != (uploaded.etag, uploaded.size):
+        raise IntegrityError(
+            "it is another object than was uploaded from here", subject=store.url + key, hint="Make a new backup."
+        )
+    wanted = [
+        number
+        for number in range(len(record.checksums))
+        if _was_sent(uploaded, *record.bounds(number)) or number % _SAMPLE == uploaded.number % _SAMPLE
+    ]
+    spans = [record.bounds(number) for number in wanted]
+    control.begin("verify", sum(stop - start for start, stop in spans))
+    chunks = fetch(store, key, spans=spans, etag=backup.etag, control=control)
+    with contextlib.closing(chunks):
+        for number, (start, stop) in zip(wanted, spans, strict=True):
+            checksum, left = PartMac(bytes.fromhex(record.key), number), stop - start
+            while left:
+                chunk = next(chunks)
+                checksum.update(chunk)
+                left -= len(chunk)
+                control.advance(len(chunk))
+            if checksum.hexdigest() != record.checksums[number]:
+                raise IntegrityError(
+                    f"its bytes {start}-{stop} are not those that were backed up",
+                    subject=store.url + key,
+                    hint="The store lost or mixed them; the next backup is sent whole. Use another one.",
+                )
+    took = int((time.monotonic() - started) * 1000)
+    stored = StoredObject(backup.key, backup.object_size, backup.etag)
+    record_state(database, store, stored, "verified", means="sent")
+    return VerifyResult(backup.key, backup.mode, backup.size, backup.object_size, "sent", took)
+
+
+def _was_sent(uploaded: Uploaded, start: int, stop: int) -> bool:
+    at = bisect.bisect_right(uploaded.sent, (start, uploaded.size + 1)) - 1
+    return any(begin < stop and start < end for begin, end in uploaded.sent[max(0, at) : at + 2])
 
 
 def read_verified(

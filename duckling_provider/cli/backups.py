@@ -67,6 +67,7 @@ def backup(
         key = {"key": upload.key} if upload else {}
         facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
         facts |= {"bytesSent": control.sent, "bytesReceived": control.received}
+        facts |= {} if upload is None else {"bytesCopied": upload.bytes_copied, "fullBecause": upload.because or None}
         facts |= {"cpuSeconds": round(cpu_seconds() - before, 2), "held": snapshot.held_ms}
         facts |= {"resumed": done.resumed} if resume else {}
         failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
@@ -81,6 +82,11 @@ def backup(
     else:
         proof = f"verified ({done.verified.evidence})"
         session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
+        if upload.because:
+            session.terminal.say(f"all of it was sent: {upload.because}")
+        elif upload.bytes_copied and upload.bytes_sent is not None:
+            copied = f"{human_bytes(upload.bytes_copied)} were copied by the store"
+            session.terminal.say(f"{human_bytes(upload.bytes_sent)} were sent, {copied}")
     if done.cleanup_error is not None:
         session.terminal.warn(f"the backup is good, but deleting old ones failed: {done.cleanup_error}")
     for note in done.notes:

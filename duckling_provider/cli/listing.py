@@ -30,7 +30,7 @@ _COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FI
 class _Row:
     """One backup. `state` is that of `backup.states`, or ``incomplete`` for an object that can't be restored, and
     `state_at` the moment of the evidence for it; `remark` says what is odd about it. `mode` and `fingerprint` are None
-    where nothing tells.
+    where nothing tells, `bytes_sent` (the rest was copied by the store) where this machine does not know.
     """
 
     backup: ListedBackup
@@ -41,6 +41,7 @@ class _Row:
     remark: str = ""
     origin: Origin | None = None
     state_at: datetime | None = None
+    bytes_sent: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -53,6 +54,7 @@ class _Row:
         else:
             modified = iso(backup.modified or backup.created)
             named = {"key": backup.key, "size": backup.size, "lastModified": modified, "createdAt": iso(backup.created)}
+            named["bytesSent"] = self.bytes_sent
         facts: dict[str, Any] = {
             "complete": self.complete,
             "state": self.state,
@@ -190,6 +192,7 @@ def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str, shown: t
 
 def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:
     from duckling_provider.backup.backup_object import is_complete, list_backups
+    from duckling_provider.backup.segment_records import bytes_sent
     from duckling_provider.backup.states import read_states
     from duckling_provider.config.s3 import CLIENT
     from duckling_provider.oversight.check import Look, looks
@@ -215,5 +218,6 @@ def _rows(session: Session, database: Database, where: str, source: BackupSource
             or backup.remark(now)
             or (f"of {look.origin}" if several and look.origin is not None else "")
         )
-        rows.append(_Row(backup, where, state, mode, look.fingerprint, remark, look.origin, known.since))
+        sent = None if where == "local" else bytes_sent(database, backup.name)
+        rows.append(_Row(backup, where, state, mode, look.fingerprint, remark, look.origin, known.since, sent))
     return rows

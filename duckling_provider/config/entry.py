@@ -132,9 +132,9 @@ class Database(Entry):
         return (*self.files, self.backup_path) if self.is_here else (self.backup_path,)
 
     @property
-    def verifies_whole(self) -> bool:
-        """Whether a backup is read back whole, and not only asked for, before it counts as verified."""
-        return self.s3 is None or self.s3.verify == "full"
+    def verifies_bytes(self) -> bool:
+        """Whether bytes of a backup are read back, and not only asked for, before it counts as verified."""
+        return self.s3 is None or self.s3.verify != "head"
 
     @property
     def is_here(self) -> bool:

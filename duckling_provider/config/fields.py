@@ -198,11 +198,12 @@ def _nearest_field(shape: type[Shape], name: str, elsewhere: Elsewhere) -> str |
 
 @lru_cache
 def _choices(shape: type[Shape]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(attribute, name in the file, choices) of each field that is a `Literal`."""
+    """(attribute, name in the file, choices) of each field that is a `Literal`, or one that may be absent."""
     return tuple(
-        (name, info.alias or name, get_args(info.annotation))
+        (name, info.alias or name, get_args(kind))
         for name, info in shape.model_fields.items()
-        if get_origin(info.annotation) is Literal
+        for kind in (info.annotation, *get_args(info.annotation))
+        if get_origin(kind) is Literal
     )
 
 
@@ -210,7 +211,7 @@ def check_choices(given: Shape, prefix: str, report: FieldProblems) -> None:
     """An error for each value that is none of its choices: it lists them, and names the nearest."""
     for attribute, name, choices in _choices(type(given)):
         value = getattr(given, attribute)
-        if value in choices:
+        if value is None or value in choices:
             continue
         listed = f"expected {', '.join(choices[:-1])} or {choices[-1]}"
         near = difflib.get_close_matches(value[:100].lower(), choices, n=1)

@@ -34,7 +34,7 @@ from duckling_provider.config.keys import EncryptionKey
 MIB = 1024 * 1024
 
 Encryption = Literal["none", "sse-s3", "sse-kms", "client-aes256"]
-Verify = Literal["full", "head"]
+Verify = Literal["full", "sent", "head"]
 Receive = Literal["direct", "boto3"]
 
 #: From the weakest to the strongest.
@@ -114,7 +114,9 @@ class S3Settings(Shape):
     credential_source: Text = None  #: "default" = boto3's own chain
     storage_class: Text = None
     tags: dict[str, str] = Field(default_factory=dict)
-    verify: Annotated[Verify, ANY_STRING] = "full"
+    verify: Annotated[Verify | None, ANY_STRING] = None  #: None: "sent" after a differential upload, else "full"
+    verify_full_interval_days: _Days = 7.0  #: between two verifications of all bytes
+    full_upload_every: int = Field(default=10, ge=1, le=10_000)  #: of so many backups, one is sent whole
     part_size_mib: int = Field(default=8, ge=5, le=5120, alias="partSizeMiB")
     max_parts: int = Field(default=10_000, ge=1, le=10_000)
     max_concurrency: int = Field(default=16, ge=1, le=32)

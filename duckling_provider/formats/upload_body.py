@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from duckling_provider.base.errors import DamagedError
 from duckling_provider.base.host_load import forget
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
 from duckling_provider.formats.segments import SegmentCipher, SegmentStream
-from duckling_provider.stores.parts import PartPlan
+from duckling_provider.stores.parts import Cut, PartPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -93,7 +93,7 @@ class SnapshotBody:
     def __init__(
         self,
         path: Path,
-        plan: PartPlan,
+        plan: PartPlan | Cut,
         *,
         checksums: Sequence[str],
         checksum_key: bytes,
@@ -161,26 +161,31 @@ class SnapshotBody:
         """Compare the snapshot's bytes with the record; returns the SHA-256 of what precedes the tail in the part that
         they make, if wanted.
         """
-        checksum = PartMac(self._checksum_key, index)
         sha256 = hashlib.sha256(self._lead if index == 0 else b"") if self._digests else None
         stream = self._cipher.stream(first) if self._cipher is not None else None
-        for position in range(first, last, len(block)):
-            self._control.check()
-            piece = block[: last - position]
-            piece = piece[: os.preadv(self._fd, [piece], position)]
-            checksum.update(piece)
-            if sha256 is not None:
-                # While it is in the processor's cache: the signature would have to make and hash it once more.
-                if stream is not None:
-                    stream.update_into(piece, piece)
-                sha256.update(piece)
-        if checksum.hexdigest() != self._checksums[index]:
-            raise DamagedError(
-                f"the snapshot's bytes {first}-{last} changed since it was made",
-                subject=str(self.path),
-                hint="The disk or another program altered it. It is not uploaded; make a new backup.",
-            )
+        for number, start, stop in self._spans(index, first, last):
+            checksum = PartMac(self._checksum_key, number)
+            for position in range(start, stop, len(block)):
+                self._control.check()
+                piece = block[: stop - position]
+                piece = piece[: os.preadv(self._fd, [piece], position)]
+                checksum.update(piece)
+                if sha256 is not None:
+                    # While it is in the processor's cache: the signature would have to make and hash it once more.
+                    if stream is not None:
+                        stream.update_into(piece, piece)
+                    sha256.update(piece)
+            if checksum.hexdigest() != self._checksums[number]:
+                raise DamagedError(
+                    f"the snapshot's bytes {start}-{stop} changed since it was made",
+                    subject=str(self.path),
+                    hint="The disk or another program altered it. It is not uploaded; make a new backup.",
+                )
         return sha256
+
+    def _spans(self, index: int, first: int, last: int) -> Iterable[tuple[int, int, int]]:
+        """(number of the checksum, first byte, byte after the last) of what the bytes of a part are compared with."""
+        return [(index, first, last)]
 
 
 class PartReader(io.RawIOBase):

@@ -74,7 +74,7 @@ def import_backup(database: Database, source: Path, moment: datetime, *, control
         fd, path = (lock.fileno(), source) if is_link else (out, partial)
         seal, storage = _checked(fd, path, database, moment, control)
         snapshot = seal.snapshot(target, database, moment, storage=storage, started=started)
-        with published(snapshot):
+        with published(snapshot, seal.record(snapshot)):
             if is_link:
                 os.link(source, target)
             else:

@@ -66,7 +66,8 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
     :param database_id: the entry of databases.json. (templated)
     :param snapshot: file name of a snapshot of this database; without one, a snapshot is taken first. (templated)
     :param wait_seconds: how long to wait for a process that has the replica open, when a snapshot is taken.
-    :return: ``key``, ``size`` of the replica in bytes, ``duration`` in ms, ``mode``; ``sha256`` unless encrypted here.
+    :return: ``key``, ``size`` of the replica in bytes, ``duration`` in ms, ``mode``; ``sha256`` unless encrypted here;
+        ``bytes_copied`` of the object by the store, and ``full_because`` where all of it was sent.
     """
 
     template_fields: Sequence[str] = ("database_id", "snapshot")
@@ -104,6 +105,10 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
             }
             if done.sha256:
                 result["sha256"] = done.sha256
+            if done.bytes_copied is not None:
+                result["bytes_copied"] = done.bytes_copied
+            if done.because:
+                result["full_because"] = done.because
             self.note(lambda record: record.went_well("backup"))
             return self.publish(context, result)
 

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from duckling_provider.backup.backup_object import is_complete, list_backups, origin_fault, origin_of, size_fault
+from duckling_provider.backup.differential import remember_refusal
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import ListedBackup, date_faults
 from duckling_provider.base.disk_space import require_space
@@ -37,6 +38,7 @@ from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX
 from duckling_provider.replica.locks import LOCK_SUFFIX, read_hold, state_path
 from duckling_provider.replica.origin import ORIGIN_SUFFIX, Origin
 from duckling_provider.replica.read_copy import readers_of, require_read_copy
+from duckling_provider.stores.s3_probe import COPY_STEP
 from duckling_provider.stores.store import BackupSource, Store, unheard
 
 #: Objects that are asked for at the same time.
@@ -79,6 +81,8 @@ def check_database(
     for probe in store.probe(store.prefix, begin=begin):
         answers = not probe.last
         works = f"{probe.action} works" + (f"; {probe.note}" if probe.note else "")
+        if probe.name == COPY_STEP and probe.error is None:
+            remember_refusal(database, store, probe.note)
         yield CheckStep(f"store: {probe.name}", "" if probe.error else works, probe.error)
     if store.clock_fault:
         yield CheckStep("clock", error=store.clock_fault)

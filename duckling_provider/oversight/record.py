@@ -312,7 +312,7 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
             break
         at = max((piece.at for piece in state.evidence if piece.state != "disproved"), default=None)
         # With `s3.verify: head` nothing is ever recorded, and the user decided that this is enough.
-        unproven = state.name == "uploaded" and not database.verifies_whole
+        unproven = state.name == "uploaded" and not database.verifies_bytes
         if state.is_proven or unproven:
             at = at or backup.modified or backup.created
             found.append(KnownBackup(backup.key, backup.created, backup.size, at, state.last("tested")))

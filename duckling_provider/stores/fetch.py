@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError, StoreError
@@ -38,13 +38,17 @@ def fetch(
     store: BackupSource,
     key: str,
     *,
-    size: int,
+    size: int = 0,
+    spans: Sequence[tuple[int, int]] | None = None,
     etag: str = "",
     control: Control | None = None,
     threads: int = THREADS,
     pace: Callable[[int], None] | None = None,
 ) -> Generator[memoryview, None, None]:
     """The object's bytes from 0 to `size`, in order, in pieces of `PIECE`, the last one shorter.
+
+    :param spans: in place of `size`: only the bytes of these, (first, byte after the last), in order; all but the last
+        are multiples of `PIECE` long.
 
     A piece is good until `KEPT` more and one after them are asked for; then its memory takes other bytes.
     A request that breaks off goes on where it was, until it has brought nothing for `ATTEMPTS` times.
@@ -57,7 +61,7 @@ def fetch(
     :raises StoreError: when the store fails for good.
     :raises IntegrityError: when the object is shorter than `size` or was replaced meanwhile.
     """
-    reading = _Reading(store, key, size, etag, control or Control(), threads, pace)
+    reading = _Reading(store, key, [(0, size)] if spans is None else spans, etag, control or Control(), threads, pace)
     with Workers(threads, name="duckling-fetch", control=reading.control) as pool:
         try:
             yield from reading.pieces(pool)
@@ -118,20 +122,24 @@ def _truncated(store: BackupSource, key: str, start: int) -> IntegrityError:
 
 
 class _Range:
-    """Bytes `start` to before `stop` of the object, one request. Those before `arrived` are there."""
+    """Bytes `start` to before `stop` of all that is read, one request; in the object they lie `ahead` bytes further on.
+    Those before `arrived` are there.
+    """
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop, self.arrived = start, stop, start
+    def __init__(self, start: int, stop: int, ahead: int) -> None:
+        self.start, self.stop, self.arrived, self.ahead = start, stop, start, ahead
         self.error: BaseException | None = None
 
 
-def _ranges(size: int) -> Iterator[_Range]:
+def _ranges(spans: Sequence[tuple[int, int]]) -> Iterator[_Range]:
     start = 0
-    while start < size:
-        # Small ones at first, so that an object of a few MiB comes by several connections as well.
-        stop = min(size, start + (RANGE if start < 2 * RANGE else 2 * RANGE))
-        yield _Range(start, stop)
-        start = stop
+    for first, last in spans:
+        ahead, end = first - start, last - first + start
+        while start < end:
+            # Small ones at first, so that an object of a few MiB comes by several connections as well.
+            stop = min(end, start + (RANGE if start < 2 * RANGE else 2 * RANGE))
+            yield _Range(start, stop, ahead)
+            start = stop
 
 
 class _LeftError(Exception):
@@ -139,7 +147,7 @@ class _LeftError(Exception):
 
 
 class _Reading:
-    """One object on its way through the ring: byte n lies at n modulo the ring's size.
+    """One object on its way through the ring: byte n of what is read lies at n modulo the ring's size.
 
     The threads of the pool each take the next range, ask for it and receive it piece by piece, as far as there is room
     (`_room`). The caller's thread hands pieces on (`pieces`), which makes room.
@@ -149,7 +157,7 @@ class _Reading:
         self,
         store: BackupSource,
         key: str,
-        size: int,
+        spans: Sequence[tuple[int, int]],
         etag: str,
         control: Control,
         threads: int,
@@ -157,11 +165,11 @@ class _Reading:
     ) -> None:
         self.control = control
         self._store, self._key, self._etag, self._pace = store, key, etag, pace
-        self._memory = memoryview(bytearray(min(size, WINDOW)))
+        self._memory = memoryview(bytearray(min(sum(stop - start for start, stop in spans), WINDOW)))
         self._concurrency = Concurrency(threads)
         self._lock = threading.Lock()
         self._arrived, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._waiting = _ranges(size)
+        self._waiting = _ranges(spans)
         self._begun: deque[_Range] = deque()
         self._running = 0
         self._free_until = len(self._memory)  # the object's byte for which there is no room yet
@@ -258,12 +266,12 @@ class _Reading:
                 # What has a code was refused as often as the store's client asks.
                 if not error.retryable or error.code or attempt == ATTEMPTS:
                     if wanted.arrived == wanted.start and _is_behind(error):
-                        raise _truncated(self._store, self._key, wanted.start) from error
+                        raise _truncated(self._store, self._key, wanted.start + wanted.ahead) from error
                     raise
                 self.control.sleep(concurrency.pause_after(attempt))
 
     def _receive_from(self, wanted: _Range, start: int) -> None:
-        stream = self._store.open_range(self._key, start, wanted.stop, etag=self._etag)
+        stream = self._store.open_range(self._key, start + wanted.ahead, wanted.stop + wanted.ahead, etag=self._etag)
         with contextlib.closing(stream):
             while wanted.arrived < wanted.stop:
                 room = self._room(wanted.arrived, wanted.stop)
@@ -271,7 +279,9 @@ class _Reading:
                     self.control.check()
                     read = stream.readinto(room)
                     if not read:
-                        raise _cut_off(self._store, self._key, wanted.arrived, wanted.stop)
+                        raise _cut_off(
+                            self._store, self._key, wanted.arrived + wanted.ahead, wanted.stop + wanted.ahead
+                        )
                     room = room[read:]
                     with self._lock:
                         wanted.arrived += read

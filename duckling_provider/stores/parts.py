@@ -86,6 +86,11 @@ class Cut:
         return self.stops[index - 1] if index else 0, self.stops[index]
 
     @property
+    def part_size(self) -> int:
+        """Bytes of the largest part."""
+        return max(stop - start for start, stop in map(self.bounds, range(self.count)))
+
+    @property
     def copied_bytes(self) -> int:
         return sum(stop - start for start, stop in map(self.bounds, self.copied))
 

@@ -55,9 +55,13 @@ class BackupVerified(Transferred, ReadWith):
 
 
 class BackupUploaded(BackupVerified, total=False):
-    """`sha256` unless the backup is encrypted here."""
+    """`sha256` unless the backup is encrypted here. Of the object, the store copied `bytes_copied` of an earlier one;
+    `full_because` says why it copied none.
+    """
 
     sha256: str
+    bytes_copied: int
+    full_because: str
 
 
 class BackupTested(BackupVerified):

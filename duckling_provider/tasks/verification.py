@@ -18,13 +18,12 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> BackupVeri
     :return: None when the object is not there.
     :raises IntegrityError: when it is not what was uploaded.
     """
-    from duckling_provider.backup.verify import verify_backup
+    from duckling_provider.backup.verify import verify_upload
 
     hook = DucklingHook(database_id)
     database, store = hook.database, hook.store()  # outside `try`: an unknown database is no missing object
-    full = database.verifies_whole
     try:
-        done = verify_backup(database, store, key, full=full, control=control)
+        done = verify_upload(database, store, key, control=control)
     except NotFoundError as error:
         log.info("not there yet: %s", error)
         return None

@@ -152,7 +152,8 @@ def production(installation, small_replica):
 
 def left(database):
     """Names of what lies in the folder of local backups."""
-    return sorted(os.listdir(database.backup_dir)) if database.backup_dir.exists() else []
+    names = os.listdir(database.backup_dir) if database.backup_dir.exists() else []
+    return sorted({*names} - {"segments"})
 
 
 def contents(database):

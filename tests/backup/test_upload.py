@@ -132,8 +132,8 @@ def impatient(monkeypatch):
 
 
 def leftovers(backup):
-    """What lies beside the snapshot and its sidecar, but the lock, which stays."""
-    mine = {backup.snapshot.filename, backup.snapshot.path.with_suffix(".json").name}
+    """What lies beside the snapshot and its sidecar, but the lock and what is remembered, which stay."""
+    mine = {"segments", backup.snapshot.filename, backup.snapshot.path.with_suffix(".json").name}
     return {*os.listdir(backup.database.backup_dir)} - mine - {backup.snapshot.upload_lock.name}
 
 

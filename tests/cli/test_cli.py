@@ -146,7 +146,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     backup = duckling.apart("backup", "production", "--json").json
     assert set(backup) == {
         *("success", "key", "filename", "size", "duration"),
-        *("bytesSent", "bytesReceived", "cpuSeconds", "held"),
+        *("bytesSent", "bytesReceived", "bytesCopied", "fullBecause", "cpuSeconds", "held"),
     }
     assert backup["success"] is True
     assert backup["key"] == f"production/{backup['filename']}"
@@ -159,7 +159,7 @@ def test_a_replica_goes_to_s3_and_comes_back(duckling, site, query_replica):
     assert [row["key"] for row in listed["s3"]] == [backup["key"]]
     more = {"complete", "state", "stateAt", "pinned", "mode", "keyFingerprint", "createdAt", "origin"}
     assert set(listed["local"][0]) == {"filename", "size", *more}
-    assert set(listed["s3"][0]) == {"key", "size", "lastModified", *more}
+    assert set(listed["s3"][0]) == {"key", "size", "lastModified", "bytesSent", *more}
     assert listed["s3"][0]["size"] == backup["size"] + 16
     assert ISO.fullmatch(listed["local"][0]["createdAt"])
     assert ISO.fullmatch(listed["s3"][0]["lastModified"])

@@ -101,7 +101,7 @@ def test_a_minimal_entry_gets_every_default_of_the_contract(site: Site) -> None:
     assert s3 is not None
     assert (s3.endpoint, s3.force_path_style, s3.path_prefix) == (None, False, "production/")
     assert (s3.encryption, s3.kms_key_id, s3.encryption_key) == ("none", None, None)
-    assert (s3.backup_interval_hours, s3.backup_retention_days, s3.verify) == (0.0, 0.0, "full")
+    assert (s3.backup_interval_hours, s3.backup_retention_days, s3.verify) == (0.0, 0.0, None)
     assert (s3.part_size, s3.max_parts, s3.max_concurrency) == (8 * 1024 * 1024, 10_000, 16)
     assert (s3.aws_conn_id, s3.storage_class, dict(s3.tags)) == (None, None, {})
     assert s3.secret_access_key is not None
@@ -740,8 +740,8 @@ MODES = "expected none, sse-s3, sse-kms or client-aes256"
         ({"s3BackupIntervalHours": 10**400}, "s3.s3BackupIntervalHours: expected a number, got one that is too large"),
         ({"s3BackupRetentionDays": -0.5}, "s3.s3BackupRetentionDays: expected a number from 0 to 36500"),
         ({"s3BackupRetentionDays": float("nan")}, "s3.s3BackupRetentionDays: expected a finite number"),
-        ({"verify": "none"}, "s3.verify: expected full or head, got a string of 4 characters"),
-        ({"verify": "Head"}, 's3.verify: expected full or head, got "Head". Did you mean head?'),
+        ({"verify": "none"}, "s3.verify: expected full, sent or head, got a string of 4 characters"),
+        ({"verify": "Head"}, 's3.verify: expected full, sent or head, got "Head". Did you mean head?'),
         ({"partSizeMiB": 4}, "s3.partSizeMiB: expected a whole number from 5 to 5120"),
         ({"partSizeMiB": 5121}, "s3.partSizeMiB: expected a whole number from 5 to 5120"),
         ({"partSizeMiB": 8.5}, "s3.partSizeMiB: expected a whole number, got one with a fraction"),

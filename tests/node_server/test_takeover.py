@@ -231,7 +231,7 @@ def test_a_damaged_local_backup_is_told_and_stays_out(node):
     assert [bool(step["error"]) for step in told["steps"]] == [False, True, True]
     assert "wrong checksum" in told["error"]
     assert bad.exists()
-    names = {path.name for path in (node.data / "backups" / "shop").iterdir()}
+    names = {path.name for path in (node.data / "backups" / "shop").iterdir()} - {"segments"}
     assert names == {"backup-2025-03-01T00-00-00-000Z.db", "backup-2025-03-01T00-00-00-000Z.json"}
 
 

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from duckling_provider.backup.backup_object import is_complete
 from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.names import LATEST, ListedBackup
+from duckling_provider.backup.segment_records import bytes_sent
 from duckling_provider.backup.states import BackupState
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
@@ -113,6 +114,9 @@ class S3Backup(Shape):
     state_at: str | None = _StateAt
     pinned: bool = _Pinned
     misdated: str = _Misdated
+    bytes_sent: int | None = Field(
+        None, description="What was sent of it, where this host uploaded it; the store copied the rest."
+    )
     key_fingerprint: str | None = Field(
         None, description="Of the key that it is encrypted with here, where it says so; of the newest 200."
     )
@@ -224,6 +228,7 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
                     "key": b.key,
                     "size": b.size,
                     "lastModified": iso(b.modified or b.created),
+                    **_sent(database, b),
                     **_facts(b, seen.get(b.key), known.get(b.key), moment, complete=is_complete(b, store.mode)),
                     **({"keyFingerprint": seen[b.key].fingerprint} if b.key in seen else {}),
                 }
@@ -231,6 +236,11 @@ def backups(caller: CallerDep, db: Db) -> JSONResponse:
             ],
         }
     )
+
+
+def _sent(database: Database, backup: ListedBackup) -> dict[str, int]:
+    sent = bytes_sent(database, backup.name)
+    return {} if sent is None else {"bytesSent": sent}
 
 
 def _facts(

@@ -136,6 +136,7 @@ class _Statuses(Collector):
             ("backup_duration_seconds", "Duration of the run that made it.", _duration),
             ("backup_cpu_seconds", "CPU time of the tasks that made it.", _cpu),
             ("backup_sent_bytes", "What they sent to the store.", _sent),
+            ("backup_copied_bytes", "What the store copied of an earlier backup.", _copied),
             ("backup_recoverable", "1 when it is no older than it should be.", lambda s: int(s.recoverable)),
             ("backup_failing", "1 when the newest backup or verification failed.", lambda s: int(s.failed is not None)),
             ("recovery_seconds", "That a recovery is estimated to take.", lambda s: s.promise.seconds),
@@ -208,6 +209,10 @@ def _of_sync(value_of: Callable[[Sync], float | None]) -> Callable[[Status], flo
 
 def _cpu(status: Status) -> float | None:
     return status.record.verified.cpu_seconds if status.record.verified else None
+
+
+def _copied(status: Status) -> int | None:
+    return status.record.verified.bytes_copied if status.record.verified else None
 
 
 def _sent(status: Status) -> int | None:

@@ -106,6 +106,8 @@ class Backup:
     bytes_sent: int | None = None
     tested: Tested | None = None
     read_ms: int | None = None  #: that its last verification took
+    bytes_copied: int | None = None  #: by the store, of an earlier object
+    full_because: str = ""  #: why it copied none
 
     @property
     def name(self) -> str:
@@ -213,6 +215,7 @@ def backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
     if made is None or created is None:
         return None
     tasks = (values.get(SNAPSHOT), values.get(UPLOAD), values.get(VERIFY)) if run.kind == "backup" else ()
+    upload = values.get(UPLOAD) if run.kind == "backup" else None
     used = [task for task in tasks if task is not None and "cpu_seconds" in task]
     return Backup(
         key,
@@ -226,6 +229,8 @@ def backup_of(run: Run, results: Results, *, local: bool) -> Backup | None:
         bytes_sent=sum(task.get("bytes_sent", 0) for task in used) if used else None,
         tested=None if drill is None else _tested(run, drill, results.at[DRILL]),
         read_ms=values[VERIFY]["duration"] if VERIFY in values else None,
+        bytes_copied=upload.get("bytes_copied") if upload is not None else None,
+        full_because=upload.get("full_because", "") if upload is not None else "",
     )
 
 

@@ -1,0 +1,284 @@
+"""Which parts of a backup the store is to copy from an earlier one, so that what travels is what changed; or why all of
+it is sent.
+
+The object stays what it is in full: a plain file (modes ``none`` and ``sse-*``). Its source is the newest backup that
+was verified in full, of the same replica, of which this machine remembers the segments and what the store called it
+(`segment_records`). After ``s3.fullUploadEvery`` backups, and after any backup was disproved, everything is sent: one
+rotten segment must not be inherited for ever.
+
+A store that refuses is asked again after a week, or once ``duckling check`` finds that it copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.names import ListedBackup
+from duckling_provider.backup.segment_records import SegmentRecord, Uploaded, record_of, records, records_folder
+from duckling_provider.backup.snapshot import Snapshot
+from duckling_provider.backup.states import BackupState, read_states
+from duckling_provider.base.durable_files import write_durably
+from duckling_provider.base.errors import CancelledError, DucklingError
+from duckling_provider.base.moments import iso, parse_moment
+from duckling_provider.base.state_files import read_state
+from duckling_provider.config.databases import Database
+from duckling_provider.config.s3 import CLIENT, S3Settings
+from duckling_provider.formats.upload_body import SnapshotBody
+from duckling_provider.replica.origin import Origin
+from duckling_provider.stores.parts import MIN_PART, Cut, Limits, plan_copies
+from duckling_provider.stores.store import Copies, Store, StoredObject, UploadLog
+
+#: So many of the newest backups are looked at for what is known of them.
+_LOOKED_AT = 30
+#: How long a store's refusal is believed.
+_BELIEVED = timedelta(days=7)
+_REFUSAL = "copies.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """`copies` is what the store has of the object already, None for a full upload; then `because` says why."""
+
+    copies: Copies | None = None
+    because: str = ""
+
+
+def plan_upload(database: Database, store: Store, snapshot: Snapshot, *, binding: dict[str, object]) -> UploadPlan:
+    """How a snapshot is to be uploaded. Looks at the store, and changes nothing there but for an upload of other parts,
+    which it aborts.
+
+    :param binding: of the upload's log, for a full upload.
+    :raises CancelledError: the caller asked to stop. Whatever else goes wrong is a reason for a full upload.
+    """
+    record, settings = record_of(database, snapshot.filename), database.s3
+    if settings is None:
+        return UploadPlan(because="the entry has no settings of a store")
+    try:
+        begun = _begun(store, snapshot, binding)
+        if begun is not None:
+            return begun
+        found = _source(database, settings, store, snapshot, record)
+        if isinstance(found, str) or record is None:
+            return UploadPlan(because=str(found))
+        source, earlier = found
+        unchanged = record.unchanged_since(earlier)
+        cut = plan_copies(unchanged, record.size, segment=record.segment, limits=_limits(settings, store, record))
+    except CancelledError:
+        raise
+    except (DucklingError, OSError) as error:
+        return UploadPlan(because=f"no earlier backup could be looked at: {error}")
+    if not cut.copied:
+        return UploadPlan(because=f"no segment is as it was in {source.key}")
+    return UploadPlan(Copies(cut, source, set(cut.copied)))
+
+
+def _limits(settings: S3Settings, store: Store, record: SegmentRecord) -> Limits:
+    return Limits(settings.part_size, settings.max_parts, equal=store.equal_parts, least=min(MIN_PART, record.segment))
+
+
+def _source(
+    database: Database, settings: S3Settings, store: Store, snapshot: Snapshot, record: SegmentRecord | None
+) -> tuple[StoredObject, SegmentRecord] | str:
+    """What segments are copied from, with its record; or why all is sent."""
+    if store.mode == CLIENT:
+        return "each object of format 1 is encrypted under an IV of its own"
+    if snapshot.plan.count == 1:
+        return "it is sent in one request"
+    if record is None or record.sha256 != snapshot.sha256:
+        return "its segments were not recorded when it was made"
+    if refusal := remembered_refusal(database, store):
+        return refusal
+    last = next((r.uploaded for r in records(database) if r.uploaded is not None), None)
+    if last is None or last.store != store.url:
+        return "no earlier upload to this bucket is recorded on this machine"
+    if last.since_full + 1 >= settings.full_upload_every:
+        return f"every {settings.full_upload_every}th is sent in full (s3.fullUploadEvery)"
+    backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:_LOOKED_AT]
+    states = read_states(database, store, backups)
+    if disproof := _disproof(backups, states, since=last.full_at):
+        return disproof
+    reasons = []
+    for backup in backups:
+        if backup.created >= datetime.fromisoformat(snapshot.created_at) or not states[backup.key].is_whole:
+            continue
+        earlier = record_of(database, backup.name)
+        if earlier is None or earlier.uploaded is None:
+            reasons.append(f"what was uploaded as {backup.key} is not recorded on this machine")
+        elif reason := _unusable(earlier, earlier.uploaded, backup, store, snapshot):
+            reasons.append(reason)
+        else:
+            source = store.head(backup.key)
+            if _same(source, earlier.uploaded):
+                return source, earlier
+            reasons.append(f"{backup.key} is another object than was uploaded")
+    return reasons[0] if reasons else "no earlier backup was verified in full"
+
+
+def _disproof(backups: list[ListedBackup], states: dict[str, BackupState], *, since: str) -> str:
+    """Which backup was disproved after everything was sent the last time; empty where none was."""
+    for backup in backups:
+        decisive = states[backup.key].decisive
+        if decisive is not None and decisive.state == "disproved" and decisive.at >= parse_moment(since):
+            return f"{backup.key} was disproved at {iso(decisive.at)}"
+    return ""
+
+
+def _unusable(
+    earlier: SegmentRecord, uploaded: Uploaded, backup: ListedBackup, store: Store, snapshot: Snapshot
+) -> str:
+    """Why segments of a backup can't be copied; empty when they can."""
+    if (uploaded.store, uploaded.key) != (store.url, backup.key):
+        return f"{backup.key} was uploaded to another bucket"
+    mine, other = Origin.parse(snapshot.origin), Origin.parse(earlier.origin)
+    if mine is None or other is None or not mine.owns(other, backup.created):
+        return f"{backup.key} is of another replica"
+    return ""
+
+
+def _same(source: StoredObject, uploaded: Uploaded) -> bool:
+    """Whether an object is the very one that an upload left."""
+    return (
+        bool(source.etag)
+        and (source.etag.strip('"'), source.size) == (uploaded.etag, uploaded.size)
+        and (not uploaded.version or source.version == uploaded.version)
+    )
+
+
+# ---- an upload that was interrupted ------------------------------------------------------------------------
+
+
+def copies_binding(binding: dict[str, object], copies: Copies) -> dict[str, object]:
+    """What an upload with copies is bound to: with the parts that it was cut into, so that it goes on with them."""
+    source = {"key": copies.source.key, "etag": copies.source.etag, "version": copies.source.version}
+    return binding | {"source": source, "stops": list(copies.cut.stops), "copied": sorted(copies.cut.copied)}
+
+
+def _begun(store: Store, snapshot: Snapshot, binding: dict[str, object]) -> UploadPlan | None:
+    """How the upload goes on that an earlier try has begun; None where there is none that can."""
+    owner = UploadLog.owner(snapshot.upload_log)
+    if owner is None:
+        return None
+    found, upload_id = dict(owner[0]), owner[1]
+    more: dict[str, Any] = {name: found.pop(name, None) for name in ("source", "stops", "copied")}
+    if found != binding:
+        return None
+    if more["source"] is None:
+        return UploadPlan(because="it was begun as a full upload")
+    with contextlib.suppress(DucklingError, KeyError, TypeError, ValueError, IndexError):
+        source, told = store.head(more["source"]["key"]), more["source"]
+        cut = Cut(tuple(int(stop) for stop in more["stops"]), frozenset(int(part) for part in more["copied"]))
+        if (source.etag, source.version) == (told["etag"], told["version"]) and cut.size == snapshot.plan.size:
+            return UploadPlan(Copies(cut, source, set(cut.copied)))
+    # Its parts are of a source that is another one by now.
+    store.abort(str(binding["key"]), upload_id)
+    snapshot.upload_log.unlink(missing_ok=True)
+    return None
+
+
+# ---- what is remembered ------------------------------------------------------------------------------------
+
+
+def remember_upload(
+    database: Database, store: Store, snapshot: Snapshot, stored: StoredObject, plan: UploadPlan
+) -> Uploaded | None:
+    """Note what became of a snapshot in the store; None where its segments were not recorded.
+
+    :param plan: with the parts that were copied in the end.
+    """
+    record = record_of(database, snapshot.filename)
+    if record is None or record.sha256 != snapshot.sha256:
+        return None
+    before = next((r.uploaded for r in records(database) if r.uploaded is not None and r.stamp != record.stamp), None)
+    copies = plan.copies
+    if copies is None:
+        sent: list[tuple[int, int]] = [(0, stored.size)]
+    else:
+        sent = [copies.cut.bounds(part) for part in range(copies.cut.count) if part not in copies.parts]
+    full = copies is None or not copies.parts or before is None
+    uploaded = Uploaded(
+        store=store.url,
+        key=stored.key,
+        etag=stored.etag.strip('"'),
+        version=stored.version,
+        size=stored.size,
+        mode=store.mode,
+        sent=tuple(_joined(sent)),
+        because=plan.because or ("" if copies is not None and copies.parts else "no copy could be proven"),
+        full_at=iso(datetime.now(timezone.utc)) if full or before is None else before.full_at,
+        since_full=0 if full or before is None else before.since_full + 1,
+        number=0 if before is None else before.number + 1,
+    )
+    record.with_upload(uploaded)
+    return uploaded
+
+
+def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Adjacent spans as one."""
+    waiting: tuple[int, int] | None = None
+    for start, stop in sorted(spans):
+        if waiting is not None and waiting[1] == start:
+            waiting = (waiting[0], stop)
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = (start, stop)
+    if waiting is not None:
+        yield waiting
+
+
+def remember_refusal(database: Database, store: Store, because: str) -> None:
+    """The store copies nothing: not to be asked again with each backup. An empty reason forgets that."""
+    if not database.is_here or not records_folder(database).is_dir():
+        return
+    path = records_folder(database) / _REFUSAL
+    try:
+        if because:
+            facts = {"store": store.url, "because": because, "at": iso(datetime.now(timezone.utc))}
+            write_durably(path, json.dumps(facts).encode())
+        else:
+            path.unlink(missing_ok=True)
+    except (DucklingError, OSError) as error:
+        log.warning("that %s copies no parts could not be noted: %s", store.url, error)
+
+
+def remembered_refusal(database: Database, store: Store) -> str:
+    """Why the store is not asked for copies; empty when it is."""
+    try:
+        facts = json.loads(read_state(records_folder(database) / _REFUSAL))
+        recent = datetime.now(timezone.utc) - parse_moment(facts["at"]) < _BELIEVED
+        return str(facts["because"]) if recent and facts["store"] == store.url else ""
+    except (OSError, DucklingError, ValueError, KeyError, TypeError):
+        return ""
+
+
+# ---- the bytes ---------------------------------------------------------------------------------------------
+
+
+class SegmentedBody(SnapshotBody):
+    """A snapshot as the body of a plain object in parts of whole segments, each compared with its record before it is
+    sent.
+    """
+
+    def __init__(self, path: Path, cut: Cut, record: SegmentRecord, **more: object) -> None:
+        super().__init__(
+            path,
+            cut,
+            checksums=record.checksums,
+            checksum_key=bytes.fromhex(record.key),
+            **more,  # type: ignore[arg-type]
+        )
+        self._record = record
+
+    def _spans(self, index: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        for segment in range(first // self._record.segment, -(-last // self._record.segment)):
+            yield segment, *self._record.bounds(segment)

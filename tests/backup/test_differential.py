@@ -1,0 +1,435 @@
+"""A backup sends what changed since the last one that was verified in full, and is the plain file all the same."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from fixtures.memory_store import MemoryStore
+
+from duckling_provider.backup import differential, segment_records
+from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.differential import remembered_refusal
+from duckling_provider.backup.retention import clean_up
+from duckling_provider.backup.segment_records import record_of
+from duckling_provider.backup.snapshot import Seal, published
+from duckling_provider.backup.states import read_state, record_state
+from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.backup.verify import verify_upload
+from duckling_provider.base.errors import IntegrityError, StoreError
+from duckling_provider.base.moments import stamp_of
+from duckling_provider.oversight.check import check_database
+from duckling_provider.replica.origin import ensure_origin
+from duckling_provider.stores import s3_client
+from duckling_provider.stores.parts import MIB, Limits
+from duckling_provider.stores.s3 import open_store
+
+SEGMENT = 64 * 1024
+NOW = datetime.now(timezone.utc) - timedelta(days=2)
+
+
+# ---- with a store in memory and files of any bytes ---------------------------------------------------------
+
+
+class Site:
+    """One database of which any bytes are backed up, in segments of 64 KiB, a store in memory, and a clock."""
+
+    def __init__(self, installation, **fields):
+        self.installation, self.fields = installation, fields
+        self.configure()
+        self.store = MemoryStore(prefix="production/", mode=fields.get("encryption", "none"))
+        self.database.replica.write_bytes(b"a replica")
+        self.database.backup_dir.mkdir(parents=True)
+        self.origin = ensure_origin(self.database.replica, host="here")
+        self.moment = NOW
+
+    def configure(self, **fields):
+        self.fields |= fields
+        s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "i", "secretAccessKey": "s", **self.fields}
+        self.installation.write(self.installation.entry(s3=s3))
+        self.database = self.installation.database()
+
+    def snapshot(self, data):
+        """A local backup of these bytes, a minute after the last one."""
+        self.moment += timedelta(minutes=1)
+        seal = Seal.for_database(self.database, len(data), self.moment, origin=self.origin.encode())
+        seal.hash(data)
+        seal.encrypt(data)
+        path = self.database.backup_dir / f"backup-{stamp_of(self.moment)}.db"
+        made = seal.snapshot(path, self.database, self.moment, storage=None, started=0.0, origin=self.origin.encode())
+        with published(made, seal.record(made)):
+            path.write_bytes(data)
+        return made
+
+    def upload(self, data, *, verified="full"):
+        """Upload them, and note how they were verified; returns what the upload says."""
+        snapshot = self.snapshot(data)
+        done = upload_snapshot(self.database, self.store, snapshot)
+        stored, there = self.store.objects[done.key]
+        assert there == data
+        if verified:
+            state = "disproved" if verified == "disproved" else "verified"
+            record_state(self.database, self.store, stored, state, means=verified)
+        return done
+
+
+@pytest.fixture
+def site(installation, monkeypatch):
+    monkeypatch.setattr(segment_records, "SEGMENT_BYTES", SEGMENT)
+    # As a store that takes parts as small as a segment would have it.
+    monkeypatch.setattr(
+        differential, "_limits", lambda *_: Limits(SEGMENT, 10_000, least=SEGMENT, most_copied=16 * SEGMENT)
+    )
+    return Site(installation)
+
+
+def some_bytes(count, seed=1):
+    return random.Random(seed).randbytes(count)
+
+
+SIZE = 9 * MIB + 1234
+
+
+def changed(data, *segments):
+    """The same bytes, but for one in each of these segments."""
+    new = bytearray(data)
+    for segment in segments:
+        new[segment * SEGMENT + 7] ^= 1
+    return bytes(new)
+
+
+def test_only_changed_segments_are_sent(site):
+    first = some_bytes(SIZE)
+    done = site.upload(first)
+    assert (done.bytes_sent, done.bytes_copied) == (SIZE, 0)
+    assert done.because == "no earlier upload to this bucket is recorded on this machine"
+    done = site.upload(changed(first, 0, 5, 6))
+    assert (done.bytes_sent, done.bytes_copied, done.because) == (3 * SEGMENT, SIZE - 3 * SEGMENT, "")
+    # From the one that was verified in full last.
+    done = site.upload(changed(first, 0, 5, 6, 9) + b"grown by this")
+    assert done.bytes_sent == SEGMENT + SIZE % SEGMENT + len(b"grown by this")
+    done = site.upload(changed(first, 0, 5, 6, 9)[: SIZE - MIB])
+    assert done.bytes_sent < SEGMENT
+    assert site.upload(changed(first, 0, 5, 6, 9)[: SIZE - MIB]).bytes_sent == 0
+
+
+def test_what_was_not_verified_in_full_lends_nothing(site):
+    first = some_bytes(SIZE)
+    site.upload(first, verified="")
+    assert site.upload(first, verified="sent").because == "no earlier backup was verified in full"
+    assert site.upload(first).because == "no earlier backup was verified in full"
+    assert site.upload(first).because == ""
+
+
+def test_the_source_is_the_newest_that_was_verified_in_full(site):
+    first = some_bytes(SIZE)
+    one = site.upload(first)
+    site.upload(changed(first, 1), verified="sent")
+    site.store.objects.pop(list_backups(site.store)[0].key)
+    done = site.upload(changed(first, 1))
+    assert done.bytes_sent == SEGMENT
+    assert one.key in site.store.objects
+
+
+def test_every_so_many_are_sent_in_full(site):
+    site.configure(fullUploadEvery=3)
+    first = some_bytes(SIZE)
+    because = [site.upload(first).because for _ in range(7)]
+    full = "every 3th is sent in full (s3.fullUploadEvery)"
+    assert because[1:] == ["", "", full, "", "", full]
+
+
+def test_after_a_disproof_everything_is_sent_once(site):
+    first = some_bytes(SIZE)
+    site.upload(first)
+    bad = site.upload(first, verified="disproved")
+    assert f"{bad.key} was disproved at" in site.upload(first).because
+    assert site.upload(first).because == ""
+    # A drill finds an old one bad.
+    old = min(list_backups(site.store), key=lambda found: found.created)
+    record_state(site.database, site.store, site.store.head(old.key), "disproved", means="drill", reason="no")
+    assert f"{old.key} was disproved at" in site.upload(first).because
+    assert site.upload(first).because == ""
+
+
+REFUSED = {
+    "the source is deleted": lambda site, key: site.store.objects.pop(key),
+    "the source is replaced": lambda site, key: site.store.objects.update(
+        {key: (replace(site.store.head(key), etag="another"), site.store.objects[key][1])}
+    ),
+    "the record is lost": lambda site, key: record_of(site.database, key.rpartition("/")[2]).path.unlink(),
+    "the record is damaged": lambda site, key: record_of(site.database, key.rpartition("/")[2]).path.write_text("{"),
+    "another replica": lambda site, _: setattr(site, "origin", replace(site.origin, replica="0123456789abcdef")),
+    "another bucket": lambda site, _: setattr(type(site.store), "url", "memory-two:"),
+    "too small": lambda site, _: site.configure(partSizeMiB=16),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_where_no_source_can_be_trusted_all_is_sent(site, fault, monkeypatch):
+    monkeypatch.setattr(MemoryStore, "url", "memory:")
+    first = some_bytes(SIZE)
+    done = site.upload(first)
+    REFUSED[fault](site, done.key)
+    done = site.upload(first)
+    assert (done.bytes_sent, bool(done.because)) == (SIZE, True)
+
+
+def test_a_snapshot_that_was_altered_is_not_sent(site):
+    first = some_bytes(SIZE)
+    site.upload(first)
+    snapshot = site.snapshot(changed(first, 3))
+    snapshot.path.write_bytes(changed(first, 3, 3))
+    with pytest.raises(Exception, match="changed since it was made"):
+        upload_snapshot(site.database, site.store, snapshot)
+
+
+def test_the_record_outlives_the_local_copy_and_goes_with_the_object(site):
+    first = some_bytes(SIZE)
+    done = site.upload(first)
+    name = done.key.rpartition("/")[2]
+    (site.database.backup_dir / name).unlink()
+    clean_up(site.database, site.store)
+    assert site.upload(changed(first, 2)).bytes_sent == SEGMENT
+    del site.store.objects[done.key]
+    clean_up(site.database, site.store)
+    assert record_of(site.database, name) is None
+
+
+def test_the_newest_that_was_verified_in_full_outlives_its_retention(site):
+    site.configure(s3BackupRetentionDays=1)
+    first = some_bytes(SIZE)
+    one = site.upload(first)
+    others = [site.upload(first, verified="sent") for _ in range(2)]
+    clean_up(site.database, site.store)
+    kept = {backup.key for backup in list_backups(site.store)}
+    assert kept == {one.key, others[-1].key}
+
+
+def test_what_sent_proves_does_not_replace_what_full_proved(site):
+    done = site.upload(some_bytes(SIZE))
+    stored = site.store.head(done.key)
+    record_state(site.database, site.store, stored, "verified", means="sent")
+    [listed] = list_backups(site.store)
+    assert read_state(site.database, site.store, listed).is_whole
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hundreds_of_generations_are_each_the_file_that_was_backed_up(site, seed, full):
+    draw = random.Random(seed)
+    site.configure(fullUploadEvery=7)
+    data = some_bytes(SIZE, seed)
+    sent = 0
+    for generation in range(200 if full else 40):
+        action = draw.choice(["change", "change", "grow", "shrink", "byte", "replace", "nothing"])
+        if action == "change":
+            data = changed(data, *draw.choices(range(len(data) // SEGMENT), k=draw.randint(1, 20)))
+        elif action == "grow":
+            data += draw.randbytes(draw.randint(1, 3 * SEGMENT))
+        elif action == "shrink":
+            data = data[: max(8 * MIB + 1, len(data) - draw.randint(1, 3 * SEGMENT))]
+        elif action == "byte":
+            data += b"x"
+        elif action == "replace" and generation % 10 == 9:
+            data = draw.randbytes(SIZE)
+        verified = draw.choice(["full", "full", "sent", "", "disproved" if draw.random() < 0.2 else "full"])
+        done = site.upload(data, verified=verified)  # compares the object with the file
+        sent += done.bytes_sent
+        if draw.random() < 0.1:
+            (site.database.backup_dir / done.key.rpartition("/")[2]).unlink()
+        if draw.random() < 0.05:
+            record_of(site.database, done.key.rpartition("/")[2]).path.unlink()
+        for old in list_backups(site.store)[12:]:
+            site.store.delete(old.key)
+    assert sent > 0
+
+
+# ---- verification ------------------------------------------------------------------------------------------
+
+
+def damage(site, key, position):
+    stored, data = site.store.objects[key]
+    site.store.objects[key] = (stored, data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+
+
+@pytest.fixture
+def duckdb_site(site, small_replica, installation):
+    """A site whose bytes begin as a DuckDB file does."""
+    small_replica(installation.replica())
+    site.head = installation.replica().read_bytes()[:SEGMENT]
+    return site
+
+
+def test_sent_reads_what_was_sent_and_finds_damage_there(duckdb_site):
+    site = duckdb_site
+    first = site.head + some_bytes(SIZE)
+    site.upload(first)
+    good = site.upload(changed(first, 5, 100), verified="")
+    result = verify_upload(site.database, site.store, good.key)
+    assert result.evidence == "sent"
+    assert read_state(site.database, site.store, list_backups(site.store)[0]).name == "verified"
+    bad = site.upload(changed(first, 5, 100), verified="")
+    damage(site, bad.key, 100 * SEGMENT + 9)
+    with pytest.raises(IntegrityError, match="SHA-256 verification failed"):
+        verify_upload(site.database, site.store, bad.key)
+    assert read_state(site.database, site.store, list_backups(site.store)[0]).name == "disproved"
+
+
+def test_sent_reads_other_copied_segments_each_time_until_all_were_read(duckdb_site, monkeypatch):
+    site = duckdb_site
+    monkeypatch.setattr("duckling_provider.backup.verify._SAMPLE", 4)
+    site.configure(fullUploadEvery=100)
+    first = site.head + some_bytes(SIZE)
+    site.upload(first)
+    found = 0
+    for _ in range(4):
+        done = site.upload(first, verified="")
+        damage(site, done.key, 77 * SEGMENT)
+        try:
+            verify_upload(site.database, site.store, done.key)
+        except IntegrityError:
+            found += 1
+        for suffix in ("", ".state"):
+            site.store.delete(done.key + suffix)
+    assert found == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "age", "evidence"),
+    [
+        ({}, timedelta(days=1), "sent"),
+        ({"verify": "sent"}, timedelta(days=1), "sent"),
+        ({"verify": "full"}, timedelta(days=1), "full"),
+        ({"verify": "head"}, timedelta(days=1), "head"),
+        ({}, timedelta(days=8), "full"),
+        ({"verifyFullIntervalDays": 0.5}, timedelta(days=1), "full"),
+    ],
+)
+def test_how_much_is_read_follows_the_setting_and_the_last_time(duckdb_site, fields, age, evidence, monkeypatch):
+    site = duckdb_site
+    site.configure(**fields)
+    first = site.head + some_bytes(SIZE)
+    one = site.upload(first, verified="")
+    stored = site.store.head(one.key)
+    at = datetime.now(timezone.utc) - age
+    record_state(site.database, site.store, stored, "verified", means="full", at=at)
+    done = site.upload(first, verified="")
+    assert done.bytes_copied
+    asked = []
+    monkeypatch.setattr(
+        "duckling_provider.backup.verify.verify_backup",
+        lambda *_, full=True, **__: asked.append("full" if full else "head"),
+    )
+    result = verify_upload(site.database, site.store, done.key)
+    assert (asked[0] if asked else result.evidence) == evidence
+
+
+# ---- with real stores and DuckDB ---------------------------------------------------------------------------
+
+
+class Real:
+    def __init__(self, installation, server, big_replica, make_proxy, **fields):
+        self.installation, self.fields = installation, fields
+        self.bucket, self.client = server.new_bucket(), server.client()
+        big_replica(installation.replica())
+        self.proxy = make_proxy(server)
+        self.through(self.proxy.server)
+
+    def through(self, server, **fields):
+        entry = self.installation.entry(s3=server.s3(self.bucket, partSizeMiB=5, **self.fields, **fields))
+        self.installation.write(entry)
+        self.database = self.installation.database()
+        self.store = open_store(self.database)
+
+    def back_up(self):
+        self.proxy.seen.clear()
+        return back_up(self.database, self.store)
+
+    def sent(self):
+        return sum(seen.size for seen in self.proxy.seen if seen.operation == "UploadPart" and seen.status == 200)
+
+    def is_whole(self, key):
+        data = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return data == self.installation.replica().read_bytes()
+
+
+@pytest.fixture
+def real(installation, big_replica, make_proxy):
+    return lambda server, **fields: Real(installation, server, big_replica, make_proxy, **fields)
+
+
+def append(replica):
+    """One table more, by a process of DuckDB's own."""
+    program = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('CREATE TABLE one_more AS SELECT 42 AS a')"
+    subprocess.run([sys.executable, "-c", program, str(replica)], check=True)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("server", "mode"), [("moto_server", "none"), ("moto_server", "sse-s3"), ("seaweed_server", "none")]
+)
+def test_the_second_backup_sends_less_and_is_verified(real, request, server, mode):
+    site = real(request.getfixturevalue(server), encryption=mode)
+    assert site.back_up().upload.because
+    append(site.installation.replica())
+    done = site.back_up()
+    assert done.upload.because == ""
+    assert done.upload.bytes_sent == site.sent() < done.upload.size
+    assert done.upload.bytes_copied >= 8 * MIB
+    assert done.verified.evidence == "sent"
+    assert site.is_whole(done.upload.key)
+
+
+@pytest.mark.server
+def test_a_store_that_does_not_copy_gets_full_uploads_and_is_not_asked_again(real, s3_server):
+    site = real(s3_server)
+    site.back_up()
+    done = site.back_up()
+    assert "without an ETag" in done.upload.because
+    assert site.is_whole(done.upload.key)
+    assert site.proxy.count("UploadPartCopy") == 1
+    done = site.back_up()
+    assert "without an ETag" in done.upload.because
+    assert site.proxy.count("UploadPartCopy") == 0
+
+
+@pytest.mark.server
+def test_check_finds_that_a_store_copies_by_now(real, moto_server):
+    site = real(moto_server)
+    differential.remember_refusal(site.database, site.store, "")  # there is no folder yet
+    site.back_up()
+    differential.remember_refusal(site.database, site.store, "it did not, last week")
+    assert remembered_refusal(site.database, site.store) == "it did not, last week"
+    assert not [step.error for step in check_database(site.database, site.store) if step.error]
+    assert remembered_refusal(site.database, site.store) == ""
+    assert site.back_up().upload.because == ""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("fate", ["goes on", "source replaced"])
+def test_an_interrupted_differential_upload_goes_on_with_its_parts(real, moto_server, monkeypatch, fate):
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    site = real(moto_server)
+    first = site.back_up()
+    append(site.installation.replica())
+    site.proxy.before = lambda seen: (503, "SlowDown") if seen.operation == "CompleteMultipartUpload" else None
+    with pytest.raises(StoreError):
+        site.back_up()
+    sent = site.sent()
+    assert 0 < sent < first.upload.size
+    if fate == "source replaced":
+        site.client.put_object(Bucket=site.bucket, Key=first.upload.key, Body=b"x" * first.upload.size)
+    site.proxy.before = lambda _: None
+    site.proxy.seen.clear()
+    done = back_up(site.database, site.store, resume=True)
+    assert site.is_whole(done.upload.key)
+    assert not site.client.list_multipart_uploads(Bucket=site.bucket).get("Uploads")
+    if fate == "goes on":
+        assert (site.sent(), site.proxy.count("UploadPartCopy")) == (0, 0)
+        assert done.upload.bytes_sent == sent
+    else:
+        assert site.sent() == done.upload.size
