@@ -263,8 +263,8 @@ class _Reading:
                 self._concurrency.refused()
                 # A connection that breaks off again and again may still bring all.
                 attempt = 1 if wanted.arrived - begun >= PIECE else attempt + 1
-                # What has a code was refused as often as the store's client asks.
-                if not error.retryable or error.code or attempt == ATTEMPTS:
+                # What has a code was refused as often as the store's client asks: once more, by fewer at a time.
+                if not error.retryable or attempt >= (2 if error.code else ATTEMPTS):
                     if wanted.arrived == wanted.start and _is_behind(error):
                         raise _truncated(self._store, self._key, wanted.start + wanted.ahead) from error
                     raise

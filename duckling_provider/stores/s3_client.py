@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
@@ -52,14 +53,18 @@ CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
 #: Tries of a request that the store, or a proxy before it, could not serve just then.
 ATTEMPTS = 6
-#: Of one that was not answered in time, and of one to an address where no server listens: those take long, or would be
-#: refused again.
+#: Of one that was not answered in time, which takes long; and of one to an address where no server listens, and none
+#: has answered before: it may be wrong.
 SILENT_ATTEMPTS, REFUSED_ATTEMPTS = 3, 3
-#: Answers after which a request is made again: by status, since a proxy knows no codes, and by code.
-_PASSING_STATUS = frozenset({429, 500, 502, 503, 504})
+#: Seconds that a store may ask for between two tries.
+_LONGEST_WISH = 30
+#: Answers after which a request is made again: by status, since a proxy knows no codes (from 500 on all but these), and
+#: by code.
+_PASSING_STATUS, _LASTING_STATUS = frozenset({408, 425, 429}), frozenset({501, 505, 507, 508, 511})
 _PASSING_CODES = frozenset(
     {
         "BandwidthLimitExceeded",
+        "OperationAborted",
         "PriorRequestNotComplete",
         "RequestLimitExceeded",
         "RequestThrottled",
@@ -170,6 +175,7 @@ def try_again(client: S3Client, *, silent_attempts: int) -> None:
     botocore's own retries are off: only for the codes of throttling do they wait at all, so a store behind a proxy that
     answers 503 while it restarts, or a connection that is reset, would be given up within a second.
     """
+    answered = threading.Event()
 
     def pause(
         attempts: int,
@@ -177,21 +183,33 @@ def try_again(client: S3Client, *, silent_attempts: int) -> None:
         caught_exception: Exception | None,
         **_: object,
     ) -> float | None:
-        most = min(ATTEMPTS, _attempts(response, caught_exception, silent=silent_attempts))
-        return concurrency.pause_after(attempts) if attempts < most else None
+        if response is not None:
+            answered.set()
+        refused = ATTEMPTS if answered.is_set() else REFUSED_ATTEMPTS
+        most = min(ATTEMPTS, _attempts(response, caught_exception, silent=silent_attempts, refused=refused))
+        return max(concurrency.pause_after(attempts), _wish(response)) if attempts < most else None
 
     client.meta.events.register("needs-retry.s3", pause)  # type: ignore[arg-type]  # the stubs know no answers
 
 
-def _attempts(response: tuple[Any, dict[str, Any]] | None, error: Exception | None, *, silent: int) -> int:
+def _wish(response: tuple[Any, dict[str, Any]] | None) -> float:
+    """Seconds that the answer asks to wait (Retry-After, RFC 9110; as a date it is passed over)."""
+    told = str(response[0].headers.get("Retry-After", "")) if response is not None else ""
+    return float(min(int(told), _LONGEST_WISH)) if told.isdecimal() and len(told) < 10 else 0.0
+
+
+def _attempts(
+    response: tuple[Any, dict[str, Any]] | None, error: Exception | None, *, silent: int, refused: int
+) -> int:
     """How often a request may be made in all that ended so."""
     if response is not None:
-        code = response[1].get("Error", {}).get("Code")
-        return ATTEMPTS if response[0].status_code in _PASSING_STATUS or code in _PASSING_CODES else 1
+        status, code = response[0].status_code, response[1].get("Error", {}).get("Code")
+        passes = status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_STATUS)
+        return ATTEMPTS if passes or code in _PASSING_CODES else 1
     if isinstance(error, (ReadTimeoutError, ConnectTimeoutError)):
         return silent
     if isinstance(error, (EndpointConnectionError, ProxyConnectionError)):
-        return REFUSED_ATTEMPTS
+        return refused
     if isinstance(error, SSLError) or not isinstance(error, (ConnectionError, HTTPClientError)):
         return 1
     # An address that can't be parsed, such as a proxy's.

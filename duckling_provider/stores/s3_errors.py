@@ -385,7 +385,7 @@ class Translator:
         if code == "400" and (self._endpoint or "").startswith("http://"):
             return "If s3.endpoint should begin with https://, write it so."
         if code.isdigit() and not bodiless and status >= 500:
-            return "A proxy before the store answers so, while the store restarts or can't be reached: try again later."
+            return "A proxy before the store answers so while it can't reach it: try again later; its log says why."
         if code.isdigit() and not bodiless:
             return "No store answers so, but a proxy or a firewall before it: its log says why."
         if status >= 500:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from botocore import endpoint
 from fixtures.store_double import XML, Answer, error, page
 from fixtures.stores import server_at
 
@@ -84,12 +85,43 @@ def test_what_will_not_pass_is_not_waited_for(store_at, make_double, waited):
     assert len(waited) == s3_client.REFUSED_ATTEMPTS - 1
 
 
-def test_a_download_is_given_up_after_the_tries_of_the_client(store_at, make_double):
+def test_a_store_that_restarts_in_the_middle_is_waited_for(store_at, make_double, waited):
+    double = make_double()
+    double.answers("HeadObject", Answer(200, b"", {"ETag": '"e"', "Content-Length": "1", "Connection": "close"}))
+    store = store_at(server_at(double.endpoint), "bucket")
+    assert store.head(KEY).size == 1
+    double.close()
+    failure("list", store)
+    assert len(waited) == s3_client.ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    "told,least",
+    [("7", 7), ("86400", 30), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0), ("²", 0), ("9" * 400, 0)],
+)
+def test_a_store_may_ask_for_a_longer_pause(store_at, double, monkeypatch, told, least):
+    pauses = []
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    double.answers("ListObjects", Answer(429, b"", {"Retry-After": told}))
+    failure("list", store_at(server_at(double.endpoint), "bucket"))
+    assert pauses == [least]
+
+
+@pytest.mark.parametrize("status,again", [(520, True), (408, True), (501, False), (507, False), (400, False)])
+def test_statuses_that_pass_and_that_last(store_at, double, monkeypatch, status, again):
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
+    double.answers("ListObjects", Answer(status))
+    failure("list", store_at(server_at(double.endpoint), "bucket"))
+    assert double.seen["ListObjects"] == 1 + again
+
+
+def test_a_download_is_given_up_after_twice_the_tries_of_the_client(store_at, make_double):
     double = make_double()
     double.answers("GetObject", error(503, "SlowDown"))
     with pytest.raises(StoreError, match="SlowDown"):
         list(fetch(store_at(server_at(double.endpoint), "bucket"), KEY, size=10, etag='"e"', threads=1))
-    assert double.seen["GetObject"] == s3_client.ATTEMPTS
+    assert double.seen["GetObject"] == 2 * s3_client.ATTEMPTS
 
 
 def test_an_object_that_was_there_a_moment_ago_is_asked_for_again(store_at, moto_server, make_proxy, monkeypatch):
