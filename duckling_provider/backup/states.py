@@ -326,7 +326,7 @@ def choose_by_state(
     newer = ", ".join(other.key for other in passed if other.created > backup.created)
     if newer:
         told.append(f"{source.url}{backup.key} is taken; newer, but not {'tested' if tested else 'verified'}: {newer}")
-    if passed and backup is passed[0] and database.verifies_whole:
+    if passed and backup is passed[0] and database.verifies_bytes:
         told.append(f"{source.url}{backup.key} is taken, though nothing says that it was verified")
     return backup, told
 

@@ -52,9 +52,9 @@ _LOOKED_AT = 30
 @dataclass(frozen=True)
 class VerifyResult:
     """`size` of the ``.db`` file and `object_size` in bytes; `evidence` names what vouches for the bytes:
-    ``"HMAC-SHA256"``, ``"SHA-256"``, ``"DuckDB block checksums"``, or ``"sent"`` where only what was sent was read back
-    and compared with what was recorded of it here. `key_fingerprint` tells which key read it, None
-    for an object that is not encrypted here.
+    ``"HMAC-SHA256"``, ``"SHA-256"``, ``"DuckDB block checksums"``, ``"head"`` where no more than that was read, or
+    ``"sent"`` where only what was sent was read back and compared with what was recorded of it here. `key_fingerprint`
+    tells which key read it, None for an object that is not encrypted here.
     """
 
     key: str
@@ -64,6 +64,11 @@ class VerifyResult:
     evidence: str
     duration_ms: int
     key_fingerprint: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte was read back."""
+        return self.evidence not in ("head", "sent")
 
 
 def verify_backup(

@@ -54,7 +54,7 @@ def backup(
     try:
         with session.control() as control, noted(database, "backup", "verify") as changes:
             done = back_up(database, store, resume=resume, control=control, owner="duckling backup", wait=wait)
-            changes.extend(_changes(database, done))
+            changes.extend(_changes(done))
     except DucklingError as error:
         if store is not None and interrupted_upload(database) is not None:
             # The command as it is typed, so that it can be copied.
@@ -96,11 +96,11 @@ def backup(
         session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
 
 
-def _changes(database: Database, done: FlowResult) -> list[Change]:
+def _changes(done: FlowResult) -> list[Change]:
     """What a backup that went well changes in this host's record."""
     now, verified = datetime.now(timezone.utc), done.verified
     if verified is not None:
-        seconds = verified.duration_ms / 1000 if database.verifies_whole else None
+        seconds = verified.duration_ms / 1000 if verified.is_whole else None
         changes = [lambda record: record.verified(verified.key, verified.size, seconds=seconds, at=now)]
     else:
         changes = [lambda record: record.proven(done.snapshot.filename, done.snapshot.size, at=now)]

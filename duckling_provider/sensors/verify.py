@@ -14,7 +14,7 @@ from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 from duckling_provider.base.errors import NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.links.s3 import S3ObjectLink, object_url
-from duckling_provider.tasks.results import BackupVerified, VerifyEvent
+from duckling_provider.tasks.results import BackupProven, VerifyEvent
 from duckling_provider.tasks.run import CoreTask
 from duckling_provider.tasks.verification import verify_stored
 from duckling_provider.triggers.verify import HmacVerifyTrigger
@@ -72,7 +72,7 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._verified(context, result))
 
-    def execute_complete(self, context: Context, event: VerifyEvent) -> BackupVerified:
+    def execute_complete(self, context: Context, event: VerifyEvent) -> BackupProven:
         if event["status"] == "missing":
             self.record(self._missing().as_record())
             raise AirflowSensorTimeout(f"{self.key} did not appear within {self.timeout:g} s")
@@ -91,12 +91,12 @@ class HmacVerifySensor(CoreTask, BaseSensorOperator):
     def _missing(self) -> NotFoundError:
         return NotFoundError("the backup is not in the store", subject=self.key, hint="Use another backup.")
 
-    def _verified(self, context: Context, result: BackupVerified) -> BackupVerified:
+    def _verified(self, context: Context, result: BackupProven) -> BackupProven:
         self.object_url = object_url(DucklingHook(self.database_id).database, result["key"])
         fingerprint = result.get("key_fingerprint")
-        self.log.info("%s is whole%s", result["key"], f", read with the key {fingerprint}" if fingerprint else "")
-        full = DucklingHook(self.database_id).database.verifies_whole
-        seconds, now = result["duration"] / 1000 if full else None, datetime.now(timezone.utc)
+        found = "is whole" if result["whole"] else "is as it was sent, by what was looked at"
+        self.log.info("%s %s%s", result["key"], found, f", read with the key {fingerprint}" if fingerprint else "")
+        seconds, now = result["duration"] / 1000 if result["whole"] else None, datetime.now(timezone.utc)
         self.note(
             lambda record: record.verified(result["key"], result["size"], seconds=seconds, at=now).went_well("verify")
         )

@@ -54,6 +54,12 @@ class BackupVerified(Transferred, ReadWith):
     mode: str
 
 
+class BackupProven(BackupVerified):
+    """:param whole: every byte was read back."""
+
+    whole: bool
+
+
 class BackupUploaded(BackupVerified, total=False):
     """`sha256` unless the backup is encrypted here. Of the object, the store copied `bytes_copied` of an earlier one;
     `full_because` says why it copied none.
@@ -154,7 +160,7 @@ class RunResults(TypedDict, total=False):
 
     snapshot: SnapshotTaken
     upload: BackupUploaded
-    verify: BackupVerified
+    verify: BackupProven
     cleanup: CleanedUp
     restore: BackupRestored
     sync: Synced
@@ -165,7 +171,7 @@ class VerifiedEvent(TypedDict):
     """The trigger's event when the backup is whole."""
 
     status: Literal["verified"]
-    result: BackupVerified
+    result: BackupProven
 
 
 class MissingEvent(TypedDict):

@@ -7,12 +7,12 @@ import logging
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.tasks.results import BackupVerified
+from duckling_provider.tasks.results import BackupProven
 
 log = logging.getLogger(__name__)
 
 
-def verify_stored(database_id: str, key: str, *, control: Control) -> BackupVerified | None:
+def verify_stored(database_id: str, key: str, *, control: Control) -> BackupProven | None:
     """Compare a stored backup with its proof, as ``s3.verify`` says.
 
     :return: None when the object is not there.
@@ -27,7 +27,13 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> BackupVeri
     except NotFoundError as error:
         log.info("not there yet: %s", error)
         return None
-    result: BackupVerified = {"key": done.key, "size": done.size, "duration": done.duration_ms, "mode": done.mode}
+    result: BackupProven = {
+        "key": done.key,
+        "size": done.size,
+        "duration": done.duration_ms,
+        "mode": done.mode,
+        "whole": done.is_whole,
+    }
     if done.key_fingerprint is not None:
         result["key_fingerprint"] = done.key_fingerprint
     return result

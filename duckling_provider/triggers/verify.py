@@ -16,7 +16,7 @@ from duckling_provider.base.host_load import lowered_priority
 from duckling_provider.config.environment import bandwidth_of
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.progress_log import ProgressLog
-from duckling_provider.tasks.results import BackupVerified, VerifyEvent
+from duckling_provider.tasks.results import BackupProven, VerifyEvent
 from duckling_provider.tasks.verification import verify_stored
 
 
@@ -77,7 +77,7 @@ class HmacVerifyTrigger(BaseTrigger):
                 return {"status": "missing"}
             await asyncio.sleep(self.poke_interval)
 
-    def _verify(self) -> BackupVerified | None:
+    def _verify(self) -> BackupProven | None:
         settings = DucklingHook(self.database_id).settings
         self._control = control = Control(ProgressLog(self.log), bandwidth=bandwidth_of(settings))
         with lowered_priority(settings.nice, for_good=False):
