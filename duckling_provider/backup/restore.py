@@ -37,6 +37,7 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.state_files import open_state
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.replica.access import replica_access
@@ -223,6 +224,9 @@ def plan_restore(
     else:
         _require_new_path(database, to)
         target = to
+    with contextlib.suppress(FileNotFoundError):
+        # A download that was interrupted is removed; what is none of ours is in the way.
+        os.close(open_state(target.with_name(target.name + NEW_SUFFIX), os.O_RDONLY))
     wanted = _Wanted(database, store, key, before, fallback, any_origin)
     backup = wanted.first_sound(lambda found: found)
     existing = target.parent

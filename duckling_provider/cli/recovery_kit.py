@@ -209,7 +209,9 @@ def page(
     yield _where(database, s3, found)
     if encrypted:
         yield _keys(s3, with_key=with_key)
-    yield _with_this_software(database, s3, with_key=with_key)
+    own = next((b.key.rpartition("/")[2] for b in found if not b.origin), "KEY")
+    latest = own if any(b.origin for b in found) else "latest"
+    yield _with_this_software(database, s3, latest, with_key=with_key)
     name = f"{s3.path_prefix}backup-YYYY-MM-DDTHH-MM-SS-mmmZ.db"
     unknown = Found(name, 0, None, is_format_2=s3.object_format == FORMAT)
     if encrypted:
@@ -279,7 +281,8 @@ def _keys(s3: S3Settings, *, with_key: bool) -> Section:
     return Section("The key", blocks)
 
 
-def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -> Section:
+def _with_this_software(database: Database, s3: S3Settings, latest: str, *, with_key: bool) -> Section:
+    """:param latest: which backup is restored; its name, where another replica's may be newer."""
     from duckling_provider.config.s3 import CLIENT
     from duckling_provider.formats.trailer import FORMAT
 
@@ -320,7 +323,7 @@ def _with_this_software(database: Database, s3: S3Settings, *, with_key: bool) -
                 "chmod 600 data/databases.json\n"
                 'export DATA_PATH="$PWD/data"\n'
                 f"duckling list {database.id}\n"
-                f"duckling restore {database.id} latest"
+                f"duckling restore {database.id} {latest}"
             ),
             *older,
         ],

@@ -38,7 +38,7 @@ def run_target(text: str, installation: Installation) -> Path:
         raise RequestError(
             f"target_path must lie below {allowed}",
             subject=text,
-            hint=f"Write for example {allowed / path.name}, or set DUCKLING_RESTORE_PATH for the workers.",
+            hint=f"Write for example {allowed / path.stem}.db, or set DUCKLING_RESTORE_PATH for the workers.",
         )
     if path.suffix != ".db" or path.name == ".db":
         raise RequestError("target_path must end in .db", subject=text, hint="The restored file is a DuckDB database.")

@@ -166,8 +166,10 @@ def _read_copy(database: Database) -> str:
 def _folder(database: Database) -> str:
     folder = database.backup_dir
     existing = folder
-    while not existing.exists():
+    while not os.path.lexists(existing):
         existing = existing.parent
+    if not existing.is_dir():
+        raise FileSystemError("is no folder", errno=errno.ENOTDIR, subject=str(existing), hint="Move it away.")
     if not os.access(existing, os.W_OK):
         raise FileSystemError("not writable for this user", errno=errno.EACCES, subject=str(existing))
     needed = database.replica.stat().st_size if database.replica.exists() else 0

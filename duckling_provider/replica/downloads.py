@@ -85,13 +85,23 @@ def noted_downloads(notes: Path) -> Iterator[tuple[Path, Path, bool]]:
     """
     for note in sorted(notes.glob(f"{_NOTE_PREFIX}*.json")):
         try:
-            data = json.loads(read_state(note))
-            path, naming = Path(data["download"]), data.get("naming") is True
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StateFileError) as error:
+            path, naming = _parse_note(read_state(note))
+        except (OSError, ValueError, StateFileError) as error:
             log.warning("%s is left as it is: %s", note, error)
-            continue
-        if path.is_absolute() and path.name.endswith(NEW_SUFFIX):
+        else:
             yield note, path, naming
+
+
+def _parse_note(content: bytes) -> tuple[Path, bool]:
+    """:raises ValueError: it is none."""
+    try:
+        data = json.loads(content)
+        path = Path(data["download"])
+        if not path.is_absolute() or not path.name.removesuffix(NEW_SUFFIX) or not path.name.endswith(NEW_SUFFIX):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("it is no note of a restore") from None
+    return path, data.get("naming") is True
 
 
 def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:

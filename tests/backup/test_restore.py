@@ -51,6 +51,7 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.config.keys import EncryptionKey
+from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX
 from duckling_provider.replica.locks import HOLD_SUFFIX, LOCK_SUFFIX, place_hold, read_hold, replica_lock
 from duckling_provider.replica.origin import ORIGIN_SUFFIX
 from duckling_provider.stores.s3 import open_store
@@ -600,10 +601,10 @@ def test_what_is_refused_was_not_taken(make_site: Callable[..., Site], caplog: p
     assert "is taken" not in caplog.text
 
 
-def test_a_plan_says_when_the_restore_would_meet_a_journal_that_is_none_of_ours(make_site: Callable[..., Site]):
+@pytest.mark.parametrize("suffix", [JOURNAL_SUFFIX, NEW_SUFFIX])
+def test_a_plan_says_when_a_file_that_is_none_of_ours_is_in_the_way(make_site: Callable[..., Site], suffix: str):
     site = make_site()
-    journal = site.database().replica.with_name("production.db.duckling-journal")
-    journal.symlink_to("nowhere")
+    site.database().replica.with_name(f"production.db{suffix}").symlink_to("nowhere")
     with pytest.raises(StateFileError, match="is a symbolic link"):
         plan_restore(site.database(), site.bucket())
     with pytest.raises(StateFileError, match="is a symbolic link"):

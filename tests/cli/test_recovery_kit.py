@@ -223,6 +223,7 @@ def test_damaged_backups_are_not_on_it_and_those_of_another_machine_are_marked(s
     assert "replica" not in line
     # Its steps are shown with one of this machine.
     assert f"/{good}.mac ." in "\n".join(blocks(text, "With openssl alone"))
+    assert f"duckling restore production {good.rpartition('/')[2]}" in blocks(text, "With this software")[-1]
 
 
 @pytest.mark.parametrize("name", ["recovery-kit-production.txt", "recovery-kit-production.html"])

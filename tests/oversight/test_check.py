@@ -357,6 +357,12 @@ def test_what_is_none_of_ours_in_the_place_of_a_state_file_is_named(check, insta
     assert str(odd) in failed(check())["hold"]
 
 
+@pytest.mark.parametrize("make", [_empty, lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_a_place_for_backups_that_is_no_folder_is_named(check, installation, make):
+    make(installation.backup_path)
+    assert f"{installation.backup_path}: is no folder" in failed(check())["local backups"]
+
+
 def test_a_hold_is_told_with_its_owner(check, installation, make_replica):
     make_replica(installation.replica())
     place_hold(installation.replica(), owner="run 7", reason="restore", seconds=600)

@@ -122,3 +122,28 @@ def test_a_file_of_another_program_in_that_name_stays(tmp_path, monkeypatch, con
     assert clear_downloads(notes) == (new,)
     assert to.read_bytes() == content
     assert not note.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"download": 7}',
+        '{"download": "/etc/passwd"}',
+        '{"download": "x.duckling-new"}',
+        '{"download": "/.duckling-new", "naming": true}',
+        "[" * 50_000,
+    ],
+)
+def test_a_note_that_is_none_is_left_and_stops_nothing(tmp_path, caplog, text):
+    note = tmp_path / "restoring-0123abcd.json"
+    note.write_text(text)
+    left = tmp_path / "copy.db.duckling-new"
+    left.touch(mode=0o600)
+    (tmp_path / "restoring-89abcdef.json").write_text(json.dumps({"download": str(left)}))
+    assert clear_downloads(tmp_path) == (left,)
+    assert f"{note} is left as it is: it is no note of a restore" in caplog.text
+    assert note.read_text() == text
