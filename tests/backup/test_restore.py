@@ -158,8 +158,8 @@ class Bucket(MemoryStore):
         return super().open_range(key, start, stop, etag=etag)
 
     def was_downloaded(self) -> bool:
-        """Whether more than the first bytes of an object were asked for."""
-        return any(stop - start > 1024 for _, start, stop in self.asked)
+        """Whether more than the first bytes and the end of an object, which tells its format, were asked for."""
+        return any(stop - start > 64 << 10 for _, start, stop in self.asked)
 
     def add(self, plain: bytes, key: str = OBJECT, *, metadata: bool = True, database: str = "production") -> None:
         """A backup as a complete upload leaves it, with or without the store's memory for metadata."""
