@@ -573,6 +573,18 @@ def test_the_fallback_of_a_restore_to_elsewhere_leaves_nothing_else_there(
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"copy.db": site.good}
 
 
+def test_what_a_killed_restore_left_in_the_name_is_removed_by_the_next(make_site: Callable[..., Site], tmp_path: Path):
+    site = make_site()
+    database, to = site.database(), tmp_path / "copy.db"
+    left = to.with_name(f"copy.db{NEW_SUFFIX}")
+    note = database.backup_dir / "restoring-0123abcd.json"
+    make_folder(note.parent)
+    for path, content in ((to, b""), (left, b"a part"), (note, b'{"download": "%s", "naming": true}' % bytes(left))):
+        write_durably(path, content)
+    assert restore_backup(database, site.bucket(), to=to).replaced == to
+    assert (to.read_bytes(), left.exists(), note.exists()) == (site.good, False, False)
+
+
 @pytest.mark.parametrize("fallback", [False, True])
 def test_where_none_is_good_the_first_one_s_damage_is_told(make_site: Callable[..., Site], *, fallback: bool):
     site = make_site()

@@ -311,6 +311,20 @@ def test_a_snapshot_of_the_same_millisecond_in_the_making_is_left_alone(producti
     assert left(production) == [partial.name]
 
 
+def test_what_is_none_of_ours_in_the_places_of_leftovers_blocks_no_backup(production, caplog):
+    production.backup_dir.mkdir(parents=True)
+    odd = [production.backup_dir / f"backup-2025-03-0{day}T00-00-00-000Z.db.partial" for day in (1, 2, 3)]
+    odd[0].symlink_to("/etc/hostname")
+    os.mkfifo(odd[1])
+    odd[2].touch()
+    odd[2].chmod(0o666)
+    odd.append(production.replica.with_name(f"{production.replica.name}.duckling-new"))
+    odd[-1].symlink_to("nowhere")
+    snapshot = take_snapshot(production)
+    assert snapshot.path.read_bytes() == production.replica.read_bytes()
+    assert all(str(path) in caplog.text and os.path.lexists(path) for path in odd)
+
+
 @pytest.mark.slow
 def test_a_file_encrypted_by_duckdb_is_copied_as_it_is(installation, sql):
     replica = installation.replica()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,33 +75,31 @@ def test_another_error_of_the_disk_is_none_of_a_missing_feature(files, monkeypat
     assert not to.exists()
 
 
-class _Killed(BaseException):
-    """As SIGKILL: nothing is tidied up."""
-
-
-def killed_while_naming(new: Path, to: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_while_naming(new: Path, to: Path, notes: Path) -> None:
     """What a restore leaves that is killed when it has taken its name by an empty file."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.MonkeyPatch.context() as patch, unfinished(new, notes=notes) as fd:
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "refused")
+                def refuse(*_: object) -> None:
+                    raise OSError(errno.EPERM, "refused")
 
-    def kill(*_: object) -> None:
-        raise _Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", refuse)
-        patch.setattr(downloads, "_rename_alone", lambda *_: False)
-        patch.setattr(os, "rename", kill)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
-        with pytest.raises(_Killed), unfinished(new, notes=notes) as fd:  # noqa: PT012 - the download is under way
-            os.write(fd, b"restored")
-            give_name(new, to, notes=notes)
+                patch.setattr(os, "link", refuse)
+                patch.setattr(downloads, "_rename_alone", lambda *_: False)
+                os.write(fd, b"restored")
+                patch.setattr(os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                give_name(new, to, notes=notes)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def test_an_empty_file_that_a_killed_restore_left_in_its_name_goes_with_its_download(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_an_empty_file_that_a_killed_restore_left_in_its_name_goes_with_its_download(tmp_path):
     notes, to = tmp_path / "backups", tmp_path / "copy.db"
     new = tmp_path / "copy.db.duckling-new"
-    killed_while_naming(new, to, notes, monkeypatch)
+    killed_while_naming(new, to, notes)
     assert (to.stat().st_size, new.read_bytes()) == (0, b"restored")
     before = sorted(tmp_path.rglob("*"))
     assert clear_downloads(notes, dry_run=True) == (new, to)
@@ -109,12 +108,13 @@ def test_an_empty_file_that_a_killed_restore_left_in_its_name_goes_with_its_down
     assert sorted(tmp_path.rglob("*")) == [notes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"restored", b""])
-def test_a_file_of_another_program_in_that_name_stays(tmp_path, monkeypatch, content):
+def test_a_file_of_another_program_in_that_name_stays(tmp_path, content):
     """Also an empty one, where no restore said that it took the name."""
     notes, to = tmp_path / "backups", tmp_path / "copy.db"
     new = tmp_path / "copy.db.duckling-new"
-    killed_while_naming(new, to, notes, monkeypatch)
+    killed_while_naming(new, to, notes)
     to.write_bytes(content)
     (note,) = notes.iterdir()
     if not content:
