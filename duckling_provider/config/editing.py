@@ -146,7 +146,7 @@ def add_entries(path: Path, added: Sequence[Mapping[str, Any]], *, now: datetime
         if not isinstance(entries, list):
             raise ConfigError("expected a list of entries", entry=str(path))
         kept = path.with_name(f"{path.name}.before-{stamp_of(now or datetime.now(timezone.utc))}")
-        write_durably(kept, content)
+        write_durably(kept, _as_before(path, content))
         _write(path, [*entries, *added], before)
         return kept
 
@@ -260,7 +260,7 @@ def _write(path: Path, entries: list[Any], before: tuple[int, int, int]) -> None
             hint="Try again.",
         )
     try:
-        write_durably(path, content.encode())
+        write_durably(path, _as_before(path, content.encode()))
     except OSError as error:
         raise FileSystemError(
             f"cannot be written: {error.strerror}",
@@ -268,3 +268,17 @@ def _write(path: Path, entries: list[Any], before: tuple[int, int, int]) -> None
             subject=str(path),
             hint="Its folder must be writable for the user that this process runs as.",
         ) from error
+
+
+def _as_before(path: Path, content: bytes) -> Callable[[int], bytes]:
+    """`content`, for `write_durably`: where root writes, the new file belongs to the owner of the one at `path`, which
+    need not be that of the folder.
+    """
+
+    def written(fd: int) -> bytes:
+        if os.geteuid() == 0 and path.exists():
+            owner = path.stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        return content
+
+    return written

@@ -118,6 +118,19 @@ def test_a_changed_file_is_judged_anew_although_its_content_is_the_same(installa
         config.load()
 
 
+@as_root
+@pytest.mark.parametrize("author", [0, OWNER])
+def test_an_edit_by_root_leaves_the_file_to_its_owner(installation: Any, key: Path, author: int):
+    """It may be root's in another user's folder: that user need not know what is in it."""
+    given_to(installation.data_path, OWNER)
+    path = given_to(installation.write(installation.entry(s3={**S3, "encryptionKey": KEY})), author)
+    assert run_here("keys", "rotate", "production").code == 0
+    kept = add_entries(path, [])
+    assert kept is not None
+    assert [file.stat().st_uid for file in (path, kept)] == [author, author]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 # ---- another user than root, whose containers show files of the host -------------------------------------
 
 
