@@ -253,7 +253,11 @@ class Session:
 
 def who() -> str:
     """Who runs the command, for the audit."""
-    return f"{getpass.getuser()} on the command line"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # containers run as users that have no name there
+        user = f"UID {os.getuid()}"
+    return f"{user} on the command line"
 
 
 def session_of(context: typer.Context, as_json: bool) -> Session:
