@@ -149,6 +149,30 @@ def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, mak
     assert there() == {new}
 
 
+@pytest.mark.server
+def test_uploads_that_stay_are_a_note_of_the_cleanup_and_a_refused_deletion_its_failure(
+    shop, run_task, s3_server, make_proxy, installation
+):
+    proxy = make_proxy(s3_server)
+    shop.configure(endpoint=proxy.server.endpoint, s3BackupRetentionDays=7)
+    key = run_task("DucklingBackupOperator").xcom("task")["key"]
+    old = "shop/backup-2020-01-02T03-04-05-678Z.db"
+    bucket = installation.database("shop").s3.bucket
+    for suffix in ("", ".mac"):
+        s3_server.client().put_object(Bucket=bucket, Key=old + suffix, Body=bytes(10_000))
+    refused = {"DeleteObject": (403, "AccessDenied")}
+    proxy.before = lambda seen: refused.get(seen.operation)
+    assert run_task("DucklingCleanupOperator").state == "failed"
+    assert old in list(shop.keys())
+    refused = {"ListMultipartUploads": (403, "AccessDenied")}
+    done = run_task("DucklingCleanupOperator")
+    assert done.state == "success"
+    assert done.xcom("task")["s3"] == [old]
+    (note,) = done.xcom("task")["notes"]
+    assert "s3:ListBucketMultipartUploads" in note
+    assert shop.keys() == [key, f"{key}.mac"]
+
+
 def test_a_hold_belongs_to_its_run_and_is_not_needed_for_a_restore_elsewhere(installation, make_replica, run_task):
     from duckling_provider.replica.locks import read_hold
 
