@@ -20,6 +20,7 @@ from benchmarks.page import page
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
 from benchmarks.validating import validating
+from benchmarks.watching import watching
 
 _GROUPS = (
     "transfers",
@@ -29,6 +30,7 @@ _GROUPS = (
     "dags",
     "listing",
     "page",
+    "watching",
     "copying",
     "applying",
     "validating",
@@ -82,6 +84,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield listing(200 if quick else 10_000, runs=runs)
     if "page" in groups:
         yield page(100 if quick else 500, runs=runs)
+    if "watching" in groups:
+        yield watching(100 if quick else 1000, runs=runs)
     if "copying" in groups:
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
     if "applying" in groups:

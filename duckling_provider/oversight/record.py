@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from duckling_provider.backup.backup_object import is_complete, list_backups
 from duckling_provider.backup.names import date_faults, find_name, parse_name
-from duckling_provider.backup.states import read_states
 from duckling_provider.base.durable_files import make_folder, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError
 from duckling_provider.base.file_lock import FileLock
@@ -301,6 +299,10 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
 
     :raises DucklingError: the store refuses or fails.
     """
+    # Here: this module is loaded whenever Airflow parses DAG files, and these load ciphers.
+    from duckling_provider.backup.backup_object import is_complete, list_backups
+    from duckling_provider.backup.states import read_states
+
     listed = list_backups(source)
     good = [b for b in listed if is_complete(b, source.mode) and not b.misdated(now)]
     # The newest, and those that a drill may have looked at: it looks at the newest of its day.

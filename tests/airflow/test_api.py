@@ -17,6 +17,7 @@ import pytest
 from duckling_provider.backup.names import backup_name
 from duckling_provider.backup.states import record_state
 from duckling_provider.base.moments import stamp_of
+from duckling_provider.oversight.audit import read_audit
 from duckling_provider.replica.origin import plain_host
 from duckling_provider.stores.s3 import open_store
 
@@ -388,6 +389,30 @@ def test_a_backup_of_another_size_than_recorded_is_incomplete(client, shop, inst
     (database.backup_dir / key.removeprefix("shop/")).write_bytes(b"short")
     found = client.get("/api/backups?db=shop").json()
     assert [b["complete"] for b in (*found["s3"], *found["local"])] == [False, False]
+
+
+def test_who_pinned_deleted_and_changed_what_stands_in_the_audit_and_in_airflow_s_log(client, shop, installation):
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+
+    database = installation.database("shop")
+    key = back_up(database)
+    as_admin = bearer(token("ADMIN"))
+    client.post("/api/backups/s3/pin?db=shop", json={"key": key}, headers=as_admin)
+    client.delete(f"/api/backups/s3?db=shop&key={key}")
+    shown = client.get("/api/databases/shop/s3").json()["s3"]
+    client.put("/api/databases/shop/s3", json={**shown, "s3BackupRetentionDays": 3})
+    lines = [(line.what, line.by, line.key, line.detail) for line in read_audit(database.backup_path)]
+    wanted = [
+        ("change", "DUCKLING_API_KEY", "", "s3.s3BackupRetentionDays"),
+        ("delete", "DUCKLING_API_KEY", key, ""),
+        ("pin", "admin", key, ""),
+    ]
+    assert lines == wanted
+    with create_session() as session:
+        rows = session.query(Log).filter(Log.dag_id == "duckling_backup__shop", Log.event.like("duckling%"))
+        told = [(row.event, row.owner) for row in rows.order_by(Log.id.desc()).limit(3)]
+    assert told == [(f"duckling_{what}", by) for what, by, _, _ in wanted]
 
 
 def cut_short(client: Any, bucket: str, key: str) -> None:

@@ -127,7 +127,12 @@ def test_a_backup_is_pinned_and_its_state_shown_by_the_page(page, shop, installa
 
     def shown():
         text = page("databases/shop?store=1").text
-        return "tested <time" in text, 'title="pinned: it stays' in text, text.count(">Pin<"), text.count(">Unpin<")
+        return (
+            'title="a drill restored it"' in text,
+            'title="pinned: it stays' in text,
+            text.count(">Pin<"),
+            text.count(">Unpin<"),
+        )
 
     assert shown() == (True, False, 1, 0)
     answer = page.post("databases/shop/pin", key=key, pinned="true")
