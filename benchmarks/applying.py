@@ -1,8 +1,8 @@
 # ruff: noqa: S608 - the statements are its own
 """How fast changes from the binlog get into a replica: ``python -m benchmarks.applying [row events]``.
 
-A private MariaDB writes them first, then one process reads and applies them, with the server on the same cores. Needs
-mariadb-server; it is started by the fixture of the tests. Several mixes, each a run of its own; the figures are row
+A private server writes them first, then one process reads and applies them, with the server on the same cores. Several
+mixes, each a run of its own; the figures are row
 events per second from the start of the stream to the last commit.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import importlib.util
 import json
 import pstats
 import statistics
@@ -23,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
 from benchmarks.cases import Case, Target
+from benchmarks.databases import MARIADB, MYSQL, database_server, missing
 from benchmarks.measure import Run, measured
 
 #: Row events per second that are wanted of the mixed load.
@@ -85,18 +84,6 @@ MIXES = (
 )
 
 
-def prepare_server() -> Any:
-    """The tests' private server; tests are no package, so by path."""
-    path = ROOT / "tests" / "fixtures" / "mysql_servers.py"
-    spec = importlib.util.spec_from_file_location("mysql_servers", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.private_server()
-
-
 def apply_all(url: str, start: Any, path: str) -> Any:
     """Read and apply everything after `start`."""
     import duckdb
@@ -130,15 +117,15 @@ def _prepared(mariadb: Any, mix: Mix, events: int) -> tuple[str, Any]:
 
         def run(*statements: str) -> None:
             for statement in statements:
-                cursor.execute(statement)
+                cursor.execute(mariadb.says(statement))
 
         run(TABLE)
         mix.write(run, events)
     return url, start
 
 
-def measure(events: int, *, runs: int) -> Iterator[dict[str, Any]]:
-    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
+def measure(events: int, *, runs: int, kind: str = MARIADB) -> Iterator[dict[str, Any]]:
+    with database_server(kind) as mariadb, tempfile.TemporaryDirectory() as folder:
         for mix in MIXES:
             url, start = _prepared(mariadb, mix, events)
             seen: list[tuple[int, Run]] = []
@@ -182,7 +169,7 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
                 written += 10
                 time.sleep(max(0.0, begun + written / rate - time.time()))
 
-    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
+    with database_server(MARIADB) as mariadb, tempfile.TemporaryDirectory() as folder:
         database = mariadb.create_database()
         source = Source.parse(mariadb.url(database), subject="benchmark")
         start = current_position(connect(source))
@@ -217,23 +204,26 @@ def lag(seconds: float, *, rate: int = 1000) -> dict[str, Any]:
 
 
 def applying(events: int, *, runs: int, seconds: float) -> Iterator[Case]:
-    """Rates of the mixes, and the lag under a steady load of `seconds`."""
-    found = list(measure(events, runs=runs))
-    told = "; ".join(f"{row['name']}: {row['row_events_per_s']:,}/s, +{row['peak_growth_mib']} MiB" for row in found)
-    (mixed,) = [row for row in found if row["name"].startswith("mixed")]
-    waited = lag(seconds)
-    yield Case(
-        f"Changes from the binlog into a replica, {events:,} row events of 10 columns",
-        targets=[
-            Target("row events/s, mixed load", mixed["row_events_per_s"], WANTED, at_least=True),
-            Target(f"seconds behind, worst, {waited['name'].removeprefix('lag at ')}", waited["worst_lag_s"], 5.0),
-        ],
-        notes=(told,),
-    )
+    """Rates of the mixes on each server, and the lag under a steady load of `seconds`."""
+    for kind in (MARIADB, MYSQL):
+        title = f"Changes from the binlog of {kind} into a replica, {events:,} row events of 10 columns"
+        lacking = missing(kind)
+        if lacking:
+            yield Case(title, missing=(lacking,))
+            continue
+        found = list(measure(events, runs=runs, kind=kind))
+        told = [f"{row['name']}: {row['row_events_per_s']:,}/s, +{row['peak_growth_mib']} MiB" for row in found]
+        (mixed,) = [row for row in found if row["name"].startswith("mixed")]
+        targets = [Target("row events/s, mixed load", mixed["row_events_per_s"], WANTED, at_least=True)]
+        if kind == MARIADB:
+            waited = lag(seconds)
+            name = f"seconds behind, worst, {waited['name'].removeprefix('lag at ')}"
+            targets.append(Target(name, waited["worst_lag_s"], 5.0))
+        yield Case(title, targets=targets, notes=("; ".join(told),))
 
 
-def profile(events: int, mix: Mix) -> None:
-    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as folder:
+def profile(events: int, mix: Mix, kind: str) -> None:
+    with database_server(kind) as mariadb, tempfile.TemporaryDirectory() as folder:
         url, start = _prepared(mariadb, mix, events)
         profiler = cProfile.Profile()
         profiler.runcall(apply_all, url, start, str(Path(folder) / "profiled.db"))
@@ -244,14 +234,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("events", type=int, nargs="?", default=100_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--server", choices=(MARIADB, MYSQL), default=MARIADB)
     parser.add_argument("--lag", type=float, default=15.0, metavar="SECONDS")
     parser.add_argument("--profile", type=int, metavar="MIX", help="profile one mix by its number instead")
     given = parser.parse_args()
     if given.profile is not None:
-        profile(given.events, MIXES[given.profile])
+        profile(given.events, MIXES[given.profile], given.server)
         return 0
     missed = False
-    for row in measure(given.events, runs=given.runs):
+    for row in measure(given.events, runs=given.runs, kind=given.server):
         print(json.dumps(row), flush=True)
         if row["name"].startswith("mixed"):
             missed |= _told(f"at least {WANTED} row events/s of the mixed load", row["row_events_per_s"] >= WANTED)

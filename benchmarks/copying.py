@@ -10,13 +10,8 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +22,7 @@ from rich.console import Console
 
 from benchmarks import MIB, ROOT, WORK
 from benchmarks.cases import Case, Target
+from benchmarks.databases import MARIADB, MYSQL, database_server, missing
 from benchmarks.measure import Row, Run, interleaved, measured
 from benchmarks.report import show
 
@@ -50,76 +46,24 @@ _VALUES = """
 
 
 @contextlib.contextmanager
-def mariadb(rows: int) -> Iterator[tuple[str, int]]:
+def filled(rows: int, kind: str = MARIADB) -> Iterator[tuple[str, int]]:
     """A private server with table `data` of `rows` rows and 10 columns, in its memory; URL and bytes of the table."""
-    import pymysql
-
-    with (
-        tempfile.TemporaryDirectory(prefix="duckling-mariadb-", dir=WORK) as folder,
-        tempfile.TemporaryDirectory() as run,
-    ):
-        data, sock, port, password = Path(folder) / "data", Path(run) / "sock", _free_port(), secrets.token_hex(8)
-        install = [
-            _program("mariadb-install-db"),
-            "--no-defaults",
-            f"--datadir={data}",
-            "--user=root",
-            "--skip-test-db",
-        ]
-        subprocess.run([*install, "--auth-root-authentication-method=normal"], check=True, capture_output=True)
-        command = [_program("mariadbd"), "--no-defaults", f"--datadir={data}", "--user=root", f"--socket={sock}"]
-        command += [f"--port={port}", "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=1G", "--server-id=1"]
-        command += ["--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve", "--log-bin", "--binlog-format=ROW"]
-        command += ["--binlog-row-metadata=FULL"]
-        with (Path(folder) / "log").open("wb") as log:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            try:
-                connection = _root(sock, server)
-                with contextlib.closing(connection), connection.cursor() as cursor:
-                    cursor.execute("CREATE USER bench@'127.0.0.1' IDENTIFIED BY %s", (password,))
-                    cursor.execute("GRANT ALL ON *.* TO bench@'127.0.0.1'")
-                    cursor.execute("CREATE DATABASE bench")
-                    cursor.execute("USE bench")
-                    # Not in the binlog: a gigabyte that no replica reads would be written for nothing.
-                    cursor.execute("SET sql_log_bin = 0")
-                    cursor.execute(f"CREATE TABLE data ({_COLUMNS})")
-                    cursor.execute(f"INSERT INTO data SELECT {_VALUES} FROM seq_1_to_{rows}")  # noqa: S608
-                    cursor.execute("ANALYZE TABLE data")
-                    cursor.fetchall()
-                    cursor.execute("SELECT DATA_LENGTH FROM information_schema.TABLES WHERE TABLE_NAME = 'data'")
-                    size = int((cursor.fetchone() or (0,))[0])
-                yield f"mysql://bench:{password}@127.0.0.1:{port}/bench", size
-            except pymysql.err.Error as error:
-                raise RuntimeError(f"the server did not do: {error}") from error
-            finally:
-                server.terminate()
-                server.wait()
-
-
-def _root(sock: Path, server: subprocess.Popen[bytes]) -> Any:
-    import pymysql
-
-    for _ in range(600):
-        with contextlib.suppress(pymysql.err.OperationalError):
-            return pymysql.connect(unix_socket=str(sock), user="root", autocommit=True, charset="utf8mb4")
-        if server.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError("mariadbd did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        raise FileNotFoundError(name)
-    return found
+    with database_server(kind, "--innodb-buffer-pool-size=1G", folder=WORK) as server:
+        found = server.execute(
+            [
+                "CREATE DATABASE bench",
+                "USE bench",
+                # Not in the binlog: a gigabyte that no replica reads would be written for nothing.
+                "SET sql_log_bin = 0",
+                f"CREATE TABLE data ({_COLUMNS})",
+                f"INSERT INTO data SELECT {_VALUES} FROM seq_1_to_{rows}",  # noqa: S608
+                "ANALYZE TABLE data",
+                # The load of other cases is written by the user whom the product connects as.
+                f"GRANT UPDATE ON bench.* TO {server.user}",
+                "SELECT DATA_LENGTH FROM information_schema.TABLES WHERE TABLE_NAME = 'data'",
+            ]
+        )
+        yield server.url("bench"), int(found[0][0])
 
 
 # -- the contestants, each in a process of its own ------------------------------------------------------------------
@@ -211,10 +155,18 @@ def _run(job: str, url: str) -> Run:
 
 
 def copying(rows: int, *, runs: int) -> Iterator[Case]:
-    """Speed against plain loops, and memory of ours against the size of the table."""
+    """Speed against plain loops on each server, and memory of ours against the size of the table."""
     WORK.mkdir(exist_ok=True)
+    for kind in (MARIADB, MYSQL):
+        title = f"Full copy of {rows:,} rows x 10 columns of {kind} into a DuckDB file; MB are the table's in InnoDB"
+        lacking = missing(kind)
+        yield Case(title, missing=(lacking,)) if lacking else _speed(title, kind, rows, runs=runs)
+    yield _memory([rows // 10, rows, rows * 12, rows * 36])
+
+
+def _speed(title: str, kind: str, rows: int, *, runs: int) -> Case:
     few = min(rows, _FEW)
-    with mariadb(rows) as (url, size):
+    with filled(rows, kind) as (url, size):
         names = {_OURS: ours, _ARROW: rows_to_arrow}
         contestants = {name: partial(_run, job.__name__, url) for name, job in names.items()}
         found = interleaved(size, contestants, runs=runs, reference=_OURS)
@@ -223,8 +175,8 @@ def copying(rows: int, *, runs: int) -> Iterator[Case]:
         )
     mine, arrow = found
     slower = (each[0].wall / few) / (mine.wall / rows)
-    yield Case(
-        f"Full copy of {rows:,} rows x 10 columns into a new DuckDB file; MB are the table's in InnoDB",
+    return Case(
+        title,
         [*found, *each],
         [
             Target("pymysql rows to DuckDB through arrow / full copy", arrow.ratio or 0.0, 3.0, at_least=True),
@@ -232,13 +184,12 @@ def copying(rows: int, *, runs: int) -> Iterator[Case]:
         ],
         notes=(f"rows/s: {rows / mine.wall:,.0f}, {rows / arrow.wall:,.0f}, {few / each[0].wall:,.0f}",),
     )
-    yield _memory([rows // 10, rows, rows * 12, rows * 36])
 
 
 def _memory(sizes: list[int]) -> Case:
     grown: list[Row] = []
     for rows in sizes:
-        with mariadb(rows) as (url, size):
+        with filled(rows) as (url, size):
             grown += interleaved(size, {f"duckling, {rows:,} rows": partial(_run, "ours", url)}, runs=1)
     # DuckDB keeps what it wrote in its buffers until they are full: growth ends at 256 MiB and what is under way. Of a
     # million rows and more, the last two sizes are beyond that.

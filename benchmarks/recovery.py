@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import DATABASE, MIB
 from benchmarks.cases import Case, Target
-from benchmarks.copying import mariadb
+from benchmarks.copying import filled
 from benchmarks.measure import Row
 from benchmarks.servers import rclone
 from benchmarks.site import ENCRYPTION_KEY, Site, entry, s3_fields, site
@@ -32,7 +32,7 @@ def recovery(rows: int, *, seconds: int) -> Iterator[Case]:
     """:param rows: of the table in MySQL; 36 million make a replica of 1 GiB.
     :param seconds: how long MySQL changes after the backup, and how long the lag is watched each time.
     """
-    with mariadb(rows) as (url, _), site() as place, rclone(place.folder / "objects") as server:
+    with filled(rows) as (url, _), site() as place, rclone(place.folder / "objects") as server:
         if server is None:
             yield Case("Recovery", missing=("rclone",))
             return

@@ -16,8 +16,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.applying import MIXES, TABLE, fill, prepare_server
+from benchmarks.applying import MIXES, TABLE, fill
 from benchmarks.cases import Case, Target
+from benchmarks.databases import MARIADB, MYSQL, database_server, missing
 from benchmarks.site import entry
 from duckling_provider.replication.validate.schedule import PAUSE
 
@@ -27,19 +28,28 @@ _ID = "bench"
 
 
 def validating(events: int, *, rows: int, runs: int) -> Iterator[Case]:
-    """:param events: row changes that each sync applies, of the mixed load.
+    """On each server.
+
+    :param events: row changes that each sync applies, of the mixed load.
     :param rows: of the table before that, which is compared.
     """
-    with prepare_server() as mariadb, tempfile.TemporaryDirectory() as name:
+    for kind in (MARIADB, MYSQL):
+        title = f"Rolling validation beside {events:,} row events of {kind}, of a table of {rows:,} rows"
+        lacking = missing(kind)
+        yield Case(title, missing=(lacking,)) if lacking else _case(title, kind, events, rows=rows, runs=runs)
+
+
+def _case(title: str, kind: str, events: int, *, rows: int, runs: int) -> Case:
+    with database_server(kind) as server, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["DATA_PATH"] = str(folder)
         replica = folder / "replica.db"
-        given = entry(_ID, replica, None) | {"mysqlConnectionString": mariadb.url(mariadb.create_database())}
-        _fill(mariadb, given, rows)
+        given = entry(_ID, replica, None) | {"mysqlConnectionString": server.url(server.create_database())}
+        _fill(server, given, rows)
         _sync(given, 0)
         before = folder / "before.db"
         shutil.copyfile(replica, before)
-        _write(mariadb, given, events)
+        _write(server, given, events)
         walls: dict[bool, list[float]] = {False: [], True: []}
         compared = []
         for _ in range(runs):
@@ -55,13 +65,11 @@ def validating(events: int, *, rows: int, runs: int) -> Iterator[Case]:
         plain, proven = (statistics.median(walls[validates]) for validates in (False, True))
     # In a sync that goes on, one go follows another after the pause, and the sync applies meanwhile.
     passed = PAUSE + plain
-    yield Case(
-        f"Rolling validation beside {events:,} row events, of a table of {rows:,} rows",
+    note = f"a sync takes {plain:.2f} s without a go, {proven:.2f} s with one that compares "
+    return Case(
+        title,
         targets=[Target("share of the time that a go of the validation takes", (proven - plain) / passed, WANTED)],
-        notes=(
-            f"a sync takes {plain:.2f} s without a go, {proven:.2f} s with one that compares "  # noqa: ISC004
-            f"{statistics.median(compared):,.0f} rows, {passed:.0f} s after the last",
-        ),
+        notes=(f"{note}{statistics.median(compared):,.0f} rows, {passed:.0f} s after the last",),
     )
 
 
@@ -90,22 +98,22 @@ def _was_at_work(replica: Path, seconds: float) -> None:
         Ledger.open(connection).validations.save(TableValidation("orders", looked_at=looked))
 
 
-def _connected(mariadb: Any, given: dict[str, Any]) -> Any:
-    return mariadb.connect(given["mysqlConnectionString"].rpartition("/")[2])
+def _connected(server: Any, given: dict[str, Any]) -> Any:
+    return server.connect(given["mysqlConnectionString"].rpartition("/")[2])
 
 
-def _fill(mariadb: Any, given: dict[str, Any], rows: int) -> None:
-    with _connected(mariadb, given) as connection, connection.cursor() as cursor:
+def _fill(server: Any, given: dict[str, Any], rows: int) -> None:
+    with _connected(server, given) as connection, connection.cursor() as cursor:
         cursor.execute(TABLE)
-        fill(cursor.execute, rows)
+        fill(lambda statement: cursor.execute(server.says(statement)), rows)
 
 
-def _write(mariadb: Any, given: dict[str, Any], events: int) -> None:
+def _write(server: Any, given: dict[str, Any], events: int) -> None:
     (mixed,) = [mix for mix in MIXES if mix.name.startswith("mixed")]
-    with _connected(mariadb, given) as connection, connection.cursor() as cursor:
+    with _connected(server, given) as connection, connection.cursor() as cursor:
 
         def run(*statements: str) -> None:
             for statement in statements:
-                cursor.execute(statement)
+                cursor.execute(server.says(statement))
 
         mixed.write(run, events)

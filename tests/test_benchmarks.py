@@ -23,6 +23,7 @@ MIB = 1 << 20
 def _whole(path, size, mariadb):
     """As `make bench ARGS=--quick` runs it: each contestant in a process of its own, all peers, a server of its own."""
     command = [sys.executable, "-m", "benchmarks", "--quick", "--size", str(size), *GROUPS, "--output", str(path)]
+    command += [part for group in ("copying", "applying", "validating") for part in ("--only", group)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -64,7 +65,7 @@ def _in_this_process(path, size, mariadb):
         patch.setattr(cases, "run_job", run_job)
         patch.setattr(peers, "tool", lambda name: None if name == "aws" else servers.tool(name))
         patch.setattr(recovery, "_duckling", duckling)
-        patch.setattr(recovery, "mariadb", table)
+        patch.setattr(recovery, "filled", table)
         benchmarks.__main__.main(["--quick", "--size", str(size), *GROUPS, "--output", str(path)])
 
 
@@ -122,6 +123,16 @@ def test_a_restored_replica_catches_up_beside_a_full_copy(results):
     assert names == ["full copy", "backup", "restore", "catching up with 2,000 changes"]
     assert case(results, "Lag")["targets"][0]["value"] >= 0
     assert case(results, "How long a snapshot holds")["targets"][0]["value"] > 0
+
+
+def test_replication_is_measured_on_mysql_beside_mariadb(results, full):
+    if not full:
+        pytest.skip("minutes: make full")
+    for server in ("MariaDB", "MySQL 9.7"):
+        titles = ("Full copy of 20,000 rows x 10 columns of", "Changes from the binlog of")
+        measured = [case(results, f"{title} {server}") for title in titles]
+        measured.append(case(results, f"Rolling validation beside 2,000 row events of {server}"))
+        assert all(found["targets"] or found["missing"] for found in measured)
 
 
 def test_the_machine_and_the_command_are_on_record(results):

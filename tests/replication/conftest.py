@@ -114,7 +114,7 @@ def new_mirror(mariadb, tmp_path):
         finally:
             mirror.replica.close()
             mirror.server.close()
-            mariadb.execute(f"DROP DATABASE `{name}`")
+            mariadb.execute(["SET foreign_key_checks = OFF", f"DROP DATABASE `{name}`"])
             path.unlink()
 
     return make

@@ -260,6 +260,22 @@ def test_text_of_every_character_set_is_told_as_the_server_converts_it(mariadb, 
     assert [after for _, _, after in rows(events(source, start))] == shown
 
 
+@pytest.mark.mysql_only
+def test_texts_beside_a_vector_are_in_their_own_character_sets(mirror):
+    mirror.run(
+        "CREATE TABLE t (id INT PRIMARY KEY, a VARCHAR(9) CHARACTER SET latin1, v VECTOR(2), g POINT, j JSON, "
+        "b TINYTEXT CHARACTER SET utf16, c BLOB, d VARCHAR(9) CHARACTER SET cp1251, e ENUM('ж') CHARACTER SET cp1251)"
+    )
+    mirror.catch_up()
+    mirror.run(
+        "INSERT INTO t VALUES (1, 'ü', x'3f8000003f800000', POINT(1, 2), '[\"ü\"]', '東京', x'00ff', 'жук', 'ж')",
+        "INSERT INTO t VALUES (2, 'ü', NULL, NULL, NULL, '東京', NULL, 'жук', 'ж')",
+    )
+    mirror.catch_up()
+    rows = mirror.replica.execute("SELECT a, b, c, d, e, j FROM t ORDER BY id").fetchall()
+    assert rows == [("ü", "東京", b"\x00\xff", "жук", "ж", '["ü"]'), ("ü", "東京", None, "жук", "ж", None)]
+
+
 @pytest.mark.mariadb_only
 def test_temporal_columns_of_the_old_format_are_never_guessed(new_server):
     with new_server("--mysql56-temporal-format=OFF") as server:

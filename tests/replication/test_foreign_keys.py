@@ -244,6 +244,20 @@ def test_children_of_a_parent_in_another_database_are_copied_again(shop, mariadb
         mariadb.execute(f"DROP DATABASE `{other}`")
 
 
+@pytest.mark.mariadb_only
+def test_children_of_a_parent_that_moves_away_while_a_sync_follows_are_copied_again(mirror, mariadb):
+    mirror.run(*family(), "INSERT INTO parent VALUES (1, 0)", "INSERT INTO child VALUES (1, 1)")
+    before = read_references(mirror.server, mirror.database)
+    mirror.catch_up(references=before)
+    other = mariadb.create_database()
+    try:
+        mirror.run(f"RENAME TABLE parent TO {other}.parent", f"DELETE FROM {other}.parent")
+        mirror.catch_up(references=before)
+    finally:
+        mariadb.execute(["SET foreign_key_checks = OFF", f"DROP DATABASE `{other}`"])
+    assert mirror.states["child"].state == "recopy"
+
+
 def test_other_databases_are_told_apart():
     line = "  CONSTRAINT `c` FOREIGN KEY (`a`) REFERENCES `other`.`t` (`b`) ON DELETE SET NULL,"
     assert parse_references("child", line) == [Reference("child", ("a",), "other", "t", ("b",), "SET NULL", "")]

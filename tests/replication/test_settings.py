@@ -9,6 +9,7 @@ import contextlib
 import duckdb
 import pytest
 
+from duckling_provider.replication.apply.reach import Reach
 from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
 from duckling_provider.replication.apply.steps import AddColumn, DropTable, TruncateTable
 from duckling_provider.replication.binlog.dump import RawEvent
@@ -222,6 +223,18 @@ def test_tables_of_engines_whose_rows_the_binlog_does_not_tell_are_left_out_and_
 
 
 # ---- without a server ----
+
+
+def test_a_statement_of_another_database_reaches_what_is_seen_there_and_by_foreign_keys():
+    def written(statement, reach):
+        return reach.written_by(read_statement(statement, "shop", "other"), ["t", "u", "child"], {"parent": ["child"]})
+
+    seen = Reach({"x": frozenset({"u"})}, is_hidden=False, is_hidden_elsewhere=False)
+    assert written("UPDATE t SET id = 1", seen) == set()
+    assert written("INSERT INTO x VALUES (1)", seen) == {"u"}
+    assert written("DELETE FROM parent", seen) == {"child"}
+    assert written("UPDATE shop.t, u SET t.id = 1", seen) == {"t", "u"}
+    assert written("UPDATE t SET id = 1", Reach(is_hidden=False)) == {"t", "u", "child"}
 
 
 def test_a_mode_that_is_told_settles_what_a_backslash_and_a_quote_mean():

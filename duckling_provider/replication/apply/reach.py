@@ -67,7 +67,7 @@ class Reach:
             inside = self.through.get(name, frozenset())
             if inside is None:
                 return set(known.values())
-            more = inside | (by_keys.get(name, set()) if name in ours else set())
+            more = inside | by_keys.get(name, set())
             # A table of ours may have the name of one there that was looked at already.
             found -= more - ours
             ours |= more

@@ -100,7 +100,9 @@ def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableM
     signs = fields.get(1, b"")
     unsigned = {index for bit, index in enumerate(numeric) if signs[bit // 8 : bit // 8 + 1] and
                 signs[bit // 8] & (0x80 >> bit % 8)}  # fmt: skip
-    texts = [i for i, kind in enumerate(kinds) if kind in _TEXT or (mariadb and kind == _GEOMETRY)]
+    # What each server counts as text here.
+    counted = _TEXT | ({_GEOMETRY} if mariadb else {_VECTOR})
+    texts = [i for i, kind in enumerate(kinds) if kind in counted]
     lists = [i for i, kind in enumerate(kinds) if kind in {_ENUM, _SET}]
     collations = _collations(texts, fields.get(2), fields.get(3)) | _collations(lists, fields.get(10), fields.get(11))
     enums, sets = iter(_value_lists(fields.get(6, b""))), iter(_value_lists(fields.get(5, b"")))
