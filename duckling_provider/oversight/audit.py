@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from duckling_provider.base.durable_files import make_folder
-from duckling_provider.base.errors import CancelledError, DucklingError
+from duckling_provider.base.errors import CancelledError, DucklingError, WrongHostError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.moments import iso
 from duckling_provider.base.state_files import open_state, read_state
@@ -105,6 +105,8 @@ def audited(database: Database, what: Deed, *, by: str, key: str = "", detail: s
     """Add a line when the block ends, well or not."""
     try:
         yield
+    except WrongHostError:
+        raise  # nothing was touched
     except BaseException as error:
         why = error.what if isinstance(error, DucklingError) else f"stopped: {type(error).__name__}"
         audit(database, what, by=by, key=key, detail=detail, error=why)

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from duckling_provider.backup.names import date_faults, find_name, parse_name
 from duckling_provider.base.durable_files import make_folder, write_durably
-from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError
+from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError, WrongHostError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.state_files import read_state
 
@@ -245,7 +245,7 @@ def noted(database: Database, *works: Work) -> Iterator[list[Change]]:
     changes: list[Change] = []
     try:
         yield changes
-    except (CancelledError, RequestError):
+    except (CancelledError, RequestError, WrongHostError):
         raise  # of what was asked, and no trouble of the database
     except DucklingError as error:
         failure = error.as_record()

@@ -126,7 +126,12 @@ class CoreTask:
             task = get_current_context()["ti"]
             task.xcom_push(ERROR_KEY, dict(error))
             again = error["retryable"] and task.try_number <= task.max_tries
-            if final and not again and self.work is not None and error["kind"] != "CancelledError":
+            if (
+                final
+                and not again
+                and self.work is not None
+                and error["kind"] not in ("CancelledError", "WrongHostError")
+            ):
                 work, now = self.work, datetime.now(timezone.utc)
                 self.note(lambda record: record.failed(work, error, at=now))
 
