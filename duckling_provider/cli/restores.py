@@ -136,8 +136,9 @@ def restore(
             control=control,
             wait=wait,
         )
-    transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
-    note(database, lambda record: record.transferred(transfer))
+    if not done.bytes_lent:  # what was here already says nothing of the way
+        transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
+        note(database, lambda record: record.transferred(transfer))
     if session.terminal.json:
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
