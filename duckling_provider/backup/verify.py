@@ -32,7 +32,6 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.config.databases import Database
-from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, PartMac
 from duckling_provider.formats.pipeline import Fanout, Stage
 from duckling_provider.formats.segment_fetch import fetch_segments
@@ -206,7 +205,7 @@ def _is_sent_enough(database: Database, store: BackupSource, key: str, record: S
     uploaded = record.uploaded
     if database.s3 is None or uploaded is None or (uploaded.store, uploaded.key) != (store.url, key):
         return False
-    if uploaded.mode == CLIENT or not uploaded.copied_bytes:
+    if not uploaded.copied_bytes:
         return False
     now = datetime.now(timezone.utc)
     newest = [backup for backup in list_backups(store) if not backup.misdated(now)][:_LOOKED_AT]
@@ -231,6 +230,30 @@ def _verify_sent(
         for number in range(len(record.checksums))
         if _was_sent(uploaded, *record.bounds(number)) or number % _SAMPLE == uploaded.number % _SAMPLE
     ]
+    if backup.trailer is not None:
+        lengths = (stop - start for start, stop in map(backup.trailer.footer.bounds, wanted))
+        control.begin("verify", sum(lengths))
+        with contextlib.closing(_segments(backup, backup.trailer, store, numbers=wanted, control=control)) as found:
+            for _, plain in found:
+                control.advance(len(plain))
+    else:
+        _compare_sent(backup, store, record, wanted, control)
+    took = int((time.monotonic() - started) * 1000)
+    stored = StoredObject(backup.key, backup.object_size, backup.etag)
+    record_state(database, store, stored, "verified", means="sent")
+    return VerifyResult(
+        backup.key, backup.mode, backup.size, backup.object_size, "sent", took, key_fingerprint=backup.key_fingerprint
+    )
+
+
+def _compare_sent(
+    backup: StoredBackup, store: BackupSource, record: SegmentRecord, wanted: list[int], control: Control
+) -> None:
+    """Segments of a plain file, by number, with what was recorded of them here.
+
+    :raises IntegrityError: one is another.
+    """
+    key = backup.key
     spans = [record.bounds(number) for number in wanted]
     control.begin("verify", sum(stop - start for start, stop in spans))
     chunks = fetch(store, key, spans=spans, etag=backup.etag, control=control)
@@ -248,10 +271,6 @@ def _verify_sent(
                     subject=store.url + key,
                     hint="The store lost or mixed them; the next backup is sent whole. Use another one.",
                 )
-    took = int((time.monotonic() - started) * 1000)
-    stored = StoredObject(backup.key, backup.object_size, backup.etag)
-    record_state(database, store, stored, "verified", means="sent")
-    return VerifyResult(backup.key, backup.mode, backup.size, backup.object_size, "sent", took)
 
 
 def _was_sent(uploaded: Uploaded, start: int, stop: int) -> bool:
