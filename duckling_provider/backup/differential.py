@@ -1,10 +1,11 @@
 """Which parts of a backup the store is to copy from an earlier one, so that what travels is what changed; or why all of
 it is sent.
 
-The object stays what it is in full: a plain file (modes ``none`` and ``sse-*``). Its source is the newest backup that
-was verified in full, of the same replica, of which this machine remembers the segments and what the store called it
-(`segment_records`). After ``s3.fullUploadEvery`` backups, and after any backup was disproved, everything is sent: one
-rotten segment must not be inherited for ever.
+The object stays what it is in full. A plain file (modes ``none`` and ``sse-*``) has as its source the newest backup
+that was verified in full, of the same replica, of which this machine remembers the segments and what the store called
+it (`segment_records`). An object of format 2 needs nothing local: footers tell lineage and generation, indexes tell
+which segments are the same, and the present key must vouch for its footer. After ``s3.fullUploadEvery`` backups, and
+after any backup was disproved, everything is sent: one rotten segment must not be inherited for ever.
 
 A store that refuses is asked again after a week, or once ``duckling check`` finds that it copies.
 """
@@ -20,17 +21,22 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.backup_object import list_backups, origin_of
+from duckling_provider.backup.key_choice import find_trailer
 from duckling_provider.backup.names import ListedBackup
 from duckling_provider.backup.segment_records import SegmentRecord, Uploaded, record_of, records, records_folder
 from duckling_provider.backup.snapshot import Snapshot
 from duckling_provider.backup.states import BackupState, read_states
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError
-from duckling_provider.base.moments import iso, parse_moment
+from duckling_provider.base.moments import iso, parse_moment, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
+from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, S3Settings
+from duckling_provider.formats import segments
+from duckling_provider.formats.segments import TAG_BYTES
+from duckling_provider.formats.trailer import Lineage, Trailer
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.origin import Origin
 from duckling_provider.stores.parts import MIN_PART, Cut, Limits, plan_copies
@@ -41,6 +47,9 @@ _LOOKED_AT = 30
 #: How long a store's refusal is believed.
 _BELIEVED = timedelta(days=7)
 _REFUSAL = "copies.json"
+_ONE_REQUEST = "it is sent in one request"
+_NOT_RECORDED = "its segments were not recorded when it was made"
+_ANOTHER_SOURCE = "what an earlier try copied from is another object by now"
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +62,33 @@ class UploadPlan:
     because: str = ""
 
 
-def plan_upload(database: Database, store: Store, snapshot: Snapshot, *, binding: dict[str, object]) -> UploadPlan:
+def basis_of(database: Database, store: Store, snapshot: Snapshot, *, binding: dict[str, object]) -> Basis | str | None:
+    """What an object of format 2 is to share segments with, or why with none; None for an upload that an earlier try
+    has begun: the snapshot is sealed for it.
+    """
+    record = record_of(database, snapshot.filename)
+    if _log_of(snapshot, binding) is not None:
+        return None
+    if snapshot.plan.count == 1:
+        return _ONE_REQUEST
+    if record is None or record.sha256 != snapshot.sha256 or record.segment != segments.SEGMENT_BYTES:
+        return _NOT_RECORDED
+    return remembered_refusal(database, store) or find_basis(database, store, snapshot)
+
+
+def plan_upload(
+    database: Database,
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    binding: dict[str, object],
+    basis: Basis | str | None = None,
+) -> UploadPlan:
     """How a snapshot is to be uploaded. Looks at the store, and changes nothing there but for an upload of other parts,
     which it aborts.
 
     :param binding: of the upload's log, for a full upload.
+    :param basis: what the snapshot was sealed for, in format 2, see `basis_of`.
     :raises CancelledError: the caller asked to stop. Whatever else goes wrong is a reason for a full upload.
     """
     record, settings = record_of(database, snapshot.filename), database.s3
@@ -67,12 +98,17 @@ def plan_upload(database: Database, store: Store, snapshot: Snapshot, *, binding
         begun = _begun(store, snapshot, binding)
         if begun is not None:
             return begun
-        found = _source(database, settings, store, snapshot, record)
+        if snapshot.footer is not None:
+            found: tuple[StoredObject, list[bool]] | str = basis if isinstance(basis, str) else _ANOTHER_SOURCE
+            if isinstance(basis, Basis):
+                found = basis.source, basis.unchanged(snapshot)
+        else:
+            found = _source(database, settings, store, snapshot, record)
         if isinstance(found, str) or record is None:
             return UploadPlan(because=str(found))
-        source, earlier = found
-        unchanged = record.unchanged_since(earlier)
-        cut = plan_copies(unchanged, record.size, segment=record.segment, limits=_limits(settings, store, record))
+        source, unchanged = found
+        size, limits = snapshot.plan.size, _limits(settings, store, record)
+        cut = plan_copies(unchanged, size, segment=record.segment, limits=limits, covered=snapshot.size)
     except CancelledError:
         raise
     except (DucklingError, OSError) as error:
@@ -88,14 +124,14 @@ def _limits(settings: S3Settings, store: Store, record: SegmentRecord) -> Limits
 
 def _source(
     database: Database, settings: S3Settings, store: Store, snapshot: Snapshot, record: SegmentRecord | None
-) -> tuple[StoredObject, SegmentRecord] | str:
-    """What segments are copied from, with its record; or why all is sent."""
+) -> tuple[StoredObject, list[bool]] | str:
+    """What segments of a plain file are copied from, and which are the same there; or why all is sent."""
     if store.mode == CLIENT:
         return "each object of format 1 is encrypted under an IV of its own"
     if snapshot.plan.count == 1:
-        return "it is sent in one request"
+        return _ONE_REQUEST
     if record is None or record.sha256 != snapshot.sha256:
-        return "its segments were not recorded when it was made"
+        return _NOT_RECORDED
     if refusal := remembered_refusal(database, store):
         return refusal
     last = next((r.uploaded for r in records(database) if r.uploaded is not None), None)
@@ -105,7 +141,7 @@ def _source(
         return f"every {settings.full_upload_every}th is sent in full (s3.fullUploadEvery)"
     backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:_LOOKED_AT]
     states = read_states(database, store, backups)
-    if disproof := _disproof(backups, states, since=last.full_at):
+    if disproof := _disproof(backups, states, since=parse_moment(last.full_at)):
         return disproof
     reasons = []
     for backup in backups:
@@ -119,16 +155,16 @@ def _source(
         else:
             source = store.head(backup.key)
             if _same(source, earlier.uploaded):
-                return source, earlier
+                return source, record.unchanged_since(earlier)
             reasons.append(f"{backup.key} is another object than was uploaded")
     return reasons[0] if reasons else "no earlier backup was verified in full"
 
 
-def _disproof(backups: list[ListedBackup], states: dict[str, BackupState], *, since: str) -> str:
+def _disproof(backups: list[ListedBackup], states: dict[str, BackupState], *, since: datetime) -> str:
     """Which backup was disproved after everything was sent the last time; empty where none was."""
     for backup in backups:
         decisive = states[backup.key].decisive
-        if decisive is not None and decisive.state == "disproved" and decisive.at >= parse_moment(since):
+        if decisive is not None and decisive.state == "disproved" and decisive.at >= since:
             return f"{backup.key} was disproved at {iso(decisive.at)}"
     return ""
 
@@ -154,6 +190,112 @@ def _same(source: StoredObject, uploaded: Uploaded) -> bool:
     )
 
 
+# ---- format 2 ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An object in the store that a new one may share segments with, as its HEAD told before, and what its trailer
+    says; `generation` is the new one's.
+    """
+
+    source: StoredObject
+    trailer: Trailer
+    generation: int
+
+    @property
+    def lineage(self) -> Lineage:
+        """What the new object is to be sealed under."""
+        return Lineage(self.trailer.footer.lineage, self.generation)
+
+    def unchanged(self, snapshot: Snapshot) -> list[bool]:
+        """Of each segment of a snapshot that was sealed under `lineage`, whether the object has the same bytes."""
+        index, footer = bytes.fromhex(snapshot.index or ""), self.trailer.footer
+        if snapshot.lineage != footer.lineage.hex():
+            return [False] * (len(index) // TAG_BYTES)
+        # A segment of another length has another V.
+        return [index[at : at + TAG_BYTES] == self.trailer.index[at : at + TAG_BYTES] for at in _starts(index)]
+
+
+def _starts(index: bytes) -> range:
+    return range(0, len(index), TAG_BYTES)
+
+
+def find_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | str:
+    """What a snapshot's object may share segments with; or why all of it is to be sent.
+
+    :raises CancelledError: the caller asked to stop. Whatever else goes wrong is a reason to send all.
+    """
+    try:
+        return _newest_basis(database, store, snapshot)
+    except CancelledError:
+        raise
+    except (DucklingError, OSError) as error:
+        return f"no earlier backup could be looked at: {error}"
+
+
+def _newest_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | str:
+    settings = database.s3
+    key = None if settings is None else settings.encryption_key
+    if settings is None or key is None:
+        return "the entry has no key"
+    now, made = datetime.now(timezone.utc), datetime.fromisoformat(snapshot.created_at)
+    backups = [b for b in list_backups(store) if b.has_mac and b.created < made and not b.misdated(now)][:_LOOKED_AT]
+    states = read_states(database, store, backups)
+    generation: int | None = None
+    reasons = []
+    for backup in backups:
+        found = _trailer(database, store, backup, key)
+        if isinstance(found, str):
+            reasons.append(found)
+            continue
+        source, trailer = found
+        # Of the newest one, whether or not anything is copied from it.
+        generation = trailer.footer.generation + 1 if generation is None else generation
+        if generation >= settings.full_upload_every:
+            return f"every {settings.full_upload_every}th is sent in full (s3.fullUploadEvery)"
+        if not states[backup.key].is_whole:
+            reasons.append(f"{backup.key} was not verified in full")
+        elif not _is_ours(source, trailer, snapshot, backup):
+            reasons.append(f"{backup.key} is of another replica")
+        elif disproof := _disproof(backups, states, since=backup.modified or backup.created):
+            return disproof
+        else:
+            return Basis(source, trailer, generation)
+    return reasons[0] if reasons else "there is no earlier backup"
+
+
+def _trailer(
+    database: Database, store: Store, backup: ListedBackup, key: EncryptionKey
+) -> tuple[StoredObject, Trailer] | str:
+    """The object and its proven trailer; or why segments of it can't be shared."""
+    try:
+        source = store.head(backup.key)
+        found = find_trailer(store, source, [key])
+    except CancelledError:
+        raise
+    except DucklingError as error:
+        return f"{backup.key}: {error.cause}"
+    if found is None:
+        return f"{backup.key} is of format 1"
+    footer = found[1].footer
+    if (footer.database, footer.stamp) != (database.id, stamp_of(backup.created)):
+        return f"{backup.key} is a copy of another backup"
+    return (source, found[1]) if source.etag else f"the store tells no ETag of {backup.key}"
+
+
+def _is_ours(source: StoredObject, trailer: Trailer, snapshot: Snapshot, backup: ListedBackup) -> bool:
+    """Whether an object is of the snapshot's replica, as its footer says and its metadata don't deny."""
+    mine, other = Origin.parse(snapshot.origin), Origin.parse(trailer.footer.origin)
+    told = origin_of(source)
+    return (
+        mine is not None
+        and other is not None
+        and mine.owns(other, backup.created)
+        and (told is None or told.replica == other.replica)
+    )
+
+
 # ---- an upload that was interrupted ------------------------------------------------------------------------
 
 
@@ -165,13 +307,10 @@ def copies_binding(binding: dict[str, object], copies: Copies) -> dict[str, obje
 
 def _begun(store: Store, snapshot: Snapshot, binding: dict[str, object]) -> UploadPlan | None:
     """How the upload goes on that an earlier try has begun; None where there is none that can."""
-    owner = UploadLog.owner(snapshot.upload_log)
-    if owner is None:
+    begun = _log_of(snapshot, binding)
+    if begun is None:
         return None
-    found, upload_id = dict(owner[0]), owner[1]
-    more: dict[str, Any] = {name: found.pop(name, None) for name in ("source", "stops", "copied")}
-    if found != binding:
-        return None
+    more, upload_id = begun
     if more["source"] is None:
         return UploadPlan(because="it was begun as a full upload")
     with contextlib.suppress(DucklingError, KeyError, TypeError, ValueError, IndexError):
@@ -183,6 +322,16 @@ def _begun(store: Store, snapshot: Snapshot, binding: dict[str, object]) -> Uplo
     store.abort(str(binding["key"]), upload_id)
     snapshot.upload_log.unlink(missing_ok=True)
     return None
+
+
+def _log_of(snapshot: Snapshot, binding: dict[str, object]) -> tuple[dict[str, Any], str] | None:
+    """Source and cut of an upload that is bound to `binding`, and its id; None where none was begun."""
+    owner = UploadLog.owner(snapshot.upload_log)
+    if owner is None:
+        return None
+    found, upload_id = dict(owner[0]), owner[1]
+    more: dict[str, Any] = {name: found.pop(name, None) for name in ("source", "stops", "copied")}
+    return (more, upload_id) if found == binding else None
 
 
 # ---- what is remembered ------------------------------------------------------------------------------------
@@ -265,7 +414,7 @@ def remembered_refusal(database: Database, store: Store) -> str:
 
 
 class SegmentedBody(SnapshotBody):
-    """A snapshot as the body of a plain object in parts of whole segments, each compared with its record before it is
+    """A snapshot as the body of an object in parts of whole segments, each compared with its record before it is
     sent.
     """
 
@@ -280,5 +429,7 @@ class SegmentedBody(SnapshotBody):
         self._record = record
 
     def _spans(self, index: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        for segment in range(first // self._record.segment, -(-last // self._record.segment)):
+        # A part of what follows the file has no bytes of it.
+        numbers = range(first // self._record.segment, -(-last // self._record.segment)) if first < last else ()
+        for segment in numbers:
             yield segment, *self._record.bounds(segment)

@@ -22,8 +22,6 @@ from duckling_provider.stores.store import IN_ARCHIVE, BackupSource, StoredObjec
 
 #: The IV and the beginning of DuckDB's header.
 _HEAD_BYTES = IV_BYTES + 64
-#: Read at once of an object's end: of all but very large ones that is the whole trailer.
-_TAIL_BYTES = 64 * 1024
 
 _HINT = (
     "Put the key it was made with into s3.previousEncryptionKeys (s3.encryptionKey is the one for new backups), or "
@@ -93,16 +91,13 @@ def find_trailer(
     :raises ModeError: it is of a later format.
     """
     subject = store.url + stored.key
-    first = max(0, stored.size - _TAIL_BYTES)
+    first = max(0, stored.size - END_BYTES)
     try:
-        tail = _range(store, stored.key, first, stored.size, etag=stored.etag) if stored.size else b""
-        start = trailer_start(tail, stored.size)
+        end = _range(store, stored.key, first, stored.size, etag=stored.etag) if stored.size else b""
+        start = trailer_start(end, stored.size)
         if start is None:
             return None
-        if start < first:
-            tail = _range(store, stored.key, start, first, etag=stored.etag) + tail
-            first = start
-        found = read_trailer(tail[start - first :], stored.size, keys)
+        found = read_trailer(_range(store, stored.key, start, first, etag=stored.etag) + end, stored.size, keys)
     except StoreError as error:
         if archived and error.code == IN_ARCHIVE:
             return None

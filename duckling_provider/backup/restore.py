@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.delta import Lent, Patch, lend
+from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.verify import read_again, read_verified
 from duckling_provider.base.cancellation import Control
@@ -41,6 +43,7 @@ from duckling_provider.base.state_files import open_state
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.blocks import BlockReport
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica, require_journal
@@ -82,6 +85,8 @@ class RestoreResult:
     kept: Path | None
     key_fingerprint: str | None = None
     origin: Origin | None = None
+    bytes_lent: int = 0  #: of the file, taken from this machine in place of the store
+    full_because: str = ""  #: why none were
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ def restore_backup(
     keep_old: bool = False,
     fallback: bool = False,
     any_origin: bool = False,
+    no_delta: bool = False,
     control: Control | None = None,
     owner: str = "",
     wait: float = 60.0,
@@ -141,6 +147,7 @@ def restore_backup(
     :param fallback: where the backup is damaged, take the newest older one that is not; each one that is passed over is
         logged.
     :param any_origin: with ``latest``: take the newest also when it is, or may be, of another replica than this one.
+    :param no_delta: fetch all of it, whatever lies on this machine.
     :param owner: a hold of this owner (the run that paused the writers) is used; without one, a hold is placed for the
         duration.
     :param wait: seconds to wait for the process that holds or writes the replica.
@@ -151,31 +158,33 @@ def restore_backup(
     store = store.under(control)
     started = time.monotonic()
     wanted = _Wanted(database, store, key, before, fallback, any_origin)
+    delta = _Delta(database, store, wanted=not no_delta)
     if to is not None:
         with disk_errors(database.backup_path, subject=database.id):
             clear_downloads(database.backup_path)  # what a killed one left may have the name
         _require_new_path(database, to)
         with (
-            wanted.downloaded(to, control) as (backup, new),
+            wanted.downloaded(to, delta, control) as (backup, new),
             disk_errors(to.parent, subject=database.id, needed=backup.size),
         ):
             if finish is not None:
                 finish(new)
             give_name(new, to, notes=database.backup_path)
             sync_folder(to.parent)
-        return _result(backup, started, to, None)
+        return _result(backup, started, to, None, delta)
     replica = Path(os.path.realpath(database.replica))
     with disk_errors(replica.parent, subject=database.id, needed=0):
         # On a new machine there may be nothing yet.
         replica.parent.mkdir(parents=True, exist_ok=True)
     with _held(replica, owner, wait=wait, control=control) as holder:
+        delta.owner = holder
         with replica_access(replica, operation="restore", owner=holder, wait=wait, control=control):
             # Not to copy hundreds of gigabytes first and then find the replica in use; also undoes an interrupted
             # restore.
             with _writers_kept_out(replica, database, wait=wait, control=control):
                 pass
         with (
-            wanted.downloaded(replica, control) as (backup, new),
+            wanted.downloaded(replica, delta, control) as (backup, new),
             replica_access(replica, operation="restore", owner=holder, wait=wait, control=control),
             _writers_kept_out(replica, database, wait=wait, control=control),
             _writers_kept_out(new, database, wait=0, control=control),
@@ -188,7 +197,7 @@ def restore_backup(
                 ensure_origin(replica, host=database.here, taken=backup.origin)
             kept = replace_replica(new, database.replica, keep_as=keep_as)
             _renew_read_copy(database)
-    return _result(backup, started, replica, kept)
+    return _result(backup, started, replica, kept, delta)
 
 
 def _renew_read_copy(database: Database) -> None:
@@ -199,9 +208,12 @@ def _renew_read_copy(database: Database) -> None:
         log.warning("the copy for readers %s stays as it was until the next sync: %s", database.read_copy, error)
 
 
-def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None) -> RestoreResult:
+def _result(backup: StoredBackup, started: float, replaced: Path, kept: Path | None, delta: _Delta) -> RestoreResult:
     took = int((time.monotonic() - started) * 1000)
-    return RestoreResult(backup.key, backup.size, took, replaced, kept, backup.key_fingerprint, backup.origin)
+    fingerprint, origin = backup.key_fingerprint, backup.origin
+    return RestoreResult(
+        backup.key, backup.size, took, replaced, kept, fingerprint, origin, delta.bytes_lent, delta.because
+    )
 
 
 def plan_restore(
@@ -261,13 +273,13 @@ class _Wanted:
     any_origin: bool
 
     @contextlib.contextmanager
-    def downloaded(self, target: Path, control: Control) -> Iterator[tuple[StoredBackup, Path]]:
+    def downloaded(self, target: Path, delta: _Delta, control: Control) -> Iterator[tuple[StoredBackup, Path]]:
         """The backup, and its content as a proven file beside `target`; removed on leaving unless it was renamed."""
         with contextlib.ExitStack() as stack:
             yield self.first_sound(
                 lambda found: (
                     found,
-                    stack.enter_context(_download(self.database, self.store, found, target, control)),
+                    stack.enter_context(_download(self.database, self.store, found, target, delta, control)),
                 )
             )
 
@@ -419,7 +431,7 @@ def _writers_kept_out(path: Path, database: Database, *, wait: float, control: C
 
 @contextlib.contextmanager
 def _download(
-    database: Database, store: BackupSource, backup: StoredBackup, target: Path, control: Control
+    database: Database, store: BackupSource, backup: StoredBackup, target: Path, delta: _Delta, control: Control
 ) -> Iterator[Path]:
     """The backup as a complete, proven and synced file beside `target`; removed on leaving unless it was renamed."""
     new = target.with_name(target.name + NEW_SUFFIX)
@@ -429,13 +441,62 @@ def _download(
         notes = database.backup_path
         clear_downloads(notes)
         with unfinished(new, notes=notes) as fd:
-            _receive(store, backup, new, fd, control)
+            _receive(store, backup, new, fd, delta, control)
             yield new
 
 
-def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, control: Control) -> None:
+@dataclass
+class _Delta:
+    """Whether a restore takes from this machine what lies here, and what came of it: `bytes_lent`, or `because`.
+
+    :param wanted: False: all is to be fetched.
+    :param owner: whose hold keeps the replica's writers away; empty where none does.
+    """
+
+    database: Database
+    store: BackupSource
+    wanted: bool
+    owner: str = ""
+    bytes_lent: int = 0
+    because: str = ""
+
+    def lend(self, backup: StoredBackup, fd: int, control: Control) -> Lent | None:
+        """What fills the new file `fd` already; None where all is to be fetched."""
+        self.bytes_lent, self.because = 0, ""
+        if not self.wanted or isinstance(self.store, LocalBackups):
+            self.because = "" if self.wanted else "it was asked for"
+            return None
+        lent = lend(self.database, backup, fd, owner=self.owner, control=control)
+        self.bytes_lent, self.because = lent.bytes_lent, lent.because
+        if not lent.numbers:
+            log.info("%s%s: all of it is fetched: %s", self.store.url, backup.key, lent.because)
+            return None
+        return lent
+
+    def failed(self, backup: StoredBackup, fd: int, error: IntegrityError) -> None:
+        """What was lent did not make the backup: nothing of it is used."""
+        log.warning("%s%s: all of it is fetched: %s", self.store.url, backup.key, error.cause)
+        self.bytes_lent, self.because = 0, f"with what was here: {error.cause}"
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _fill(store: BackupSource, backup: StoredBackup, fd: int, delta: _Delta, control: Control) -> BlockReport:
+    """The backup's bytes into the new file `fd`, and their proof."""
+    lent = delta.lend(backup, fd, control)
+    if lent is not None:
+        try:
+            with DurableWriter(fd) as writer:
+                sink = Patch(lent, writer).write
+                return read_verified(backup, store, sink=sink, lent=lent, control=control)
+        except IntegrityError as error:
+            delta.failed(backup, fd, error)
     with DurableWriter(fd) as writer:
-        report = read_verified(backup, store, sink=writer.write, control=control)
+        return read_verified(backup, store, sink=writer.write, control=control)
+
+
+def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, delta: _Delta, control: Control) -> None:
+    report = _fill(store, backup, fd, delta, control)
     if report.skipped:
         return  # encrypted by DuckDB: only the owner of that key can open it
     try:

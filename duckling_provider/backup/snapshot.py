@@ -41,7 +41,14 @@ from duckling_provider.base.durable_files import (
     sync_folder,
     write_durably,
 )
-from duckling_provider.base.errors import BusyError, DamagedError, NotFoundError, ReplicaError, SnapshotError
+from duckling_provider.base.errors import (
+    BusyError,
+    DamagedError,
+    NotFoundError,
+    ReplicaError,
+    SnapshotError,
+    StateFileError,
+)
 from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
@@ -50,8 +57,8 @@ from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, S3Settings
 from duckling_provider.formats.crypto import BytesLike, CtrCipher, Mac, new_iv
 from duckling_provider.formats.pipeline import CHUNK, DurableWriter, in_turn, one_pass
-from duckling_provider.formats.segments import LINEAGE_BYTES, TAG_BYTES, SegmentKeys, SegmentTags
-from duckling_provider.formats.trailer import FORMAT, Footer, encode_trailer, mac_of, trailer_bytes
+from duckling_provider.formats.segments import TAG_BYTES, SegmentKeys, SegmentTags
+from duckling_provider.formats.trailer import FORMAT, Footer, Lineage, encode_trailer, mac_of, trailer_bytes
 from duckling_provider.formats.upload_body import PartChecksums, lead_bytes
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
@@ -343,7 +350,12 @@ def _copied(
 
 
 def sealed_for(
-    database: Database, snapshot: Snapshot, *, cautious: bool = False, control: Control | None = None
+    database: Database,
+    snapshot: Snapshot,
+    *,
+    cautious: bool = False,
+    lineage: Lineage | None = None,
+    control: Control | None = None,
 ) -> Snapshot:
     """The snapshot, prepared for the entry's present encryption mode, key, format and part size.
 
@@ -351,6 +363,7 @@ def sealed_for(
     sealed under a fresh IV or lineage; the sidecar is replaced.
 
     :param cautious: in no more parts than every store takes.
+    :param lineage: of an object of format 2; None: whatever it has.
     :raises DamagedError: when the file is no longer what the sidecar says.
     """
     settings = database.s3
@@ -358,8 +371,13 @@ def sealed_for(
         return snapshot
     key, footer = _key(settings), snapshot.footer
     most = min(settings.max_parts, parts.SAFE_PARTS) if cautious else settings.max_parts
-    wanted = _footer(database, snapshot.size, stamp=snapshot.stamp, origin=snapshot.origin)
-    if (footer is None) == (wanted is None) and (key.fingerprint if key else None) == snapshot.key_fingerprint:
+    if lineage is None and footer is not None:
+        lineage = Lineage(footer.lineage, footer.generation)
+    wanted = _footer(database, snapshot.size, stamp=snapshot.stamp, origin=snapshot.origin, lineage=lineage)
+    if footer is not None and wanted is not None and key is not None and _differs_in_generation(footer, wanted):
+        snapshot = _counted_anew(snapshot, wanted, key)
+        footer = snapshot.footer
+    if footer == wanted and (key.fingerprint if key else None) == snapshot.key_fingerprint:
         size = snapshot.plan.size
         # Once cut for a store that takes few parts, it stays so: the upload may be half done.
         cuts = [
@@ -392,12 +410,53 @@ def _key(settings: S3Settings) -> EncryptionKey | None:
     return settings.encryption_key if settings.encryption == CLIENT else None
 
 
-def _footer(database: Database, size: int, *, stamp: str, origin: str | None) -> Footer | None:
-    """Of a new lineage; None where the entry wants no object of format 2."""
+def _footer(
+    database: Database, size: int, *, stamp: str, origin: str | None, lineage: Lineage | None = None
+) -> Footer | None:
+    """Of a new lineage where none is given; None where the entry wants no object of format 2."""
     key = _key(database.s3) if database.s3 is not None and database.s3.object_format == FORMAT else None
     if key is None:
         return None
-    return Footer(database.id, stamp, size, secrets.token_bytes(LINEAGE_BYTES), key.fingerprint, origin)
+    lineage = lineage or Lineage.new()
+    return Footer(database.id, stamp, size, lineage.value, key.fingerprint, origin, lineage.generation)
+
+
+def _differs_in_generation(footer: Footer, wanted: Footer) -> bool:
+    """Whether the two differ in that alone, and are of one length, so that no part is cut elsewhere."""
+    alike = replace(footer, generation=wanted.generation)
+    return footer != wanted and alike == wanted and len(footer.encode()) == len(wanted.encode())
+
+
+def _counted_anew(snapshot: Snapshot, footer: Footer, key: EncryptionKey) -> Snapshot:
+    """The snapshot with another generation: its index stays, and no byte is read again."""
+    index = bytes.fromhex(snapshot.index or "")
+    mac = mac_of(encode_trailer(SegmentKeys(key), footer, index))
+    counted = replace(snapshot, generation=footer.generation, mac=mac)
+    counted.save()
+    return counted
+
+
+def _next_lineage(database: Database) -> Lineage | None:
+    """What the next object of format 2 will probably be sealed under, by the newest local backups; None: a new one.
+
+    A guess, which spares the upload a second reading of the file. Wrong, it costs one, so it is made where the last
+    upload was not sent whole, or might have been the first.
+    """
+    s3 = database.s3
+    if s3 is None or not database.verifies_bytes:
+        return None
+    found: list[Snapshot] = []
+    for sidecar in sorted(database.backup_dir.glob(f"backup-*{SIDECAR_SUFFIX}"), reverse=True)[:2]:
+        with contextlib.suppress(NotFoundError, DamagedError, StateFileError):
+            found.append(Snapshot.load(sidecar.with_suffix(".db")))
+    key = _key(s3)
+    if not found or key is None or found[0].lineage is None or found[0].key_fingerprint != key.fingerprint:
+        return None
+    generation = found[0].generation + 1
+    both_whole = [each.generation for each in found] == [0, 0]
+    if generation >= s3.full_upload_every or both_whole:
+        return None
+    return Lineage(bytes.fromhex(found[0].lineage), generation)
 
 
 class Seal:
@@ -417,7 +476,8 @@ class Seal:
         if settings is None:
             seal = cls(size, None, part_size=8 * MIB, max_parts=10_000)
         else:
-            footer = _footer(database, size, stamp=stamp_of(moment), origin=origin)
+            lineage = _next_lineage(database) if settings.object_format == FORMAT else None
+            footer = _footer(database, size, stamp=stamp_of(moment), origin=origin, lineage=lineage)
             most = settings.max_parts
             seal = cls(size, _key(settings), part_size=settings.part_size, max_parts=most, footer=footer)
         seal.segments = SegmentChecksums(size, checksum_key(database))

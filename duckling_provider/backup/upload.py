@@ -9,11 +9,14 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import TypedDict
 
 from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
 from duckling_provider.backup.differential import (
+    Basis,
     SegmentedBody,
     UploadPlan,
+    basis_of,
     copies_binding,
     plan_upload,
     remember_refusal,
@@ -44,7 +47,7 @@ from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.crypto import CtrCipher
 from duckling_provider.formats.segments import SegmentCipher, SegmentKeys
-from duckling_provider.formats.trailer import FORMAT, encode_trailer
+from duckling_provider.formats.trailer import FORMAT, Lineage, encode_trailer
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.reading import rows_digest
 from duckling_provider.stores.parts import TooManyPartsError
@@ -110,8 +113,8 @@ def upload_snapshot(
         record = record_of(database, snapshot.filename)
         uploaded = None if record is None else record.uploaded
         if not _is_there(database, store, key, snapshot):
-            snapshot = sealed_for(database, snapshot, control=control)
-            stored, plan = _stored(database, store, key, snapshot, control)
+            snapshot, basis = _sealed(database, store, key, snapshot, control)
+            stored, plan = _stored(database, store, key, snapshot, control, basis)
             uploaded = remember_upload(database, store, snapshot, stored, plan)
         elif uploaded is None or uploaded.key != key:
             # The try that stored it ended before it could note that.
@@ -124,11 +127,24 @@ def upload_snapshot(
     return replace(result, bytes_sent=uploaded.sent_bytes, bytes_copied=uploaded.copied_bytes, because=uploaded.because)
 
 
-def _stored(
+def _sealed(
     database: Database, store: Store, key: str, snapshot: Snapshot, control: Control
+) -> tuple[Snapshot, Basis | str | None]:
+    """The snapshot as the entry wants its object to be, and what that shares segments with, see `basis_of`."""
+    if store.mode != CLIENT or database.s3 is None or database.s3.object_format != FORMAT:
+        return sealed_for(database, snapshot, control=control), None
+    basis = basis_of(database, store, snapshot, binding=_binding(store, key, snapshot))
+    lineage = basis.lineage if isinstance(basis, Basis) else None
+    if basis is not None and lineage is None and snapshot.generation:
+        lineage = Lineage.new()
+    return sealed_for(database, snapshot, lineage=lineage, control=control), basis
+
+
+def _stored(
+    database: Database, store: Store, key: str, snapshot: Snapshot, control: Control, basis: Basis | str | None
 ) -> tuple[StoredObject, UploadPlan]:
     """Store the object, as much of it as can be by copies; returns what the store has, and how it came there."""
-    plan = plan_upload(database, store, snapshot, binding=_binding(store, key, snapshot))
+    plan = plan_upload(database, store, snapshot, binding=_binding(store, key, snapshot), basis=basis)
     record = record_of(database, snapshot.filename)
     if plan.copies is not None and record is not None:
         copies = plan.copies
@@ -137,12 +153,21 @@ def _stored(
             *(store.url, key, human_bytes(copies.cut.copied_bytes), human_bytes(copies.cut.size), copies.source.key),
         )
         try:
-            body = SegmentedBody(snapshot.path, copies.cut, record, digests=store.signs_payloads, control=control)
-            with body:
+            parts = SegmentedBody(
+                snapshot.path,
+                copies.cut,
+                record,
+                digests=store.signs_payloads,
+                control=control,
+                **_around(database, store, snapshot),
+            )
+            with parts as body:
                 return _put(database, store, key, snapshot, body, control, copies), plan
         except (CopyRefusedError, TooManyPartsError) as error:
             plan = UploadPlan(because=f"the store copies no parts: {error.cause}")
             remember_refusal(database, store, plan.because)
+    if snapshot.generation:
+        snapshot = sealed_for(database, snapshot, lineage=Lineage.new(), control=control)
     log.info("%s%s: all of it is sent: %s", store.url, key, plan.because)
     try:
         return _send(database, store, key, snapshot, control), plan
@@ -164,8 +189,14 @@ def _encryption(database: Database, store: Store) -> str:
     return f"encryption {store.mode}{kms}"
 
 
-def _body(database: Database, store: Store, snapshot: Snapshot, control: Control) -> SnapshotBody:
-    """The bytes of the object to be."""
+class _Around(TypedDict):
+    cipher: CtrCipher | SegmentCipher | None
+    lead: bytes
+    tail: bytes
+
+
+def _around(database: Database, store: Store, snapshot: Snapshot) -> _Around:
+    """What makes the file's bytes those of the object to be, see `SnapshotBody`."""
     key = database.s3.encryption_key if store.mode == CLIENT and database.s3 is not None else None
     cipher: CtrCipher | SegmentCipher | None = None
     lead = tail = b""
@@ -175,16 +206,19 @@ def _body(database: Database, store: Store, snapshot: Snapshot, control: Control
     elif key is not None:
         lead = bytes.fromhex(snapshot.iv or "")
         cipher = CtrCipher(key, lead)
+    return {"cipher": cipher, "lead": lead, "tail": tail}
+
+
+def _body(database: Database, store: Store, snapshot: Snapshot, control: Control) -> SnapshotBody:
+    """The bytes of the object to be."""
     return SnapshotBody(
         snapshot.path,
         snapshot.plan,
         checksums=snapshot.part_checksums,
         checksum_key=bytes.fromhex(snapshot.checksum_key),
-        cipher=cipher,
-        lead=lead,
-        tail=tail,
         digests=store.signs_payloads,
         control=control,
+        **_around(database, store, snapshot),
     )
 
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta, timezone
 from typing import BinaryIO, cast
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, list_backups, resolve
+from duckling_provider.backup.delta import Lent
 from duckling_provider.backup.names import LATEST, RULES
 from duckling_provider.backup.segment_records import SegmentRecord, Uploaded, record_of
 from duckling_provider.backup.states import note_damage, read_states, record_state
@@ -31,7 +32,6 @@ from duckling_provider.base.errors import (
     WrongKeyError,
 )
 from duckling_provider.config.databases import Database
-from duckling_provider.config.s3 import CLIENT
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, Mac, PartMac
 from duckling_provider.formats.pipeline import Fanout, Stage
 from duckling_provider.formats.segment_fetch import fetch_segments
@@ -205,7 +205,7 @@ def _is_sent_enough(database: Database, store: BackupSource, key: str, record: S
     uploaded = record.uploaded
     if database.s3 is None or uploaded is None or (uploaded.store, uploaded.key) != (store.url, key):
         return False
-    if uploaded.mode == CLIENT or not uploaded.copied_bytes:
+    if not uploaded.copied_bytes:
         return False
     now = datetime.now(timezone.utc)
     newest = [backup for backup in list_backups(store) if not backup.misdated(now)][:_LOOKED_AT]
@@ -230,6 +230,30 @@ def _verify_sent(
         for number in range(len(record.checksums))
         if _was_sent(uploaded, *record.bounds(number)) or number % _SAMPLE == uploaded.number % _SAMPLE
     ]
+    if backup.trailer is not None:
+        lengths = (stop - start for start, stop in map(backup.trailer.footer.bounds, wanted))
+        control.begin("verify", sum(lengths))
+        with contextlib.closing(_segments(backup, backup.trailer, store, numbers=wanted, control=control)) as found:
+            for _, plain in found:
+                control.advance(len(plain))
+    else:
+        _compare_sent(backup, store, record, wanted, control)
+    took = int((time.monotonic() - started) * 1000)
+    stored = StoredObject(backup.key, backup.object_size, backup.etag)
+    record_state(database, store, stored, "verified", means="sent")
+    return VerifyResult(
+        backup.key, backup.mode, backup.size, backup.object_size, "sent", took, key_fingerprint=backup.key_fingerprint
+    )
+
+
+def _compare_sent(
+    backup: StoredBackup, store: BackupSource, record: SegmentRecord, wanted: list[int], control: Control
+) -> None:
+    """Segments of a plain file, by number, with what was recorded of them here.
+
+    :raises IntegrityError: one is another.
+    """
+    key = backup.key
     spans = [record.bounds(number) for number in wanted]
     control.begin("verify", sum(stop - start for start, stop in spans))
     chunks = fetch(store, key, spans=spans, etag=backup.etag, control=control)
@@ -247,10 +271,6 @@ def _verify_sent(
                     subject=store.url + key,
                     hint="The store lost or mixed them; the next backup is sent whole. Use another one.",
                 )
-    took = int((time.monotonic() - started) * 1000)
-    stored = StoredObject(backup.key, backup.object_size, backup.etag)
-    record_state(database, store, stored, "verified", means="sent")
-    return VerifyResult(backup.key, backup.mode, backup.size, backup.object_size, "sent", took)
 
 
 def _was_sent(uploaded: Uploaded, start: int, stop: int) -> bool:
@@ -263,11 +283,14 @@ def read_verified(
     store: BackupSource,
     *,
     sink: Callable[[BytesLike], object] | None = None,
+    lent: Lent | None = None,
     control: Control | None = None,
     step: str = "download",
 ) -> BlockReport:
     """Read the whole object once: verify, decrypt, check DuckDB's blocks, and hand the file's bytes to `sink` in
     order.
+
+    :param lent: what of it lies on this machine, and is read there in place of the store. `sink` gets all bytes.
 
     What `sink` got may be used only when this returns. Of an object of format 2 it gets no byte before its segment is
     proven.
@@ -283,9 +306,13 @@ def read_verified(
     sinks = [sink] if sink is not None else []
     subject = store.url + backup.key
     if backup.trailer is not None:
-        seen = _read_segments(backup, backup.trailer, store, [blocks.update, *sinks], control)
+        seen = _read_segments(backup, backup.trailer, store, [blocks.update, *sinks], control, lent)
     else:
-        chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
+        chunks: Generator[memoryview, None, None]
+        if lent is None:
+            chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
+        else:
+            chunks = lent.chunks(backup, store, control)
         with contextlib.closing(chunks):
             read = _read_plain if backup.encryption_key is None else _read_encrypted
             seen = read(backup, chunks, blocks, sinks, control, subject=subject)
@@ -320,18 +347,27 @@ def _checked_blocks(backup: StoredBackup, store: BackupSource, blocks: _Blocks) 
 
 
 def _read_segments(
-    backup: StoredBackup, trailer: Trailer, store: BackupSource, stages: list[Stage], control: Control
+    backup: StoredBackup,
+    trailer: Trailer,
+    store: BackupSource,
+    stages: list[Stage],
+    control: Control,
+    lent: Lent | None = None,
 ) -> str:
     """Segments are received and proven by `fetch_segments`' threads; this one looks at them in order.
 
     :returns: the HMAC of index and footer, in hex.
     """
     control.advance(backup.object_size - backup.size)  # the trailer, which was read and proven before
-    found = _segments(backup, trailer, store, control=control)
+    found = _segments(backup, trailer, store, numbers=None if lent is None else lent.missing, control=control)
     with contextlib.closing(found):
-        for _, plain in found:
-            for at in range(0, len(plain), PIECE):
-                piece = plain[at : at + PIECE]
+        for number in range(trailer.footer.segment_count):
+            if lent is not None and number in lent.numbers:
+                pieces = lent.pieces(number)
+            else:
+                _, plain = next(found)
+                pieces = (plain[at : at + PIECE] for at in range(0, len(plain), PIECE))
+            for piece in pieces:
                 for stage in stages:
                     stage(piece)
                 control.advance(len(piece))

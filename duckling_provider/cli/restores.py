@@ -49,6 +49,9 @@ def restore(
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Where the backup is damaged, take the newest older one that is not.")
     ] = False,
+    no_delta: Annotated[
+        bool, typer.Option("--no-delta", help="Fetch all of it, also what lies on this machine already.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     any_origin: Annotated[
@@ -128,24 +131,33 @@ def restore(
             to=target,
             keep_old=keep_old,
             fallback=fallback,
+            no_delta=no_delta,
             any_origin=any_origin,
             control=control,
             wait=wait,
         )
-    transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
-    note(database, lambda record: record.transferred(transfer))
+    if not done.bytes_lent:  # what was here already says nothing of the way
+        transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
+        note(database, lambda record: record.transferred(transfer))
     if session.terminal.json:
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
         where = {"path": str(done.replaced), "kept": kept, "keyFingerprint": done.key_fingerprint}
         origin = done.origin.as_json() if done.origin else None
-        session.terminal.document({"success": True, **facts, **where, "origin": origin})
+        delta = {"bytesLent": done.bytes_lent, "fullBecause": done.full_because or None}
+        delta["bytesReceived"] = control.received
+        session.terminal.document({"success": True, **facts, **where, "origin": origin, **delta})
         return
     took = human_seconds(done.duration_ms / 1000)
     session.terminal.say(
         f"{done.replaced}: restored from {source.url}{done.key}, {human_bytes(done.size)} in {took}"
         f"{with_key(done.key_fingerprint)}"
     )
+    if done.bytes_lent:
+        lent = f"{human_bytes(done.bytes_lent)} of it were on this machine already"
+        session.terminal.say(f"{lent}, {human_bytes(control.received)} were fetched")
+    elif done.full_because:
+        session.terminal.say(f"all of it was fetched: {done.full_because}")
     if done.origin:
         session.terminal.say(f"it was made on {done.origin}")
     if done.kept:

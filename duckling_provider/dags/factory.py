@@ -199,6 +199,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             any_origin="{{ params.any_origin }}",
             encryption=encryption,
             fallback="{{ params.fallback }}",
+            no_delta="{{ params.no_delta }}",
             local="{{ params.local }}",
             until=until,
             until_position=until_position,
@@ -458,6 +459,12 @@ def _restore_params(database: Database) -> dict[str, Param]:
             type="boolean",
             title="Pass over damaged backups",
             description="Where the backup is damaged, take the newest older one that is not.",
+        ),
+        "no_delta": Param(
+            False,
+            type="boolean",
+            title="Fetch all of it",
+            description="Fetch also what lies on this machine already, in the replica or a local backup.",
         ),
         "local": Param(
             False,

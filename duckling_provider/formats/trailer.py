@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import secrets
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -46,9 +47,23 @@ _HINT = "Use another backup."
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """What segments of several objects can be equal under: `value` of 16 bytes; `generation` counts the backups since
+    the one that was sent whole: 0 for that one.
+    """
+
+    value: bytes
+    generation: int = 0
+
+    @classmethod
+    def new(cls) -> Lineage:
+        return cls(secrets.token_bytes(LINEAGE_BYTES))
+
+
+@dataclass(frozen=True)
 class Footer:
     """What an object is: `size` in bytes of the ``.db`` file, `stamp` as in backups' names, `origin` as in metadata,
-    `lineage` 16 bytes. `generation` counts the backups since the one that was sent whole: 0 for that one.
+    `lineage` and `generation` see `Lineage`.
     """
 
     database: str

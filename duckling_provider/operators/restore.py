@@ -45,12 +45,14 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     :param encryption: the mode of this one backup, in place of the entry's; a weaker one needs a `key`. (templated;
         empty means the entry's)
     :param fallback: where the backup is damaged, take the newest older one that is not. (templated; as `keep_old`)
+    :param no_delta: fetch all of it, also what lies on this machine already. (templated; as `keep_old`)
     :param local: take the local backups although S3 is configured. (templated; text counts as for `keep_old`)
     :param until: ISO 8601 time: with `target_path`, the database as MySQL had it then. (templated; empty means none)
     :param until_position: the same, up to a transaction: a GTID, or file:offset. (templated; empty means none)
     :param wait_seconds: how long to wait for a process that has the replica open.
-    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None, and
-        for an encrypted backup ``key_fingerprint``. With `until`, also ``position``, ``changes`` and ``left``, the
+    :return: ``key``, ``size`` in bytes, ``duration`` in ms, ``path``, ``kept``, the path of the old file or None,
+        ``bytes_lent`` (taken from this machine, not from the store) or ``full_because`` (why none were), and for an
+        encrypted backup ``key_fingerprint``. With `until`, also ``position``, ``changes`` and ``left``, the
         tables that could not be followed.
     """
 
@@ -62,6 +64,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         "keep_old",
         "encryption",
         "fallback",
+        "no_delta",
         "local",
         "any_origin",
         "until",
@@ -81,6 +84,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         any_origin: bool | str = False,
         encryption: str | None = None,
         fallback: bool | str = False,
+        no_delta: bool | str = False,
         local: bool | str = False,
         until: str | None = None,
         until_position: str | None = None,
@@ -96,6 +100,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self.any_origin = any_origin
         self.encryption = encryption
         self.fallback = fallback
+        self.no_delta = no_delta
         self.local = local
         self.until = until
         self.until_position = until_position
@@ -130,13 +135,15 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                     to=target,
                     keep_old=_flag("keep_old", self.keep_old),
                     fallback=_flag("fallback", self.fallback),
+                    no_delta=_flag("no_delta", self.no_delta),
                     any_origin=_flag("any_origin", self.any_origin),
                     control=control,
                     owner=run_owner(context),
                     wait=self.wait_seconds,
                 )
-            transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
-            self.note(lambda record: record.transferred(transfer))
+            if not done.bytes_lent:  # what was here already says nothing of the way
+                transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
+                self.note(lambda record: record.transferred(transfer))
             self.object_url = object_url(database, done.key)
             kept = str(done.kept) if done.kept else None
             if done.origin is not None:
@@ -151,6 +158,10 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 "path": str(done.replaced),
                 "kept": kept,
             }
+            if done.bytes_lent:
+                result["bytes_lent"] = done.bytes_lent
+            if done.full_because:
+                result["full_because"] = done.full_because
             if done.key_fingerprint:
                 result["key_fingerprint"] = done.key_fingerprint
                 self.log.info("it was read with the key %s", done.key_fingerprint)

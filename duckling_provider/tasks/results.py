@@ -103,7 +103,14 @@ class ReachedByBinlog(TypedDict, total=False):
     left: list[Left]
 
 
-class BackupRestored(Transferred, ReadWith, ReachedByBinlog):
+class Delta(TypedDict, total=False):
+    """Of the file, `bytes_lent` were on this machine already; `full_because` says why none were."""
+
+    bytes_lent: int
+    full_because: str
+
+
+class BackupRestored(Transferred, ReadWith, ReachedByBinlog, Delta):
     """`path` is the file that now holds the backup, `kept` the file that was there before, or None."""
 
     path: str

@@ -192,6 +192,7 @@ def test_the_params_are_the_dags_alone(installation, parse_dags):
         "keep_old",
         "encryption",
         "fallback",
+        "no_delta",
         "local",
         "any_origin",
     }
@@ -240,6 +241,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         "any_origin": False,
         "encryption": None,
         "fallback": False,
+        "no_delta": False,
         "local": False,
     }
 
@@ -253,6 +255,7 @@ def test_the_params_of_a_restore_have_defaults_that_mean_the_newest_backup(insta
         {"keep_old": "perhaps"},
         {"encryption": "rot13"},
         {"fallback": 1},
+        {"no_delta": "yes"},
     ],
 )
 def test_a_wrong_param_is_refused_when_the_run_is_triggered(installation, parse_dags, conf):

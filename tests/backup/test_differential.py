@@ -12,14 +12,14 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential, segment_records
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.differential import remembered_refusal
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import Seal, published
 from duckling_provider.backup.states import read_state, record_state
 from duckling_provider.backup.upload import back_up, upload_snapshot
-from duckling_provider.backup.verify import verify_upload
+from duckling_provider.backup.verify import read_verified, verify_upload
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.check import check_database
@@ -353,7 +353,8 @@ class Real:
         return sum(seen.size for seen in self.proxy.seen if seen.operation == "UploadPart" and seen.status == 200)
 
     def is_whole(self, key):
-        data = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        data = bytearray()
+        read_verified(identify_backup(self.database, self.store, key), self.store, sink=data.extend)
         return data == self.installation.replica().read_bytes()
 
 
@@ -370,10 +371,18 @@ def append(replica):
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("server", "mode"), [("moto_server", "none"), ("moto_server", "sse-s3"), ("seaweed_server", "none")]
+    ("server", "mode"),
+    [
+        ("moto_server", "none"),
+        ("moto_server", "sse-s3"),
+        ("seaweed_server", "none"),
+        ("moto_server", "client-aes256"),
+        ("seaweed_server", "client-aes256"),
+    ],
 )
 def test_the_second_backup_sends_less_and_is_verified(real, request, server, mode):
-    site = real(request.getfixturevalue(server), encryption=mode)
+    encrypted = {"encryptionKey": "c4" * 32, "objectFormat": 2} if mode == "client-aes256" else {}
+    site = real(request.getfixturevalue(server), encryption=mode, **encrypted)
     assert site.back_up().upload.because
     append(site.installation.replica())
     done = site.back_up()
