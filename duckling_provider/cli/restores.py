@@ -207,9 +207,8 @@ def _until(
                 session.terminal.say(f"{name:<8}  {value}")
         _show(session, database, source, plan, {"until": str(goal), **route.as_json()})
         return
-    with session.control() as control:
-        with audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
-            done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+    with session.control() as control, audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
+        done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
     restored, route = done.restored, done.route
     if session.terminal.json:
         facts = {"key": restored.key, "size": restored.size, "duration": restored.duration_ms}
