@@ -320,12 +320,13 @@ def _fingerprint(plan: RestorePlan) -> str | None:
 def drill(context: typer.Context, id: Id, key: Key = LATEST, as_json: Json = False) -> None:
     """Restore a backup on trial: download, verify, let DuckDB read every table, compare the rows, throw it away."""
     from duckling_provider.oversight.drills import drill
+    from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.remote(database)
     full_key(store, key)
-    with session.control() as control:
+    with session.control() as control, noted(database, "drill"):
         done = drill(database, store, key, control=control)
     if session.terminal.json:
         session.terminal.document({"success": True, **done.as_json()})
