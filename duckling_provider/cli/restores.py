@@ -219,9 +219,8 @@ def _until(
                 session.terminal.say(f"{name:<8}  {value}")
         _show(session, database, source, plan, {"until": str(goal), **route.as_json()})
         return
-    with session.control() as control:
-        with audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
-            done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+    with session.control() as control, audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
+        done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
     restored, route = done.restored, done.route
     if session.terminal.json:
         facts = {"key": restored.key, "size": restored.size, "duration": restored.duration_ms}
@@ -333,12 +332,13 @@ def _fingerprint(plan: RestorePlan) -> str | None:
 def drill(context: typer.Context, id: Id, key: Key = LATEST, as_json: Json = False) -> None:
     """Restore a backup on trial: download, verify, let DuckDB read every table, compare the rows, throw it away."""
     from duckling_provider.oversight.drills import drill
+    from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.remote(database)
     full_key(store, key)
-    with session.control() as control:
+    with session.control() as control, noted(database, "drill"):
         done = drill(database, store, key, control=control)
     if session.terminal.json:
         session.terminal.document({"success": True, **done.as_json()})

@@ -28,6 +28,7 @@ class DucklingDrillOperator(CoreTask, BaseOperator):
         ``unknown``) with ``catch_up_note``, ``tested`` (when) and ``notes``.
     """
 
+    work = "drill"
     template_fields: Sequence[str] = ("database_id", "key")
     operator_extra_links = (S3ObjectLink(),)
     ui_color = "#e0f5e0"

@@ -39,7 +39,7 @@ from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.oversight.drill_reading import Reading
-from duckling_provider.oversight.record import Transfer, note, noted
+from duckling_provider.oversight.record import Transfer, note
 from duckling_provider.replica.child_process import raise_for, run_duckdb
 from duckling_provider.replica.downloads import SCRATCH_PREFIX, clear_scratch
 from duckling_provider.replica.duckdb_file import header_of
@@ -145,13 +145,14 @@ def drill(database: Database, store: BackupSource, key: str = LATEST, *, control
     :raises DrillError: a query did not yield true, or the drill could not read the file.
     :raises NotFoundError, ModeError, WrongKeyError, StoreError: as a restore.
     """
-    with noted(database, "drill", "verify") as changes:
-        done = _drilled(database, store.under(control := control or Control()), key, control)
-        transfer = Transfer(done.tested, done.size, done.restore_ms / 1000, "drill")
-        changes.append(lambda record: record.transferred(transfer))
-        changes.append(
-            lambda record: record.proven(done.key, done.size, at=done.tested, seconds=transfer.seconds, tested=True)
-        )
+    control = control or Control()
+    done = _drilled(database, store.under(control), key, control)
+    transfer = Transfer(done.tested, done.size, done.restore_ms / 1000, "drill")
+    note(
+        database,
+        lambda record: record.went_well("drill", "verify").transferred(transfer),
+        lambda record: record.proven(done.key, done.size, at=done.tested, seconds=transfer.seconds, tested=True),
+    )
     return done
 
 

@@ -355,3 +355,26 @@ def test_the_page_says_that_a_database_was_never_tested(shop, page):
     shown = page("databases/shop").text
     assert "never tested" in shown
     assert "the newest failed" in shown
+
+
+def test_a_restore_to_a_moment_is_begun_by_the_page_into_a_file_of_its_own(shop, page, installation):
+    back_up(installation.database("shop"))
+    assert "Restore to this moment" in page("databases/shop/restore").text
+    begun = page.post("databases/shop/moment", until="2026-01-01T12:00:00Z", name="before.db")
+    assert begun.status_code == 303
+    assert "/runs/duckling_restore__shop/" in begun.headers["location"]
+    for fields in (
+        {"until": "", "name": "x.db"},
+        {"until": "2026-01-01", "name": ""},
+        {"until": "2026-01-01", "name": "/etc/x.db"},
+    ):
+        assert page.post("databases/shop/moment", **fields).status_code == 400, fields
+
+
+def test_the_api_takes_a_moment_only_with_a_file_of_its_own(shop, client, installation):
+    path = str(installation.data_path / "restored" / "before.db")
+    ask = {"url": "/api/backups/s3/restore", "params": {"db": "shop", "wait": "false"}}
+    for body in ({"until": "2026-01-01"}, {"target_path": path}, {"until": "soon", "target_path": path}):
+        assert client.post(**ask, json={"key": "latest", **body}).status_code == 400, body
+    begun = client.post(**ask, json={"key": "latest", "until": "2026-01-01T12:00:00Z", "target_path": path})
+    assert begun.status_code == 202

@@ -195,7 +195,6 @@ def test_a_query_that_is_not_true_fails_the_drill_and_disproves_nothing(stored):
     with pytest.raises(DrillError, match=r"step queries: drillQueries 2 is not passed: it yielded 'False'"):
         drill(backup.database, backup.store)
     assert backup.state.name == "uploaded"
-    assert "drillQueries 2" in read_record(backup.database).failures["drill"].what
 
 
 QUERIES = {

@@ -29,6 +29,7 @@ from duckling_provider.web.services.actions import (
     existing_key,
     listed_in,
     looked_at,
+    moment_conf,
     restore_conf,
     set_pin,
     states_of,
@@ -160,6 +161,19 @@ class RestoreBody(KeyBody):
         validation_alias=AliasChoices("any_origin", "anyOrigin"),
         description="With latest: take the newest also when it is, or may be, of another replica than the present one.",
     )
+    until: str = Field(default="", max_length=64, description="ISO 8601: with target_path, as MySQL had it then.")
+    until_position: str = Field(
+        default="",
+        max_length=4096,
+        validation_alias=AliasChoices("until_position", "untilPosition"),
+        description="In place of until: a GTID, or FILE:OFFSET of MySQL's binlog.",
+    )
+    target_path: str = Field(
+        default="",
+        max_length=4096,
+        validation_alias=AliasChoices("target_path", "targetPath"),
+        description="With until: a new .db file below DUCKLING_RESTORE_PATH, on the replica's host.",
+    )
 
 
 class Deleted(Shape):
@@ -269,6 +283,13 @@ async def restore(caller: CallerDep, db: Db, body: RestoreBody, wait: Wait = Tru
 
     def begin() -> runs.Begun:
         database = database_for(caller, "restore", db)
+        if body.until or body.until_position or body.target_path:
+            if body.key != LATEST or body.any_origin:
+                raise ApiError(400, "until chooses the backup: key must be latest, and any_origin absent")
+            moment = moment_conf(
+                database, until=body.until, until_position=body.until_position, target_path=body.target_path
+            )
+            return runs.begin("restore", db, caller=caller, conf=moment)
         conf = restore_conf(database, remote_store(database), body.key, any_origin=body.any_origin)
         return runs.begin("restore", db, caller=caller, conf=conf)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -38,6 +38,7 @@ from duckling_provider.web.services.actions import (
     existing_key,
     listed_in,
     looked_at,
+    moment_conf,
     patiently,
     set_pin,
     states_of,
@@ -176,6 +177,15 @@ def restore(
     return _begin(request, caller, database, "restore", key)
 
 
+@router.post("/databases/{database_id}/moment")
+def to_moment(request: Request, caller: CallerDep, database_id: str, until: Typed = "", name: Typed = "") -> Response:
+    """Begin a restore to a moment, into a file of its own, and go to its run."""
+    database = database_for(caller, "restore", database_id)
+    target = installation().settings.restore_path / name.strip() if name.strip() else ""
+    conf = moment_conf(database, until=until, target_path=str(target))
+    return _begin(request, caller, database, "restore", conf=conf)
+
+
 @router.get("/databases/{database_id}/delete")
 def delete_form(request: Request, caller: CallerDep, database_id: str, key: Key) -> Response:
     """What would be deleted, and the question for the name."""
@@ -210,7 +220,7 @@ def pin(
 @router.get("/databases/{database_id}/{action}")
 def again(request: Request, caller: CallerDep, database_id: str, action: str) -> Response:
     """A reload of Airflow's window after a button was pressed comes back to the database."""
-    if action not in ("backup", "verify", "drill", "test", "pin"):
+    if action not in ("backup", "verify", "drill", "test", "pin", "moment"):
         raise ApiError(404, "there is no such path")
     caller.demand("read", database_id)
     return RedirectResponse(Urls(request).database(database_id), 303)
@@ -264,6 +274,7 @@ def _database_page(
     points = recorded[::-1]
     timed = [b for b in points if b.duration_ms is not None]
     newest = status.record.verified
+    tests = [b.tested for b in recorded if b.tested is not None]
     return page(
         request,
         "database.html",
@@ -282,6 +293,12 @@ def _database_page(
             [Point(b.created, (b.duration_ms or 0) / 1000) for b in timed],
             _SECONDS,
             ident="time",
+        ),
+        test_chart=chart(
+            "Time to recover, as tested",
+            [Point(t.at, t.restore_ms / 1000) for t in sorted(tests, key=lambda t: t.at)],
+            _SECONDS,
+            ident="test",
         ),
         may={action: caller.may(action, database.id) for action in _ACTIONS},
         deleted=deleted,
@@ -360,9 +377,17 @@ def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
     return ""
 
 
-def _begin(request: Request, caller: Caller, database: Database, kind: Kind, key: str = "") -> Response:
+def _begin(
+    request: Request,
+    caller: Caller,
+    database: Database,
+    kind: Kind,
+    key: str = "",
+    conf: Mapping[str, str] | None = None,
+) -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
-    conf = {"key": existing_key(database, _backups(database), key, proven=kind == "restore")} if key else None
+    if key:
+        conf = {"key": existing_key(database, _backups(database), key, proven=kind == "restore")}
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:
@@ -433,6 +458,7 @@ def _confirm(
         choices=_choices(database, recorded_items(recorded), full),
         complete=complete,
         needs_mac=store.mode == CLIENT,
+        oldest=min((b.created for b in recorded if b.verified is not None and b.failure is None), default=None),
         is_newest=newest is not None and newest.key == full,
         others=sum(1 for b in recorded if b.key != full and b.verified is not None and b.failure is None),
         typed=typed,

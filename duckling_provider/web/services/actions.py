@@ -24,6 +24,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database
 from duckling_provider.dags.ids import dag_id
+from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.oversight import audit
 from duckling_provider.oversight.check import Look, check_database, looks
 from duckling_provider.oversight.record import note
@@ -186,6 +187,20 @@ def restore_conf(database: Database, store: BackupSource, key: str, *, any_origi
     full = existing_key(database, store, key)
     conf: dict[str, str | bool] = {"key": key if key in RULES else full}
     return {**conf, "any_origin": True} if any_origin else conf
+
+
+def moment_conf(database: Database, *, until: str, until_position: str = "", target_path: str) -> dict[str, str]:
+    """The conf of a restore to a moment.
+
+    :raises RequestError: it asks for what makes no sense, or a run may not write there.
+    """
+    from duckling_provider.replication.until import Goal
+
+    if Goal.of(until, until_position) is None or not target_path.strip():
+        raise ApiError(400, "a restore to a moment needs a time or a position, and target_path")
+    target = DucklingHook(database.id).target(target_path.strip())
+    wanted = {"until": until.strip(), "until_position": until_position.strip()}
+    return {name: text for name, text in wanted.items() if text} | {"target_path": str(target)}
 
 
 def _backup_key(store: BackupSource, key: str) -> tuple[str, datetime]:
