@@ -34,6 +34,8 @@ class Server:
     pid: int
     #: Where the benchmark itself reaches it, past proxies; empty: at its endpoint.
     direct: str = ""
+    #: The certificate that clients are to trust; None without TLS.
+    ca: Path | None = None
 
     @property
     def is_double(self) -> bool:
@@ -48,7 +50,8 @@ class Server:
     def forget(self) -> None:
         """Drop what was uploaded, so that the next client finds nothing there."""
         if self.is_double:
-            request = urllib.request.Request(f"{self.direct or self.endpoint}/-/uploads", method="DELETE")  # noqa: S310 - our own
+            url = f"{self.direct or self.endpoint}/-/uploads"
+            request = urllib.request.Request(url, method="DELETE")  # noqa: S310 - our own
             urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
         else:
             for path in (self.folder / BUCKET).glob("**/*"):
@@ -88,7 +91,9 @@ def delayed(server: Server, milliseconds: int) -> Iterator[Server]:
             port = process.stdout.readline().strip()
             scheme = urllib.parse.urlsplit(server.endpoint).scheme
             name = f"{server.name}, {milliseconds} ms away"
-            yield replace(server, name=name, endpoint=f"{scheme}://127.0.0.1:{port}", direct=server.endpoint)
+            yield replace(
+                server, name=name, endpoint=f"{scheme}://127.0.0.1:{port}", direct=server.direct or server.endpoint
+            )
         finally:
             process.stdin.close()
 
@@ -119,17 +124,14 @@ http {{
 def tls(server: Server, home: Path) -> Iterator[Server | None]:
     """nginx before the double: it takes TLS off, and sends the objects itself. None when there is no nginx.
 
-    Its certificate is in ``home/cert.pem``; clients are to trust it by ``AWS_CA_BUNDLE``.
+    Clients are to trust ``home/ca.pem``, by ``AWS_CA_BUNDLE``.
     """
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if nginx is None:
         yield None
         return
     home.mkdir(parents=True, exist_ok=True)
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-keyout", str(home / "key.pem"), "-out", str(home / "cert.pem")]
-    subprocess.run(command, check=True, capture_output=True)
+    _certify(home)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     inner = urllib.parse.urlsplit(server.endpoint).port
@@ -145,9 +147,31 @@ def tls(server: Server, home: Path) -> Iterator[Server | None]:
                     raise RuntimeError("nginx did not start")
                 time.sleep(0.05)
             name = f"{server.name} behind nginx, https"
-            yield replace(server, name=name, endpoint=f"https://127.0.0.1:{port}", direct=server.endpoint)
+            endpoint = f"https://127.0.0.1:{port}"
+            yield replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
         finally:
             process.terminate()
+
+
+def _certify(home: Path) -> None:
+    """An authority, ``ca.pem``, and nginx's certificate by it: not all clients trust one that signed itself."""
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    authority = ["-subj", "/CN=bench", "-keyout", "ca-key.pem", "-out", "ca.pem"]
+    leaf = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca-key.pem"]
+    leaf += ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"]
+    for command in ([*made, *authority], [*made, *leaf]):
+        subprocess.run(command, cwd=home, check=True, capture_output=True)
 
 
 def _listens(port: int) -> bool:
