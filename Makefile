@@ -94,7 +94,7 @@ cluster: ## the topology of docker-compose.yaml as processes, two workers: minut
 	@DUCKLING_CLUSTER=1 $(PYTEST) tests/cluster $(ARGS)
 
 bench: ## the figures of docs/internals/performance.md: 30 minutes and 40 GiB of disk; make bench ARGS=--quick
-	@.ci/setup test
+	@.ci/setup stores
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
 
 dist: ## wheel and sdist in dist/, with their metadata and contents checked

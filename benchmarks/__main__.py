@@ -16,6 +16,7 @@ from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
 from benchmarks.formats import formats
 from benchmarks.listing import listing
+from benchmarks.network import network
 from benchmarks.page import page
 from benchmarks.recovery import recovery
 from benchmarks.report import save, show
@@ -24,6 +25,7 @@ from benchmarks.watching import watching
 
 _GROUPS = (
     "transfers",
+    "network",
     "formats",
     "memory",
     "plan",
@@ -48,12 +50,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, metavar="MIB", help="of the replica (default 1024; quick: 64)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--only", choices=_GROUPS + _EXTRA, action="append", help="only this group; may be repeated")
-    where = "the JSON file (default benchmarks/results/bench.json; quick: .bench/quick.json)"
+    where = "the JSON file (default benchmarks/results/bench.json, of the network alone network.json; quick: in .bench)"
     parser.add_argument("--output", type=Path, help=where)
+    publish = "also write the network's table and picture into docs/internals"
+    parser.add_argument("--publish", action="store_true", help=publish)
     options = parser.parse_args(arguments)
     options.size = options.size or (64 if options.quick else 1024)
+    if options.publish and options.only != ["network"]:
+        parser.error("--publish goes with --only network")
     options.runs = 1 if options.quick else options.runs
-    output = options.output or (WORK / "quick.json" if options.quick else RESULTS / "bench.json")
+    name = "network.json" if options.only == ["network"] else "bench.json"
+    output = options.output or (WORK / "quick.json" if options.quick else RESULTS / name)
     console = Console()
     WORK.mkdir(exist_ok=True)
     with (WORK / "lock").open("w") as lock:
@@ -65,11 +72,20 @@ def main(arguments: list[str] | None = None) -> None:
             cases.append(case)
     save(output, cases, command=" ".join(["python -m benchmarks", *arguments]))
     console.print(f"{output}: everything above as JSON", soft_wrap=True)
+    if options.publish:
+        # The picture's library is not needed for a run without.
+        from benchmarks.tables import PAGE, PICTURE
+        from benchmarks.tables import publish as write_down
+
+        write_down(output)
+        console.print(f"{PAGE}, {PICTURE}: the table and the picture", soft_wrap=True)
 
 
 def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iterator[Case]:
     if "transfers" in groups:
         yield from transfers(mib, runs=runs)
+    if "network" in groups:
+        yield from network(mib, runs=runs, quick=quick)
     if "formats" in groups:
         yield from formats(mib, runs=runs)
     if "clients" in groups:

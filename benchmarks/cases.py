@@ -70,7 +70,7 @@ def transfers(mib: int, *, runs: int) -> Iterator[Case]:
             place.configure(fake)
             yield _snapshot(place, size, runs=runs)
             snapshot = _take_snapshot(place)
-            _place_object(snapshot, objects / BUCKET / _KEPT)
+            place_object(snapshot, objects / BUCKET / _KEPT)
             for server in (fake, real):
                 if server is None:
                     yield Case("rclone serve s3, on disk", missing=("rclone",))
@@ -283,8 +283,8 @@ def _take_snapshot(place: Site) -> Path:
     return found
 
 
-def _place_object(path: Path, folder: Path) -> None:
-    """Put the object of a snapshot where both servers find it."""
+def place_object(path: Path, folder: Path) -> None:
+    """Put the object of a snapshot, and its ``.mac`` if it has one, where the servers find it."""
     from duckling_provider import config
     from duckling_provider.backup.snapshot import find_snapshot
     from duckling_provider.formats.crypto import CtrCipher
@@ -292,19 +292,21 @@ def _place_object(path: Path, folder: Path) -> None:
 
     database = config.load().database(DATABASE)
     snapshot = find_snapshot(database, path.name)
-    if database.s3 is None or snapshot.iv is None or snapshot.mac is None:
-        raise RuntimeError("the snapshot is not sealed")
-    folder.mkdir(parents=True)
-    key, iv = database.s3.encryption_key, bytes.fromhex(snapshot.iv)
+    if database.s3 is None:
+        raise RuntimeError("the snapshot is for no store")
+    folder.mkdir(parents=True, exist_ok=True)
+    lead = bytes.fromhex(snapshot.iv or "")
+    key = database.s3.encryption_key
+    cipher = CtrCipher(key, lead) if key is not None and lead else None
     checksums, checksum_key = snapshot.part_checksums, bytes.fromhex(snapshot.checksum_key)
-    cipher = CtrCipher(key, iv)
     with SnapshotBody(
-        path, snapshot.plan, checksums=checksums, checksum_key=checksum_key, cipher=cipher, lead=iv
+        path, snapshot.plan, checksums=checksums, checksum_key=checksum_key, cipher=cipher, lead=lead
     ) as body:
         with (folder / path.name).open("wb") as file:
             for part in range(body.count):
                 shutil.copyfileobj(body.open(part), file, MIB)
-    (folder / f"{path.name}.mac").write_text(snapshot.mac)
+    if snapshot.mac is not None:
+        (folder / f"{path.name}.mac").write_text(snapshot.mac)
 
 
 def _command(name: str) -> Callable[[], Run]:

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ def download(key: str, target: str) -> Work:
             read_verified(identify_backup(database, store, key, chosen=True), store, sink=writer.write)
 
     return work
+
+
+def verify(key: str) -> Work:
+    """The same without a file: the object is read back and proven."""
+    from duckling_provider.backup.verify import verify_backup
+
+    database, store = _database()
+    return lambda: verify_backup(database, store, key, note=False)
 
 
 def restore(key: str, target: str) -> Work:
@@ -150,7 +158,8 @@ def boto3_download(endpoint: str, key: str, target: str) -> Work:
     return work
 
 
-def crt_upload(endpoint: str, path: str, key: str) -> Work:
+@contextlib.contextmanager
+def _crt(endpoint: str) -> Iterator[Any]:
     """AWS's client in C, from the package awscrt. Put together by hand: boto3 lets it talk to AWS only."""
     import botocore.session
     from botocore.config import Config
@@ -162,12 +171,80 @@ def crt_upload(endpoint: str, path: str, key: str) -> Work:
     options = {"region_name": REGION, "endpoint_url": endpoint, "config": Config(s3={"addressing_style": "path"})}
     provider = crt.BotocoreCRTCredentialsWrapper(Credentials(ACCESS_KEY, SECRET_KEY)).to_crt_credentials_provider()
     client = crt.create_s3_crt_client(
-        REGION, crt_credentials_provider=provider, use_ssl=False, part_size=PART, num_threads=2
+        REGION,
+        crt_credentials_provider=provider,
+        use_ssl=endpoint.startswith("https"),
+        verify=os.environ.get("AWS_CA_BUNDLE"),
+        part_size=PART,
+        num_threads=2,
+    )
+    with crt.CRTTransferManager(client, crt.BotocoreCRTRequestSerializer(session, options)) as transfers:
+        yield transfers
+
+
+def crt_upload(endpoint: str, path: str, key: str) -> Work:
+    def work() -> None:
+        with _crt(endpoint) as transfers:
+            transfers.upload(path, BUCKET, key).result()
+
+    return work
+
+
+def crt_download(endpoint: str, key: str, target: str) -> Work:
+    def work() -> None:
+        with _crt(endpoint) as transfers:
+            transfers.download(BUCKET, key, target).result()
+        fsync(Path(target))
+
+    return work
+
+
+def _obstore(endpoint: str) -> Any:
+    """A client in Rust."""
+    from obstore.store import S3Store
+
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    options: Any = {"allow_http": True}
+    if bundle:
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return S3Store(
+        BUCKET,
+        endpoint=endpoint,
+        region=REGION,
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SECRET_KEY,
+        virtual_hosted_style_request=False,
+        client_options=options,
     )
 
+
+def obstore_upload(endpoint: str, path: str, key: str) -> Work:
+    import obstore
+
+    store = _obstore(endpoint)
+    return lambda: obstore.put(store, key, Path(path), use_multipart=True, chunk_size=PART, max_concurrency=CONCURRENCY)
+
+
+def obstore_download(endpoint: str, key: str, target: str) -> Work:
+    """Ranges by threads; obstore has no download into a file."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import obstore
+
+    store = _obstore(endpoint)
+
     def work() -> None:
-        with crt.CRTTransferManager(client, crt.BotocoreCRTRequestSerializer(session, options)) as transfers:
-            transfers.upload(path, BUCKET, key).result()
+        size = obstore.head(store, key)["size"]
+        with open(target, "wb", buffering=0) as file, ThreadPoolExecutor(CONCURRENCY) as pool:
+
+            def fetch(start: int) -> None:
+                data = memoryview(obstore.get_range(store, key, start=start, end=min(size, start + PART)))
+                while data:
+                    written = os.pwrite(file.fileno(), data, start)
+                    data, start = data[written:], start + written
+
+            list(pool.map(fetch, range(0, size, PART)))
+            os.fsync(file.fileno())
 
     return work
 
@@ -264,6 +341,28 @@ def mac(size: int) -> Work:
     return _over(size, hmac.new(bytes(32), digestmod=hashlib.sha256).update)
 
 
+def loopback(endpoint: str, key: str, ca: str | None = None) -> Work:
+    """One object over one connection into memory that is there already."""
+    import http.client
+    import ssl
+
+    host = endpoint.partition("://")[2]
+    block = memoryview(bytearray(MIB))
+    connection = (
+        http.client.HTTPSConnection(host, context=ssl.create_default_context(cafile=ca))
+        if ca
+        else http.client.HTTPConnection(host)
+    )
+
+    def work() -> None:
+        connection.request("GET", f"/{BUCKET}/{key}")
+        with connection.getresponse() as answer:
+            while answer.readinto(block):
+                pass
+
+    return work
+
+
 def _over(size: int, step: Callable[[bytearray], object]) -> Work:
     block = bytearray(os.urandom(_BLOCK))
 
@@ -321,11 +420,16 @@ JOBS: dict[str, Callable[..., Work]] = {
         formats.place_object,
         formats.read_back,
         download,
+        verify,
         restore,
         snapshot,
         boto3_upload,
         boto3_download,
         crt_upload,
+        crt_download,
+        obstore_upload,
+        obstore_download,
+        loopback,
         upload_by_processes,
         copy,
         write,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import BUCKET, CONCURRENCY, MIB, PART, REGION, WORK
@@ -36,7 +38,7 @@ def peers(server: Server, source: Path, *, key: str, target: Path) -> Peers:
     if aws is None:
         missing += ["aws s3 cp", "openssl | aws s3 cp"]
     else:
-        environ = _aws_environ()
+        environ = _aws_environ(server)
         cp = [aws, "s3", "cp", "--only-show-errors", "--endpoint-url", server.endpoint]
         idle = idle_memory([aws, "s3", "ls", "--endpoint-url", server.endpoint, f"s3://{BUCKET}/none"], environ)
         uploads["aws s3 cp"] = lambda: run_command(
@@ -73,12 +75,39 @@ def peers(server: Server, source: Path, *, key: str, target: Path) -> Peers:
     return Peers(uploads, downloads, tuple(missing))
 
 
+def network_peers(server: Server, source: Path, *, key: str, target: Path) -> Peers:
+    """As `peers`, of plain clients that are told to use several connections; libraries are only looked for."""
+    uploads: dict[str, Callable[[], Run]] = {}
+    downloads: dict[str, Callable[[], Run]] = {}
+    missing = [name for name in ("obstore", "awscrt") if importlib.util.find_spec(name) is None]
+    there, here, sent = f"s3://{BUCKET}/{key}", str(target), f"s3://{BUCKET}/peer"
+    several, mib = str(CONCURRENCY), str(PART // MIB)
+    s5 = ["--endpoint-url", server.endpoint, "--log", "error", "cp", "--concurrency", several, "--part-size", mib]
+    remote = f"store:{BUCKET}/"
+    copyto = ["copyto", "--retries", "1", "--ignore-times", "--multi-thread-streams", several]
+    copyto += ["--multi-thread-cutoff", f"{mib}Mi", "--multi-thread-chunk-size", f"{mib}Mi"]
+    cp = ["s3", "cp", "--only-show-errors", "--endpoint-url", server.endpoint]
+    for name, found, up, down, idle in (
+        ("s5cmd", tool("s5cmd"), [*s5, str(source), sent], [*s5, there, here], "version"),
+        ("rclone", tool("rclone"), [*copyto, str(source), f"{remote}peer"], [*copyto, remote + key, here], "version"),
+        ("aws s3 cp", tool("aws"), [*cp, str(source), sent], [*cp, there, here], "--version"),
+    ):
+        if found is None:
+            missing.append(name)
+            continue
+        environ = _rclone_environ(server, found) if name == "rclone" else _aws_environ(server)
+        rest = idle_memory([found, idle], environ)
+        uploads[name] = partial(run_command, [found, *up], environ=environ, idle=rest)
+        downloads[name] = partial(_fresh, target, [found, *down], environ=environ, idle=rest)
+    return Peers(uploads, downloads, tuple(missing))
+
+
 def _fresh(target: Path, command: list[str], *, environ: dict[str, str], idle: int) -> Run:
     target.unlink(missing_ok=True)
     return run_command(command, environ=environ, idle=idle, sync=target)
 
 
-def _aws_environ() -> dict[str, str]:
+def _aws_environ(server: Server) -> dict[str, str]:
     config = WORK / "aws.ini"
     config.write_text(
         "[default]\ns3 =\n  addressing_style = path\n"
@@ -93,6 +122,7 @@ def _aws_environ() -> dict[str, str]:
         "AWS_REGION": REGION,
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        **({"AWS_CA_BUNDLE": str(server.ca), "SSL_CERT_FILE": str(server.ca)} if server.ca else {}),
     }
 
 
@@ -116,4 +146,5 @@ def _rclone_environ(server: Server, rclone: str) -> dict[str, str]:
         "RCLONE_CONFIG_SEALED_TYPE": "crypt",
         "RCLONE_CONFIG_SEALED_REMOTE": f"store:{BUCKET}",
         "RCLONE_CONFIG_SEALED_PASSWORD": obscured,
+        **({"RCLONE_CA_CERT": str(server.ca)} if server.ca else {}),
     }

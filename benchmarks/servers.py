@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import BUCKET, ROOT
@@ -30,11 +32,15 @@ class Server:
     endpoint: str
     folder: Path
     pid: int
+    #: Where the benchmark itself reaches it, past proxies; empty: at its endpoint.
+    direct: str = ""
+    #: The certificate that clients are to trust; None without TLS.
+    ca: Path | None = None
 
     @property
     def is_double(self) -> bool:
         """No store: it is never in the way, so it shows what the client can do."""
-        return self.name == "double"
+        return self.name.startswith("double")
 
     def cpu(self) -> float:
         """CPU seconds it has used so far."""
@@ -44,7 +50,8 @@ class Server:
     def forget(self) -> None:
         """Drop what was uploaded, so that the next client finds nothing there."""
         if self.is_double:
-            request = urllib.request.Request(f"{self.endpoint}/-/uploads", method="DELETE")  # noqa: S310 - our own
+            url = f"{self.direct or self.endpoint}/-/uploads"
+            request = urllib.request.Request(url, method="DELETE")  # noqa: S310 - our own
             urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
         else:
             for path in (self.folder / BUCKET).glob("**/*"):
@@ -70,6 +77,107 @@ def double(folder: Path) -> Iterator[Server]:
             yield Server("double", f"http://127.0.0.1:{port}", folder, process.pid)
         finally:
             process.stdin.close()
+
+
+@contextlib.contextmanager
+def delayed(server: Server, milliseconds: int) -> Iterator[Server]:
+    """The same server at the end of a line on which an answer takes so long."""
+    port = str(urllib.parse.urlsplit(server.endpoint).port)
+    command = [sys.executable, "-m", "benchmarks.delay", port, str(milliseconds)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("pipes were asked for")
+        try:
+            port = process.stdout.readline().strip()
+            scheme = urllib.parse.urlsplit(server.endpoint).scheme
+            name = f"{server.name}, {milliseconds} ms away"
+            yield replace(
+                server, name=name, endpoint=f"{scheme}://127.0.0.1:{port}", direct=server.direct or server.endpoint
+            )
+        finally:
+            process.stdin.close()
+
+
+_NGINX = """
+daemon off; user {user}; worker_processes 2; pid {home}/pid; error_log {home}/error.log;
+events {{}}
+http {{
+  access_log off; tcp_nodelay on; keepalive_requests 100000; client_max_body_size 0;
+  client_body_temp_path {home}/1; proxy_temp_path {home}/2; fastcgi_temp_path {home}/3; uwsgi_temp_path {home}/4;
+  scgi_temp_path {home}/5;
+  upstream double {{ server 127.0.0.1:{double}; keepalive 32; }}
+  server {{
+    listen 127.0.0.1:{port} ssl; ssl_certificate {home}/cert.pem; ssl_certificate_key {home}/key.pem;
+    root {folder}; output_buffers 2 512k;
+    location / {{ try_files $uri @double; }}
+    location @double {{
+      proxy_pass http://double; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_set_header Host $http_host;
+      proxy_request_buffering off; proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def tls(server: Server, home: Path) -> Iterator[Server | None]:
+    """nginx before the double: it takes TLS off, and sends the objects itself. None when there is no nginx.
+
+    Clients are to trust ``home/ca.pem``, by ``AWS_CA_BUNDLE``.
+    """
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if nginx is None:
+        yield None
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    _certify(home)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    inner = urllib.parse.urlsplit(server.endpoint).port
+    user = pwd.getpwuid(os.getuid()).pw_name
+    settings = _NGINX.format(home=home, folder=server.folder, port=port, double=inner, user=user)
+    (home / "nginx.conf").write_text(settings)
+    command = [nginx, "-p", str(home), "-c", str(home / "nginx.conf")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("nginx did not start")
+                time.sleep(0.05)
+            name = f"{server.name} behind nginx, https"
+            endpoint = f"https://127.0.0.1:{port}"
+            yield replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
+        finally:
+            process.terminate()
+
+
+def _certify(home: Path) -> None:
+    """An authority, ``ca.pem``, and nginx's certificate by it: not all clients trust one that signed itself."""
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    authority = ["-subj", "/CN=bench", "-keyout", "ca-key.pem", "-out", "ca.pem"]
+    leaf = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca-key.pem"]
+    leaf += ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"]
+    for command in ([*made, *authority], [*made, *leaf]):
+        subprocess.run(command, cwd=home, check=True, capture_output=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -67,6 +67,8 @@ class Site:
             fields["encryptionKey"] = ENCRYPTION_KEY
         s3 = s3_fields(server.endpoint, encryption=encryption, **fields)
         self.write([entry(DATABASE, self.replica, s3)])
+        if server.ca is not None:
+            os.environ["AWS_CA_BUNDLE"] = str(server.ca)
 
     def write(self, entries: list[dict[str, Any]]) -> None:
         path = self.folder / "databases.json"

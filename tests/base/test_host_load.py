@@ -28,6 +28,8 @@ def cold(tmp_path, cached):
 
 def test_what_is_read_once_does_not_stay_and_what_was_there_does(cold, cached):
     with cold.open("rb", buffering=0) as file:
+        # Nothing is read ahead: pages still on their way from the disk can't be given back.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(file.fileno(), 2 << 20, 0)  # is there, for another program
         os.posix_fadvise(file.fileno(), 2 << 20, 0, os.POSIX_FADV_DONTNEED)
         passing = Passing(file.fileno(), 8 << 20)

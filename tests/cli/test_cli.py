@@ -771,6 +771,32 @@ def test_on_another_machine_the_store_can_be_looked_at_and_copied_from(
     assert "store: list" in checked.out
 
 
+def test_a_list_of_local_backups_loads_no_more_than_it_needs(duckling, installation, make_replica):
+    installation.write(installation.entry())
+    make_replica(installation.replica())
+    assert duckling("backup", "production").code == 0
+    program = """
+import contextlib, io, json, sys
+from duckling_provider.cli.app import run
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    code = run(["list", "production", "--json"])
+heavy = ("airflow", "boto3", "connectorx", "duckdb", "fastapi", "jinja2", "numpy", "pyarrow", "pymysql", "sqlalchemy")
+found = [name for name in heavy if name in sys.modules]
+print(json.dumps([code, len(json.loads(out.getvalue())["local"]), found, len(sys.modules)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, backups, heavy, modules = json.loads(done.stdout)
+    assert (code, backups, heavy) == (0, 1, [])
+    # Some 520, most of them of typer, pydantic and the standard library.
+    assert modules < 650
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--no-such-option"]])
 def test_help_and_mistakes_load_neither_configuration_nor_core(arguments):
     program = """
