@@ -16,6 +16,8 @@ from collections.abc import Iterator
 #: Pages are looked at, and given back, in pieces of so many bytes.
 _PIECE = 1 << 20
 _PAGE = mmap.PAGESIZE
+#: Bytes that a container may have, page cache included, where it has a limit: cgroups of version 2 and of version 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextlib.contextmanager
@@ -59,8 +61,8 @@ def is_large(size: int) -> bool:
             free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return True
-    with contextlib.suppress(OSError, ValueError):  # of the container, where it has a limit
-        with open("/sys/fs/cgroup/memory.max", encoding="utf-8") as file:
+    for limit in _LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(limit, encoding="utf-8") as file:
             free = min(free, int(file.read()))
     return size > free // 8
 

@@ -6,10 +6,12 @@ import hashlib
 import logging
 import os
 import signal
+import threading
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from duckling_provider.backup import snapshot
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.tasks.run import CoreTask, airflow_errors
@@ -125,6 +127,31 @@ def test_a_backup_task_without_a_snapshot_takes_one(shop, run_task, installation
     key = run.xcom("task")["key"]
     assert shop.keys() == [key, f"{key}.mac"]
     assert (installation.backup_path / "shop" / key.removeprefix("shop/")).exists()
+
+
+@pytest.mark.server
+def test_a_task_works_at_the_priority_that_the_host_sets_and_leaves_it_after(shop, run_task, monkeypatch):
+    if os.geteuid():
+        pytest.skip("only root may raise a priority again, so a process that lives on is left as it is")
+
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    shop.configure()
+    monkeypatch.setenv("DUCKLING_NICE", "3")
+    before, seen = nice(), []
+    real = snapshot.one_pass
+
+    def watched(fd, size, stages, *arguments, **options):
+        # In this thread and in one that the pass starts.
+        seen.append(nice())
+        real(fd, size, [*stages, lambda _: seen.append(nice())], *arguments, **options)
+
+    monkeypatch.setattr(snapshot, "one_pass", watched)
+    assert run_task("DucklingBackupOperator").state == "success"
+    assert len(seen) > 1
+    assert set(seen) == {min(19, before + 3)}
+    assert nice() == before
 
 
 def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, make_replica, run_task, monkeypatch):

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import back_up
+from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.bandwidth import Bandwidth
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.host_load import forget
@@ -56,3 +58,19 @@ def test_a_replica_that_is_in_use_stays_in_the_page_cache(database, cached):
     database.replica.read_bytes()
     take_snapshot(database)
     assert cached(database.replica) > 0.9
+
+
+def test_a_working_set_stays_in_the_page_cache_through_backup_verification_and_restore(
+    database, cached, make_replica, tmp_path
+):
+    make_replica(database.replica, rows=200_000)
+    other = tmp_path / "other"
+    other.write_bytes(os.urandom(8 << 20))
+    store = open_store(database)
+    for path in (database.replica, other):
+        path.read_bytes()
+    done = back_up(database, store)
+    verify_backup(database, store, done.upload.key)
+    restore_backup(database, store, done.upload.key, to=tmp_path / "restored.db")
+    assert cached(database.replica) > 0.8
+    assert cached(other) > 0.8
