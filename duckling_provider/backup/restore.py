@@ -38,6 +38,7 @@ from duckling_provider.base.errors import (
     RequestError,
     WrongKeyError,
 )
+from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.base.state_files import open_state
 from duckling_provider.config.databases import Database
@@ -484,14 +485,15 @@ class _Delta:
 def _fill(store: BackupSource, backup: StoredBackup, fd: int, delta: _Delta, control: Control) -> BlockReport:
     """The backup's bytes into the new file `fd`, and their proof."""
     lent = delta.lend(backup, fd, control)
+    keep = not is_large(backup.size)
     if lent is not None:
         try:
-            with DurableWriter(fd) as writer:
+            with DurableWriter(fd, keep_cached=keep) as writer:
                 sink = Patch(lent, writer).write
                 return read_verified(backup, store, sink=sink, lent=lent, control=control)
         except IntegrityError as error:
             delta.failed(backup, fd, error)
-    with DurableWriter(fd) as writer:
+    with DurableWriter(fd, keep_cached=keep) as writer:
         return read_verified(backup, store, sink=writer.write, control=control)
 
 

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 #: Pages are looked at, and given back, in pieces of so many bytes.
 _PIECE = 1 << 20
 _PAGE = mmap.PAGESIZE
-#: Bytes that a container may have, page cache included, where it has a limit: cgroups of version 2 and of version 1.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextlib.contextmanager
@@ -61,10 +59,24 @@ def is_large(size: int) -> bool:
             free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return True
-    for limit in _LIMITS:
+    for limit in _memory_limits():
         with contextlib.suppress(OSError, ValueError), open(limit, encoding="utf-8") as file:
             free = min(free, int(file.read()))
     return size > free // 8
+
+
+def _memory_limits() -> list[str]:
+    """Files with the bytes that this process's cgroup or container may have, page cache included: cgroups(7), of
+    version 2 and of version 1. Not all of them are there.
+    """
+    groups = [""]  # what a container sees as the root
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            if kinds in {"", "memory"}:
+                groups.append(path)
+    versions = ("/sys/fs/cgroup{}/memory.max", "/sys/fs/cgroup/memory{}/memory.limit_in_bytes")
+    return [version.format(group.rstrip("/")) for group in groups for version in versions]
 
 
 def forget(fd: int, start: int = 0, length: int = 0) -> None:
