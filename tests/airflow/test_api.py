@@ -340,7 +340,7 @@ def test_backups_are_listed_newest_first_without_macs(client, shop, installation
     assert [b["filename"] for b in found["local"]] == [second.removeprefix("shop/"), first.removeprefix("shop/")]
     assert set(found) == {"local", "s3"}
     assert set(found["s3"][0]) == {
-        "key", "size", "lastModified", "complete", "state", "stateAt", "pinned", "keyFingerprint", "origin"
+        "key", "size", "lastModified", "complete", "state", "stateAt", "pinned", "keyFingerprint", "origin", "bytesSent"
     }  # fmt: skip
     assert set(found["local"][0]) == {
         "filename", "size", "createdAt", "complete", "state", "stateAt", "pinned", "origin"

@@ -23,6 +23,7 @@ PART = 5 << 20
 #: Everything that may lie around when nothing is under way.
 _TIDY = re.compile(
     r"production\.db(\.duckling-(lock|wanted|origin))?|databases\.json|backups|backup-[\dTZ-]+\.(db|json|lock)|production"
+    r"|segments|record\.json|\.record\.lock|audit\.jsonl|\.audit\.lock"
 )
 
 
