@@ -115,7 +115,7 @@ def test_a_killed_restore_leaves_the_replica_and_its_folder_as_they_were(
             os.kill(os.getpid(), signal.SIGTERM)
 
     shop.configure(endpoint=interceptor(s3_server.endpoint, kill_at_the_first_data))
-    run = run_task("S3RestoreOperator")
+    run = run_task("S3RestoreOperator", no_delta=True)
     assert (run.state, len(killed)) == ("failed", 1)
     assert hashlib.sha256(shop.replica.read_bytes()).digest() == before
     assert set(os.listdir(installation.data_path)) <= names | {"shop.db.duckling-lock", "shop.db.duckling-origin"}

@@ -190,6 +190,7 @@ def test_without_a_data_path_it_is_taken_over_where_it_is(node, tmp_path):
     assert set(after) - set(before) == {
         "node/data/backups/shop/backup-2025-03-01T14-32-11-482Z.db",
         "node/data/backups/shop/backup-2025-03-01T14-32-11-482Z.json",
+        "node/data/backups/shop/segments/backup-2025-03-01T14-32-11-482Z.json",
     }
     # Without a MySQL there is nothing that a sync could go on with.
     assert owner_of(node.data / "shop.db") == "duckling-server"
@@ -256,7 +257,11 @@ def test_a_write_ahead_log_of_a_backup_is_folded_into_a_copy(node):
     assert contents(folder) == before
     imported = node.data / "backups" / "shop" / "backup-2025-03-01T00-00-00-000Z.db"
     assert rows(imported) == [(1001, 499500 + 5000)]
-    assert {p.name for p in imported.parent.iterdir()} == {imported.name, imported.with_suffix(".json").name}
+    assert {p.name for p in imported.parent.iterdir()} == {
+        imported.name,
+        imported.with_suffix(".json").name,
+        "segments",
+    }
 
 
 def test_a_server_that_still_runs_stops_everything_and_is_named(node, tmp_path):
