@@ -45,7 +45,9 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": CONNECTION_FORM,
             }
         ],
-        "operators": [_modules(*(f"operators.{name}" for name in ("backup", "restore", "hold", "sync", "watch")))],
+        "operators": [
+            _modules(*(f"operators.{name}" for name in ("backup", "restore", "drill", "hold", "sync", "watch")))
+        ],
         "sensors": [_modules("sensors.verify")],
         "triggers": [_modules("triggers.verify")],
         "extra-links": ["duckling_provider.links.s3.S3ObjectLink"],

@@ -79,23 +79,24 @@ def test_a_small_backup_killed_at_any_step_leaves_complete_backups_only(make_sit
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", [[], pytest.param(["--no-delta"], marks=full_only)], ids=["by delta", "whole"])
 def test_a_restore_killed_at_any_step_leaves_the_old_replica_or_the_new_one(
-    make_site, s3_server, contents, opened, pick, mode
+    make_site, s3_server, contents, opened, pick, mode, way
 ):
     site = make_site(s3_server, mode)
     backup_of_new(site, contents)
-    total = site.duckling("restore", "production").steps
+    total = site.duckling("restore", "production", *way).steps
     assert total > 40
     seen = set()
     for at in pick(total, 4):
         old_replica(site, contents)
-        killed = site.duckling("restore", "production", action="kill", at=at)
+        killed = site.duckling("restore", "production", *way, action="kill", at=at)
         assert killed.code in {0, -signal.SIGKILL}, killed.said
         found = site.replica.read_bytes()
         assert found in {contents.old, contents.new}
         seen.add(found == contents.new)
         assert opened(site.replica)
-        following = site.duckling("restore", "production")
+        following = site.duckling("restore", "production", *way)
         assert following.code == 0, (at, following.said)
         assert site.replica.read_bytes() == contents.new
         site.assert_tidy()

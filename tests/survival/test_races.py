@@ -70,7 +70,7 @@ def downloading(site, stop_at, contents):
     """A `duckling restore` that stands still in the middle of the download."""
     assert site.duckling("backup", "production").code == 0
     site.replica.write_bytes(contents.old)
-    return lambda: stop_at("restore", "production", at="write:4")
+    return lambda: stop_at("restore", "production", "--no-delta", at="write:4")
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

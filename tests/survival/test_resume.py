@@ -201,7 +201,7 @@ def test_a_killed_restore_starts_again_within_the_same_disk_budget(make_site, s3
         if request.operation == "get" and request.headers.get("range", "").startswith("bytes=4194304")
         else None
     )
-    process = start("restore", "production")
+    process = start("restore", "production", "--no-delta")
     assert proxy.stalled.wait(60)
     process.kill()
     process.wait()
@@ -211,13 +211,13 @@ def test_a_killed_restore_starts_again_within_the_same_disk_budget(make_site, s3
     # The next one must have removed or emptied it by the time it asks whether there is room.
     proxy.choose = lambda request: proxy.Fault(stall_sent=0) if request.operation == "get" else None
     proxy.stalled.clear()
-    process = start("restore", "production")
+    process = start("restore", "production", "--no-delta")
     assert proxy.stalled.wait(60)
     assert not left.exists() or left.stat().st_size == 0
     process.kill()
     process.wait()
     proxy.choose = lambda _: None
-    assert site.duckling("restore", "production").code == 0
+    assert site.duckling("restore", "production", "--no-delta").code == 0
     assert site.replica.read_bytes() == contents.new
     site.assert_tidy()
 

@@ -178,7 +178,7 @@ def test_a_restore_gets_through_what_passes(site, contents, fault, mode):
     site.replica.write_bytes(contents.old)
     database, store = through(site)
     spoil_the_body(site.proxy, 1, **READ_PASSING[fault])
-    restore_backup(database, store)
+    restore_backup(database, store, no_delta=True)
     assert site.replica.read_bytes() == contents.new
     site.assert_tidy()
     assert mode == store.mode
@@ -197,7 +197,7 @@ def test_a_download_that_fails_for_good_leaves_the_replica(site, contents, fault
         # Each attempt brings a megabyte more: with the default number of attempts it gets there in the end.
         always(site.proxy, "get", **dict.fromkeys(READ_PASSING[fault], 0))
     with pytest.raises(StoreError) as caught:
-        restore_backup(database, store)
+        restore_backup(database, store, no_delta=True)
     assert caught.value.retryable
     assert site.replica.read_bytes() == contents.old
     site.assert_tidy()
@@ -212,11 +212,11 @@ def test_one_flipped_bit_on_the_way_never_becomes_a_replica(site, contents, posi
     database, store = through(site)
     spoil_the_body(site.proxy, 1, flip=position)
     with pytest.raises(IntegrityError, match="verification failed"):
-        restore_backup(database, store)
+        restore_backup(database, store, no_delta=True)
     assert site.replica.read_bytes() == contents.old
     site.assert_tidy()
     # It was the line, not the object.
-    restore_backup(database, store)
+    restore_backup(database, store, no_delta=True)
     assert site.replica.read_bytes() == contents.new
     assert mode == store.mode
 
@@ -241,7 +241,7 @@ def test_a_slow_trickle_is_no_failure(site, contents):
     database, store = through(site)
     # Longer in all than the deadline for one answer.
     spoil_the_body(site.proxy, 1, pause=0.006)
-    restore_backup(database, store)
+    restore_backup(database, store, no_delta=True)
     assert site.replica.read_bytes() == contents.new
     site.assert_tidy()
 
