@@ -4,10 +4,8 @@ do not.
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from fixtures.store_double import HTML, Answer, error, page
+from fixtures.store_double import CALLS, HTML, KEY, PART, Answer, Parts, error, failure, page
 from fixtures.stores import server_at
 
 from duckling_provider.base.errors import (
@@ -23,21 +21,6 @@ from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
 
-PART = 5 << 20
-KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
-
-
-class Parts:
-    """Zero bytes in some parts of 5 MiB."""
-
-    part_size = PART
-
-    def __init__(self, count=2):
-        self.count, self.size = count, count * PART
-
-    def open(self, index):
-        return io.BytesIO(bytes(PART))
-
 
 @pytest.fixture
 def double(make_double, monkeypatch):
@@ -45,22 +28,6 @@ def double(make_double, monkeypatch):
     monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
     monkeypatch.setattr(s3, "_SHOWN_AFTER", (0.01,))
     return make_double()
-
-
-CALLS = {
-    "put": lambda store: store.put(KEY, BytesBody(b"x")),
-    "multipart": lambda store: store.put(KEY, Parts()),
-    "head": lambda store: store.head(KEY),
-    "get": lambda store: store.open_range(KEY, 0, 1),
-    "list": lambda store: list(store.list("production/")),
-    "reach": lambda store: store.reach(),
-}
-
-
-def failure(call, store):
-    with pytest.raises(DucklingError) as caught:
-        CALLS[call](store)
-    return caught.value
 
 
 MEANINGS = [

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from botocore import endpoint
-from fixtures.store_double import XML, Answer, error, page
+from fixtures.store_double import CALLS, KEY, PART, XML, Answer, Parts, error, failure, page
 from fixtures.stores import server_at
 
-from duckling_provider.base.errors import AccessDeniedError, DucklingError, NotFoundError, StoreError
+from duckling_provider.base.errors import AccessDeniedError, NotFoundError, StoreError
 from duckling_provider.stores import concurrency, s3, s3_client
 from duckling_provider.stores.concurrency import pause_after
 from duckling_provider.stores.fetch import fetch
 from duckling_provider.stores.store import BytesBody, UploadLog
 
 pytestmark = pytest.mark.server
-
-PART = 5 << 20
-KEY = "production/backup-2025-03-01T14-32-11-482Z.db"
-
-
-class Parts:
-    """Zero bytes in two parts of 5 MiB."""
-
-    part_size, count, size = PART, 2, 2 * PART
-
-    def open(self, index):
-        return io.BytesIO(bytes(PART))
-
-
-CALLS = {
-    "put": lambda store: store.put(KEY, BytesBody(b"x")),
-    "multipart": lambda store: store.put(KEY, Parts()),
-    "head": lambda store: store.head(KEY),
-    "get": lambda store: store.open_range(KEY, 0, 1),
-    "list": lambda store: list(store.list("production/")),
-    "reach": lambda store: store.reach(),
-}
-
-
-def failure(call, store):
-    with pytest.raises(DucklingError) as caught:
-        CALLS[call](store)
-    return caught.value
 
 
 @pytest.fixture
