@@ -185,6 +185,8 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
             key=key,
             before=before,
             encryption=encryption,
+            until=until,
+            until_position=until_position,
             known_conf=list(params),
             doc_md="Keeps writers away from the replica until `resume`.",
             **_transfer(pool),

@@ -38,12 +38,22 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         empty means none)
     :param encryption: and as what; where a run may not read it so, nothing is paused. (templated; empty means the
         entry's)
+    :param until, until_position: and to which moment; where it can't be reached so, nothing is paused. (templated;
+        empty means none)
     :param known_conf: the fields that the run's conf may have; any when omitted.
     :param hold_seconds: after this long the hold ends by itself, if it is not released.
     :param wait_seconds: how long to wait for the one who writes just now, and then for the server to become idle.
     """
 
-    template_fields: Sequence[str] = ("database_id", "target_path", "key", "before", "encryption")
+    template_fields: Sequence[str] = (
+        "database_id",
+        "target_path",
+        "key",
+        "before",
+        "encryption",
+        "until",
+        "until_position",
+    )
     ui_color = "#eeeeee"
 
     def __init__(
@@ -54,6 +64,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         key: str = "latest",
         before: str | None = None,
         encryption: str | None = None,
+        until: str | None = None,
+        until_position: str | None = None,
         known_conf: Collection[str] | None = None,
         hold_seconds: float = _DAY,
         wait_seconds: float = 300.0,
@@ -65,6 +77,8 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         self.key = key
         self.before = before
         self.encryption = encryption
+        self.until = until
+        self.until_position = until_position
         self.known_conf = known_conf
         self.hold_seconds = hold_seconds
         self.wait_seconds = wait_seconds
@@ -80,6 +94,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
             replica = database.replica
             hook.read_as(self.key.strip(), self.encryption)
             wanted_before(self.key.strip(), self.before)
+            self._refuse_other_moments()
             if self.target_path:
                 hook.target(self.target_path)
                 self.log.info("%s is not touched: nothing needs to be paused", replica)
@@ -118,6 +133,15 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
         if holder is not None:
             self.log.warning("%s is still open in %s: the server never closes it", database.replica, holder)
             self.log.warning("What to do: shut the process of the Duckling server down; the restore waits for that.")
+
+    def _refuse_other_moments(self) -> None:
+        if not self.until and not self.until_position:
+            return
+        from duckling_provider.replication.until import Goal
+
+        Goal.of_restore(
+            self.until, self.until_position, target_path=self.target_path, key=self.key.strip(), before=self.before
+        )
 
     def _refuse_unknown_conf(self, conf: Mapping[str, Any]) -> None:
         """Airflow lets any field of a conf pass: a mistyped `target_path` would replace the live replica."""

@@ -172,20 +172,13 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     ) -> BackupRestored | None:
         """A restore to a moment; None where none is wanted."""
         from duckling_provider.backup.local_backups import LocalBackups
-        from duckling_provider.backup.names import LATEST
         from duckling_provider.replication.until import Goal, restore_until
 
-        goal = Goal.of(self.until, self.until_position)
-        if goal is None:
+        goal = Goal.of_restore(
+            self.until, self.until_position, target_path=self.target_path, key=key, before=self.before
+        )
+        if goal is None or target is None:
             return None
-        if target is None:
-            raise RequestError(
-                "until needs target_path",
-                subject=str(goal),
-                hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
-            )
-        if key != LATEST or (self.before or "").strip():
-            raise RequestError("until chooses the backup", subject=str(goal), hint="Leave key and before out.")
         hook = DucklingHook(self.database_id)
         source = LocalBackups(database) if _flag("local", self.local) else hook.backups(database)
         done = restore_until(

@@ -85,6 +85,27 @@ class Goal:
             raise RequestError("that time is in the future", subject=iso(moment), hint="Times are in UTC.")
         return cls(moment)
 
+    @classmethod
+    def of_restore(
+        cls, until: str | None, position: str | None, *, target_path: str | None, key: str, before: str | None = None
+    ) -> Goal | None:
+        """From what was asked of a restore by run or API; None where no moment is wanted.
+
+        :raises RequestError: as `of`; or it would go over the replica, or a backup is named as well.
+        """
+        goal = cls.of(until, position)
+        if goal is None:
+            return None
+        if not (target_path or "").strip():
+            raise RequestError(
+                "until needs target_path",
+                subject=str(goal),
+                hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
+            )
+        if key != LATEST or (before or "").strip():
+            raise RequestError("until chooses the backup", subject=str(goal), hint="Leave key and before out.")
+        return goal
+
     def __str__(self) -> str:
         return iso(self.moment) if self.moment is not None else self.position
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import BaseHook
+from airflow.sdk.log import mask_secret
 
 from duckling_provider import __version__
-from duckling_provider.base.errors import ConfigError, UnavailableError
+from duckling_provider.base.errors import ConfigError, DucklingError, UnavailableError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -61,7 +62,7 @@ def send(name: str, message: Message) -> None:
             f"is of the type {kind!r}, whose provider is not installed",
             f"pip install apache-airflow-providers-{kind.removesuffix('webhook')}",
         ) from error
-    except ConfigError:
+    except DucklingError:
         raise
     except Exception as error:
         # The class alone: texts of libraries may hold the address, with the secret in it.
@@ -105,10 +106,20 @@ def _slack(name: str, connection: Connection, message: Message) -> None:
     )
 
 
-def _apprise(name: str, _: Connection, message: Message) -> None:
+def _apprise(name: str, connection: Connection, message: Message) -> None:
     from airflow.providers.apprise.hooks.apprise import AppriseHook
+    from apprise import Apprise
 
-    AppriseHook(apprise_conn_id=name).notify(body=message.text, title=message.subject)
+    hook, services = AppriseHook(apprise_conn_id=name), Apprise()
+    config = hook.get_config_from_conn(connection)
+    for one in config if isinstance(config, list) else [config]:
+        mask_secret(one["path"])  # Apprise logs an address that it does not understand
+    hook.set_config_from_conn(connection, services)
+    if not services:
+        raise _wrong(name, "names no service that Apprise knows", "Correct the path in its config.")
+    # Not the hook's own `notify`, which does not say whether the message was taken.
+    if not services.notify(body=message.text, title=message.subject):
+        raise UnavailableError("not every service of it took the message", subject=f"connection {name!r}")
 
 
 def _wrong(name: str, cause: str, hint: str) -> ConfigError:

@@ -153,3 +153,14 @@ def test_a_chart_says_in_words_what_it_shows_and_escapes_its_name():
     assert "<Size>" not in svg
     assert "style=" not in svg  # the Content-Security-Policy would drop it
     assert chart("Size", points[:1], BYTES, ident="size") == ""
+
+
+def test_a_chart_shows_what_is_promised_within_its_frame_and_says_how_often_it_was_broken():
+    points = [Point(NOW - timedelta(days=9 - n), value * 1024.0) for n, value in enumerate((5, 9, 2))]
+    svg = str(chart("Size", points, BYTES, ident="size", promised=8 * 1024.0))
+    assert "Promised: at most 8.0 KiB; 1 above." in svg
+    assert "<title>promised: 8.0 KiB</title>" in svg
+    above = ET.fromstring(str(chart("Size", points, BYTES, ident="size", promised=1e6)))  # noqa: S314 - our own
+    (line,) = [part for part in above if part.attrib.get("class") == "chart-promise"]
+    assert 0 <= float(line.attrib["y1"]) <= 30
+    assert "Promised: at most 976.6 KiB; none above." in "".join(above.itertext())

@@ -239,6 +239,12 @@ def test_what_a_run_may_not_read_is_refused_before_anything_is_paused(
     [
         ({"before": "yesterday"}, "not an ISO 8601 time"),
         ({"before": "2025-03-01", "key": "backup-2025-03-01T14-32-11-482Z.db"}, "a key and a time were given"),
+        ({"until": "2025-03-01T14:30:00Z"}, "until needs target_path"),
+        ({"until_position": "binlog.000012:4711"}, "until needs target_path"),
+        ({"until": "half past two", "target_path": "IN"}, "not an ISO 8601 time"),
+        ({"until": "2025-03-01", "until_position": "binlog.000012:4711", "target_path": "IN"}, "a time and a position"),
+        ({"until": "2025-03-01", "before": "2025-03-01", "target_path": "IN"}, "until chooses the backup"),
+        ({"until": "2999-03-01", "target_path": "IN"}, "that time is in the future"),
     ],
 )
 def test_a_time_that_can_not_be_is_refused_before_anything_is_paused(
@@ -246,6 +252,8 @@ def test_a_time_that_can_not_be_is_refused_before_anything_is_paused(
 ):
     from duckling_provider.replica.locks import read_hold
 
+    if "target_path" in conf:
+        conf = {**conf, "target_path": str(installation.data_path / "restored" / "x.db")}
     installation.write(installation.entry("shop"))
     replica = make_replica(installation.replica("shop"))
     run = run_task("DucklingHoldOperator", **conf)

@@ -374,6 +374,8 @@ def test_a_restore_to_a_moment_is_begun_by_the_page_into_a_file_of_its_own(shop,
 def test_the_api_takes_a_moment_only_with_a_file_of_its_own(shop, client, installation):
     path = str(installation.data_path / "restored" / "before.db")
     ask = {"url": "/api/backups/s3/restore", "params": {"db": "shop", "wait": "false"}}
+    refused = client.post(**ask, json={"key": "latest", "until": "2026-01-01"})
+    assert refused.json()["error"].startswith("2026-01-01T00:00:00.000Z: until needs target_path. Over the replica")
     for body in ({"until": "2026-01-01"}, {"target_path": path}, {"until": "soon", "target_path": path}):
         assert client.post(**ask, json={"key": "latest", **body}).status_code == 400, body
     begun = client.post(**ask, json={"key": "latest", "until": "2026-01-01T12:00:00Z", "target_path": path})

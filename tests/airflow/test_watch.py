@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import socket
+import sys
 import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -53,17 +54,25 @@ def mail(monkeypatch):
     controller.stop()
 
 
+class Got(list):
+    """What a receiver on `port` got, (path, body); it answers with `status`."""
+
+    status = 200
+    port = 0
+
+
 @pytest.fixture
 def receiver(monkeypatch):
-    """What a real HTTP server got, (path, body), through the connection ``hook`` and as heartbeats."""
-    got = []
+    """What a real HTTP server got, through the connection ``hook`` and as heartbeats."""
+    got = Got()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             got.append((self.path, json.loads(body) if body else None))
-            self.send_response(200)
+            self.send_response(got.status)
             self.end_headers()
+            self.wfile.write(b'{"ok": true}')  # which Slack's library wants
 
         do_GET = do_POST  # noqa: N815 - the name is the interface's
 
@@ -72,6 +81,7 @@ def receiver(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    got.port = server.server_port
     url = f"http://127.0.0.1:{server.server_port}"
     connection = {"conn_type": "http", "host": "127.0.0.1", "port": server.server_port, "schema": "http"}
     monkeypatch.setenv("AIRFLOW_CONN_HOOK", json.dumps(connection))
@@ -139,6 +149,7 @@ def test_messages_that_can_t_be_delivered_say_why_and_no_secret(installation, ma
 
     monkeypatch.setenv("AIRFLOW_CONN_ODD", json.dumps({"conn_type": "ssh", "host": "h"}))
     monkeypatch.setenv("AIRFLOW_CONN_CHAT", json.dumps({"conn_type": "slackwebhook", "password": "T0/B0/secret"}))
+    monkeypatch.setitem(sys.modules, "airflow.providers.slack.hooks.slack_webhook", None)  # as where it is missing
     monkeypatch.setenv("AIRFLOW_CONN_DOWN", json.dumps({"conn_type": "http", "host": "127.0.0.1", "port": 9}))
     monkeypatch.setenv("DUCKLING_NOTIFY_CONN_IDS", "mail,hook,odd,chat,down,none")
     installation.write(installation.entry("shop", s3=S3))
@@ -153,6 +164,39 @@ def test_messages_that_can_t_be_delivered_say_why_and_no_secret(installation, ma
     assert "secret" not in shown.out
     assert "this is a test; shop is protected" in receiver[0][1]["text"]
     assert "this is a test; shop is protected" in mail[0][2]
+
+
+OTHERS = {
+    "slackwebhook": {"host": "http://127.0.0.1:PORT/services", "password": "T0/B0/secret"},
+    "slack": {"password": "xoxb-secret", "extra": {"channel": "#ops", "base_url": "http://127.0.0.1:PORT/api/"}},
+    "apprise": {"extra": {"config": {"path": "json://user:secret@127.0.0.1:PORT/apprise", "tag": "ops"}}},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_slack_and_apprise_get_the_message_through_their_own_providers_and_a_refusal_is_told(
+    installation, receiver, monkeypatch, kind
+):
+    from fixtures.command_line import run_here
+
+    provider = kind.removesuffix("webhook")
+    pytest.importorskip(
+        f"airflow.providers.{provider}.hooks.{provider}",
+        reason=f"notifications by {kind} are NOT TESTED: pip install apache-airflow-providers-{provider}",
+    )
+    connection = json.dumps({"conn_type": kind, **OTHERS[kind]}).replace("PORT", str(receiver.port))
+    monkeypatch.setenv("AIRFLOW_CONN_CHAT", connection)
+    monkeypatch.setenv("DUCKLING_NOTIFY_CONN_IDS", "chat")
+    installation.write(installation.entry("shop", s3=S3))
+    shown = run_here("notify", "--json")
+    assert shown.code == 0, shown
+    ((path, body),) = receiver
+    assert path.startswith({"slackwebhook": "/services/", "slack": "/api/chat.postMessage"}.get(kind, "/apprise"))
+    assert "this is a test; nothing is wrong" in body.get("text", body.get("message"))
+    receiver.status = 500
+    shown = run_here("notify", "--json")
+    assert (shown.code, shown.json["success"]) == (1, False)
+    assert "secret" not in shown.out + shown.err
 
 
 def test_the_path_of_the_heartbeat_is_in_no_log_when_it_fails(installation, run_dag, monkeypatch, caplog, capfd):

@@ -7,16 +7,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import subprocess
+import sys
 
 import pytest
 from fixtures.memory_store import MemoryStore
 
+from duckling_provider.backup import differential, segment_records
 from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.states import read_state
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.errors import DucklingError
+from duckling_provider.formats import segments
 from duckling_provider.oversight.drills import drill
+from duckling_provider.stores.parts import Limits
 
 pytestmark = [pytest.mark.survival, pytest.mark.slow]
 
@@ -31,14 +36,48 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_flipped_bit_is_found(installation, small_replica, kind, full):
+#: Kinds of which the store copies segments of an earlier object.
+DIFFERENTIAL = ("none", "format 2")
+SEGMENT = 64 * 1024
+_CHANGE = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('UPDATE customers SET region = 1 WHERE id = 7')"
+
+
+@pytest.fixture
+def grown_from(installation, make_replica, monkeypatch):
+    """``grown_from(database, store) -> key``: a backup of which most segments are copies of those of an earlier one."""
+    for module in (segments, segment_records):
+        monkeypatch.setattr(module, "SEGMENT_BYTES", SEGMENT)
+    # As a store that takes parts as small as a segment would have it.
+    monkeypatch.setattr(
+        differential, "_limits", lambda *_: Limits(SEGMENT, 10_000, least=SEGMENT, most_copied=16 * SEGMENT)
+    )
+
+    def grown_from(database, store):
+        make_replica(installation.replica(), rows=200_000)
+        drill(database, store, upload_snapshot(database, store, take_snapshot(database)).key)
+        subprocess.run([sys.executable, "-c", _CHANGE, str(installation.replica())], check=True)
+        done = upload_snapshot(database, store, take_snapshot(database))
+        assert done.bytes_copied > done.bytes_sent > 0
+        return done.key
+
+    return grown_from
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_copied"),
+    [*((kind, False) for kind in KINDS), *((kind, True) for kind in DIFFERENTIAL)],
+    ids=lambda value: value if isinstance(value, str) else "differential" if value else "sent",
+)
+def test_every_flipped_bit_is_found(installation, small_replica, request, kind, is_copied, full, capsys):
     count, fields = 200 if full else 20, KINDS[kind]
-    small_replica(installation.replica())
     s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "a", "secretAccessKey": "s", **fields}
     installation.write(installation.entry(mysqlConnectionString=None, s3=s3))
     database, store = installation.database(), MemoryStore(prefix="production/", mode=fields["encryption"])
-    key = upload_snapshot(database, store, take_snapshot(database)).key
+    if is_copied:
+        key = request.getfixturevalue("grown_from")(database, store)
+    else:
+        small_replica(installation.replica())
+        key = upload_snapshot(database, store, take_snapshot(database)).key
     assert drill(database, store, key).compared
     good = dict(store.objects)
     dice, missed = random.Random(), []
@@ -58,5 +97,8 @@ def test_every_flipped_bit_is_found(installation, small_replica, kind, full):
             continue
         missed.append((name, bit))
     assert missed == []
+    if full:
+        with capsys.disabled():
+            print(f"\n{kind}{', differential' * is_copied}: {count} of {count} flipped bits were found")
     store.objects = good
     assert read_state(database, store, list_backups(store)[0]).name == "tested"

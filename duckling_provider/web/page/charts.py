@@ -37,14 +37,24 @@ class Scale:
     label: Callable[[float], str]
 
 
-def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what: str = "backups") -> Markup:
+def chart(
+    name: str,
+    points: Sequence[Point],
+    scale: Scale,
+    *,
+    ident: str,
+    what: str = "backups",
+    promised: float | None = None,
+) -> Markup:
     """A line through `points`, oldest first; empty for fewer than two.
 
     :param ident: unique within the page.
+    :param promised: what no value should exceed: a line across.
     """
     if len(points) < 2:
         return Markup("")
-    ticks = axis(max(point.value for point in points), scale.units)
+    told = describe(points, scale, what=what, promised=promised)
+    ticks = axis(max(promised or 0.0, *(point.value for point in points)), scale.units)
     start, stop = points[0].at, points[-1].at
     seconds = max((stop - start).total_seconds(), 1.0)
     wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -60,7 +70,7 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
         Markup(
             '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'
             '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>'
-        ).format(_WIDTH, _HEIGHT, ident, ident, ident, name, ident, describe(points, scale, what=what))
+        ).format(_WIDTH, _HEIGHT, ident, ident, ident, name, ident, told)
     ]
     for tick in ticks:
         height = f"{y(tick):.1f}"
@@ -85,6 +95,13 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
                 f"{x(at):.1f}", _HEIGHT - 6, anchor, _when(at, seconds)
             )
         )
+    if promised is not None:
+        height = f"{y(promised):.1f}"
+        parts.append(
+            Markup('<line class="chart-promise" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}</title></line>').format(
+                _LEFT, _WIDTH - _RIGHT, height, height, f"promised: {scale.label(promised)}"
+            )
+        )
     line = " ".join(f"{x(point.at):.1f},{y(point.value):.1f}" for point in points)
     base = f"{_TOP + high:.1f}"
     area = f"{x(start):.1f},{base} {line} {x(stop):.1f},{base}"
@@ -102,12 +119,16 @@ def chart(name: str, points: Sequence[Point], scale: Scale, *, ident: str, what:
     return Markup("").join(parts)
 
 
-def describe(points: Sequence[Point], scale: Scale, *, what: str) -> str:
-    """The chart in a sentence."""
+def describe(points: Sequence[Point], scale: Scale, *, what: str, promised: float | None = None) -> str:
+    """The chart in a sentence, and in another one how many values are above what is promised."""
     values = [point.value for point in points]
     days = f"from {points[0].at:%Y-%m-%d} to {points[-1].at:%Y-%m-%d}"
     ends = f"the first {scale.label(values[0])}, the last {scale.label(values[-1])}"
-    return f"{len(points)} {what} {days}: {ends}, between {scale.label(min(values))} and {scale.label(max(values))}."
+    told = f"{len(points)} {what} {days}: {ends}, between {scale.label(min(values))} and {scale.label(max(values))}."
+    if promised is None:
+        return told
+    above = sum(value > promised for value in values)
+    return f"{told} Promised: at most {scale.label(promised)}; {above or 'none'} above."
 
 
 def axis(highest: float, units: Sequence[float]) -> list[float]:

@@ -299,6 +299,8 @@ def _database_page(
             [Point(t.at, t.restore_ms / 1000) for t in sorted(tests, key=lambda t: t.at)],
             _SECONDS,
             ident="test",
+            what="tests",
+            promised=database.rto_minutes * 60 if database.rto_minutes else None,
         ),
         may={action: caller.may(action, database.id) for action in _ACTIONS},
         deleted=deleted,
@@ -459,6 +461,8 @@ def _confirm(
         complete=complete,
         needs_mac=store.mode == CLIENT,
         oldest=min((b.created for b in recorded if b.verified is not None and b.failure is None), default=None),
+        # Of the newest verified backup it is known, of the older ones it is not.
+        reach=status.promise.recoverable_to if status.promise.by_binlog else None,
         is_newest=newest is not None and newest.key == full,
         others=sum(1 for b in recorded if b.key != full and b.verified is not None and b.failure is None),
         typed=typed,

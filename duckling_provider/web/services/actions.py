@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from duckling_provider.backup import states
 from duckling_provider.backup.backup_object import list_backups, resolve
-from duckling_provider.backup.names import RULES, ListedBackup, checked_key, parse_name
+from duckling_provider.backup.names import LATEST, RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.retention import delete_backup
 from duckling_provider.backup.states import BackupState
 from duckling_provider.base.cancellation import Control
@@ -196,8 +196,8 @@ def moment_conf(database: Database, *, until: str, until_position: str = "", tar
     """
     from duckling_provider.replication.until import Goal
 
-    if Goal.of(until, until_position) is None or not target_path.strip():
-        raise ApiError(400, "a restore to a moment needs a time or a position, and target_path")
+    if Goal.of_restore(until, until_position, target_path=target_path, key=LATEST) is None:
+        raise ApiError(400, "a restore to a moment needs until or until_position")
     target = DucklingHook(database.id).target(target_path.strip())
     wanted = {"until": until.strip(), "until_position": until_position.strip()}
     return {name: text for name, text in wanted.items() if text} | {"target_path": str(target)}
