@@ -6,6 +6,7 @@ Helpers are fixtures that return functions or small objects, because test folder
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ _SLOW_FIXTURES = frozenset(
         "xfs",
     }
 )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    """Thousands of tests are collected and then stay: looking for garbage among them takes half of the time."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
