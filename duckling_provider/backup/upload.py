@@ -359,6 +359,13 @@ class FlowResult:
     clock_fault: str = ""
     #: Whether it went on with what an earlier run had left.
     resumed: bool = False
+    #: Local backups that made room for the new one.
+    trimmed: tuple[str, ...] = ()
+
+    @property
+    def deleted(self) -> tuple[str, ...]:
+        """The names and keys of all backups that went."""
+        return (*self.trimmed, *((*self.cleanup.local_deleted, *self.cleanup.s3_deleted) if self.cleanup else ()))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -415,8 +422,7 @@ def back_up(
     control = control or Control()
     started = time.monotonic()
     unfinished = unfinished_backup(database, store.under(control)) if resume and store is not None else None
-    if unfinished is None:
-        trim_local(database, control=control)
+    trimmed = trim_local(database, control=control) if unfinished is None else ()
     snapshot = unfinished or take_snapshot(database, control=control, owner=owner, wait=wait)
     upload = verified = None
     if store is not None:
@@ -438,4 +444,6 @@ def back_up(
         cleanup_error = error
     took = int((time.monotonic() - started) * 1000)
     clock = store.clock_fault if store is not None else ""
-    return FlowResult(snapshot, upload, verified, cleanup, cleanup_error, took, clock, resumed=unfinished is not None)
+    return FlowResult(
+        snapshot, upload, verified, cleanup, cleanup_error, took, clock, resumed=unfinished is not None, trimmed=trimmed
+    )

@@ -14,7 +14,7 @@ from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_bytes, short_ago
 from duckling_provider.cli.options import Json, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, session_of
+from duckling_provider.cli.session import FAILED, Session, UsageError, session_of, who
 
 if TYPE_CHECKING:
     from duckling_provider.config.databases import Database
@@ -83,7 +83,9 @@ def _adopt_installation(session: Session, path: Path, *, backups: Sequence[Path]
 
     :returns: whether all went well; to show problems is no failure.
     """
+    from duckling_provider.config.environment import DATABASES_FILE
     from duckling_provider.node_server.takeover import find_data, survey, take_over
+    from duckling_provider.oversight.audit import audit
 
     def open_store(database: Database) -> Store | None:
         session.terminal.know(database.secrets())
@@ -103,6 +105,9 @@ def _adopt_installation(session: Session, path: Path, *, backups: Sequence[Path]
                 steps.append(step)
                 what = f"{step.database}: {step.name}" if step.database else step.name
                 session.terminal.say(f"  {'FAILED' if step.error else 'ok    '}  {what}: {step.error or step.detail}")
+        for finding in found.findings:
+            if finding.state == "to be added" and any(s.name == DATABASES_FILE and not s.error for s in steps):
+                audit(finding.database, "change", by=who(), detail="the entry was taken over from the Node server")
     failed = [step for step in steps if step.error]
     if session.terminal.json:
         session.terminal.document(_document(session, found, steps, yes=yes))

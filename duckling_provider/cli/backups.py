@@ -42,6 +42,7 @@ def backup(
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
     from duckling_provider.backup.upload import back_up, interrupted_upload
     from duckling_provider.base.host_load import cpu_seconds
+    from duckling_provider.oversight.audit import audit
     from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
@@ -60,6 +61,8 @@ def backup(
             # The command as it is typed, so that it can be copied.
             error.hint = f"{error.hint or ''} To{go_on[2:]}".strip()
         raise
+    if done.deleted:
+        audit(database, "retention", by=who(), detail=", ".join(done.deleted))
     if resume and not done.resumed:
         session.terminal.note("there was nothing to go on with, so this is a new backup")
     snapshot, upload = done.snapshot, done.upload
@@ -91,9 +94,8 @@ def backup(
         session.terminal.warn(f"the backup is good, but deleting old ones failed: {done.cleanup_error}")
     for note in done.notes:
         session.terminal.warn(note)
-    deleted = (*done.cleanup.local_deleted, *done.cleanup.s3_deleted) if done.cleanup else ()
-    if deleted:
-        session.terminal.say(f"deleted by the retention: {', '.join(deleted)}")
+    if done.deleted:
+        session.terminal.say(f"deleted by the retention: {', '.join(done.deleted)}")
 
 
 def _changes(done: FlowResult) -> list[Change]:

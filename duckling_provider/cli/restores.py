@@ -121,7 +121,7 @@ def restore(
     into = str(to or database.replica_path)
     with (
         session.control() as control,
-        audited(database, "restore", by=who(), key=key, detail=into),
+        audited(database, "restore", by=who(), key=key, detail=into) as told,
     ):
         done = restore_backup(
             database,
@@ -136,6 +136,7 @@ def restore(
             control=control,
             wait=wait,
         )
+        told.key = done.key
     if not done.bytes_lent:  # what was here already says nothing of the way
         transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
         note(database, lambda record: record.transferred(transfer))
@@ -219,8 +220,10 @@ def _until(
                 session.terminal.say(f"{name:<8}  {value}")
         _show(session, database, source, plan, {"until": str(goal), **route.as_json()})
         return
-    with session.control() as control, audited(database, "restore", by=who(), detail=f"as it was at {goal}, into {to}"):
+    detail = f"as it was at {goal}, into {to}"
+    with session.control() as control, audited(database, "restore", by=who(), detail=detail) as told:
         done = restore_until(database, source, goal, to=to, any_origin=any_origin, control=control)
+        told.key = done.restored.key
     restored, route = done.restored, done.route
     if session.terminal.json:
         facts = {"key": restored.key, "size": restored.size, "duration": restored.duration_ms}

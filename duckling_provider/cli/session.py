@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import logging
 import os
+import pwd
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -252,12 +252,13 @@ class Session:
 
 
 def who() -> str:
-    """Who runs the command, for the audit."""
+    """Who runs the command, for the audit: not by LOGNAME or USER, which any caller may set."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # containers run as users that have no name there
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # containers run as users that have no name there
         user = f"UID {os.getuid()}"
-    return f"{user} on the command line"
+    sudo = os.environ.get("SUDO_USER")
+    return f"{user}{f', by sudo from {sudo},' if sudo else ''} on the command line"
 
 
 def session_of(context: typer.Context, as_json: bool) -> Session:

@@ -43,7 +43,8 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
             from duckling_provider.backup.snapshot import take_snapshot
 
             database = DucklingHook(self.database_id).database
-            trim_local(database, control=control)
+            if gone := trim_local(database, control=control):
+                audit(database, "retention", by=run_by(context), detail=", ".join(gone))
             taken = take_snapshot(database, control=control, owner=run_owner(context), wait=self.wait_seconds)
             result: SnapshotTaken = {
                 "key": taken.filename,

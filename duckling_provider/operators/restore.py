@@ -124,8 +124,10 @@ class S3RestoreOperator(CoreTask, BaseOperator):
             takes = expected_seconds(database, key)
             if takes is not None:
                 self.log.info("by what transfers took on this host, it will take %s", about(takes))
-            with audited(database, "restore", by=run_by(context), key=key, detail=str(target or database.replica)):
+            into = str(target or database.replica)
+            with audited(database, "restore", by=run_by(context), key=key, detail=into) as told:
                 if (until := self._until(context, control, database, target, key)) is not None:
+                    told.key, told.detail = until["key"], f"by the binlog up to {until['position']}, into {into}"
                     return until
                 done = restore_backup(
                     database,
@@ -141,6 +143,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                     owner=run_owner(context),
                     wait=self.wait_seconds,
                 )
+                told.key = done.key
             if not done.bytes_lent:  # what was here already says nothing of the way
                 transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
                 self.note(lambda record: record.transferred(transfer))

@@ -100,18 +100,27 @@ def _append(folder: Path, line: bytes) -> None:
         os.close(fd)
 
 
+@dataclass
+class Told:
+    """What the line is going to say; the block may know better in the end, such as which backup was the latest."""
+
+    key: str
+    detail: str
+
+
 @contextlib.contextmanager
-def audited(database: Database, what: Deed, *, by: str, key: str = "", detail: str = "") -> Iterator[None]:
+def audited(database: Database, what: Deed, *, by: str, key: str = "", detail: str = "") -> Iterator[Told]:
     """Add a line when the block ends, well or not."""
+    told = Told(key, detail)
     try:
-        yield
+        yield told
     except WrongHostError:
         raise  # nothing was touched
     except BaseException as error:
         why = error.what if isinstance(error, DucklingError) else f"stopped: {type(error).__name__}"
-        audit(database, what, by=by, key=key, detail=detail, error=why)
+        audit(database, what, by=by, key=told.key, detail=told.detail, error=why)
         raise
-    audit(database, what, by=by, key=key, detail=detail)
+    audit(database, what, by=by, key=told.key, detail=told.detail)
 
 
 def read_audit(folder: Path) -> list[AuditLine]:

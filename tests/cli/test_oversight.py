@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import stat
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fixtures.command_line import run_here
 
 from duckling_provider.backup.states import record_state
+from duckling_provider.cli.session import who
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = pytest.mark.server
@@ -74,7 +76,19 @@ def test_a_restore_tells_what_it_will_take_before_it_begins(shop: Any):
     assert "it will take less than a second" in run_here("restore", "shop").err
 
 
-def test_the_audit_tells_who_did_what_and_what_failed_without_a_secret(shop: Any):
+def test_what_went_to_make_room_is_in_the_audit(shop: Any):
+    for _ in range(2):
+        assert run_here("backup", "shop").code == 0
+    size = shop.replica("shop").stat().st_size
+    shop.write(shop.entry("shop", localBackupsMaxBytes=2 * size + 1, s3=shop.database("shop").entry["s3"]))
+    assert "deleted by the retention: backup-" in run_here("backup", "shop").out
+    (line,) = run_here("audit", "shop", "--json").json["audit"]
+    assert (line["what"], line["detail"].count("backup-")) == ("retention", 1)
+
+
+def test_the_audit_tells_who_did_what_and_what_failed_without_a_secret(shop: Any, monkeypatch: Any):
+    monkeypatch.setenv("USER", "mallory")
+    monkeypatch.setenv("LOGNAME", "mallory")
     for line in ("backup shop", "restore shop", "restore shop shop/backup-2025-03-01T14-32-11-482Z.db"):
         run_here(*line.split())
     key = status("shop")["lastVerifiedKey"]
@@ -83,8 +97,12 @@ def test_the_audit_tells_who_did_what_and_what_failed_without_a_secret(shop: Any
     lines = run_here("audit", "shop", "--json").json["audit"][::-1]
     assert [line["what"] for line in lines] == ["restore", "restore", "pin", "unpin", "delete", "change"]
     assert [bool(line.get("error")) for line in lines] == [False, True, False, False, False, False]
-    assert {line["key"] for line in lines[2:5]} == {key}
-    assert {line["by"].endswith("on the command line") for line in lines} == {True}
+    # Not "latest": which one that was.
+    assert {line["key"] for line in (lines[0], *lines[2:5])} == {key}
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {line["by"] for line in lines} == {f"{user} on the command line"}
+    monkeypatch.setenv("SUDO_USER", "alice")
+    assert who() == f"{user}, by sudo from alice, on the command line"
     path = shop.backup_path / "shop" / "audit.jsonl"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     secrets = [*shop.database("shop").secrets(), KEY]
