@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import MIB, ROOT
+from duckling_provider.base.host_load import cpu_seconds
 
 _SAMPLE_SECONDS = 0.005
 _SETTLE_SECONDS = 1.5
@@ -124,10 +125,10 @@ def measured(work: Callable[[], object]) -> Run:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to what is resident now
     idle = _memory("self", "VmRSS")
-    cpu, started = _cpu_seconds(), time.monotonic()
+    cpu, started = cpu_seconds(), time.monotonic()
     work()
     wall = time.monotonic() - started
-    return Run(wall, _cpu_seconds() - cpu, max(0, _memory("self", "VmHWM") - idle))
+    return Run(wall, cpu_seconds() - cpu, max(0, _memory("self", "VmHWM") - idle))
 
 
 def run_command(
@@ -215,8 +216,3 @@ def _memory(process: str, field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise ValueError("no such field: a process that has ended has no memory")
-
-
-def _cpu_seconds() -> float:
-    both = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)

@@ -45,6 +45,7 @@ from duckling_provider.config.databases import Database
 from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport
+from duckling_provider.replica.child_process import warm_up
 from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica, require_journal
@@ -494,7 +495,9 @@ def _fill(store: BackupSource, backup: StoredBackup, fd: int, delta: _Delta, con
         except IntegrityError as error:
             delta.failed(backup, fd, error)
     with DurableWriter(fd, keep_cached=keep) as writer:
-        return read_verified(backup, store, sink=writer.write, control=control)
+        report = read_verified(backup, store, sink=writer.write, control=control)
+        warm_up()  # while the rest is written
+        return report
 
 
 def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, delta: _Delta, control: Control) -> None:

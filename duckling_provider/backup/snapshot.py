@@ -62,6 +62,7 @@ from duckling_provider.formats.trailer import FORMAT, Footer, Lineage, encode_tr
 from duckling_provider.formats.upload_body import PartChecksums, lead_bytes
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport, BlockVerifier
+from duckling_provider.replica.child_process import warm_up
 from duckling_provider.replica.duckdb_file import full_scan, header_of, rows_of
 from duckling_provider.replica.exchange import identity
 from duckling_provider.replica.freshness import validated_since
@@ -344,6 +345,8 @@ def _copied(
                 require_unchanged(replica, before)
                 held.close()
                 ended = time.monotonic()
+                if database.s3 is not None:
+                    warm_up()  # while the rest is written
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
         since = iso(validated) if validated else None
         return seal, verifier.finish(size, file=copy), header.storage_name, origin, since, ended - began

@@ -1,7 +1,7 @@
-"""What a drill asks of DuckDB, as a program of its own: ``python -m duckling_provider.oversight.drill_reading``.
+"""What a drill asks of DuckDB, for `replica.duckdb_program`.
 
-Arguments and answer are those of `replica.checkpoint`; ACTION is ``read``. The job is JSON: ``queries``, and
-``seconds``, the most that each of them may take. The result is JSON too, see `Reading`.
+The action is ``read``. Its job is JSON: ``queries``, and ``seconds``, the most that each of them may take. The result
+is JSON too, see `Reading`.
 
 The file is opened read-only, nothing outside of it can be reached, and no query can change that: whoever may edit
 databases.json need not be trusted with the files of this host.
@@ -10,7 +10,6 @@ databases.json need not be trusted with the files of this host.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -20,8 +19,8 @@ from typing import Any
 import duckdb
 
 from duckling_provider.base.errors import ReplicaError
-from duckling_provider.replica.checkpoint import READER, serve
 from duckling_provider.replica.child_process import JOB
+from duckling_provider.replica.duckdb_program import READER
 from duckling_provider.replica.reading import Rows, read_rows, rows_of_json
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Position
@@ -118,6 +117,4 @@ def _fault(connection: duckdb.DuckDBPyConnection, query: str, seconds: float) ->
     return "" if rows[0][0] is True else f"it yielded {str(rows[0][0])[:_LONGEST_MESSAGE]!r} instead of true"
 
 
-if __name__ == "__main__":
-    _, _path, _temp = sys.argv[1:]
-    serve(lambda: read(_path, _temp), _temp)
+ACTIONS = {"read": read}

@@ -51,7 +51,7 @@ from duckling_provider.stores.store import BackupSource, StoredObject
 
 #: Seconds that each of the entry's queries may take.
 QUERY_SECONDS = 300.0
-_PROGRAM = "duckling_provider.oversight.drill_reading"
+_READING = "duckling_provider.oversight.drill_reading"
 #: What may be the backup's own fault.
 _DAMAGE = (IntegrityError, DamagedError)
 
@@ -251,7 +251,7 @@ class _Trial:
             )
         self._control.begin("read", 0)
         job = {"queries": list(self._database.drill_queries), "seconds": QUERY_SECONDS}
-        answer = run_duckdb("read", self._path, self._control, program=_PROGRAM, job=job)
+        answer = run_duckdb("read", self._path, self._control, module=_READING, job=job)
         raise_for(replace(answer, message=answer.message.replace(str(self._path), self._key)), self._path, "read")
         return Reading.of_json(answer.result)
 

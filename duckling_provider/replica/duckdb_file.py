@@ -2,7 +2,7 @@
 
 A trap that shapes this module: DuckDB's POSIX lock belongs to the process and is dropped when that process closes *any*
 descriptor of the file, also one opened by hand for reading. Nothing in this package opens a replica by DuckDB in its
-own process (`checkpoint` runs as a child), and no code may call this module on a file that the same process has open in
+own process (`duckdb_program` is a child), and no code may call this module on a file that the same process has open in
 DuckDB.
 
 The locks taken here are open-file-description locks (Linux >= 3.15, glibc or musl, 64-bit): they conflict with DuckDB's

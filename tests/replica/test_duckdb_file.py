@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +21,9 @@ from hypothesis import strategies as st
 import duckling_provider
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, CancelledError, DamagedError, DucklingError, ReplicaError
+from duckling_provider.replica import child_process
 from duckling_provider.replica.blocks import HEADER_BYTES
-from duckling_provider.replica.child_process import run_duckdb
+from duckling_provider.replica.child_process import end_idle, run_duckdb, warm_up
 from duckling_provider.replica.duckdb_file import (
     WAL_SUFFIXES,
     ReadLock,
@@ -29,6 +33,7 @@ from duckling_provider.replica.duckdb_file import (
     open_check,
     owner_of_wal,
     pending_wal,
+    rows_of,
     wal_files,
     wal_of,
     writer_of,
@@ -435,6 +440,7 @@ def test_a_program_with_the_file_open_is_named_by_duckdb_s_refusal_too(
 
 
 def test_a_cancelled_checkpoint_leaves_the_wal_and_no_litter(with_wal: Path, scratch: Path) -> None:
+    end_idle()  # the new one's start is waited for
     with pytest.raises(CancelledError):
         checkpoint(with_wal, control=CancelsWhileWaiting(3))
     assert pending_wal(with_wal)
@@ -565,6 +571,7 @@ def test_looking_at_a_file_with_a_writer_names_the_writer(replica: Path, hold: C
 
 
 def test_a_cancelled_scan_ends_its_child_and_leaves_nothing(replica: Path, scratch: Path) -> None:
+    end_idle()  # the new one's start is waited for
     with pytest.raises(CancelledError):
         full_scan(replica, control=CancelsWhileWaiting(2))
     assert list(scratch.iterdir()) == []
@@ -586,16 +593,74 @@ def test_the_child_stops_and_removes_its_folder_when_its_parent_is_gone(tmp_path
     temp = tmp_path / "temp"
     temp.mkdir()
     program = (
-        "import sys, threading, time; from duckling_provider.replica import checkpoint as c;"
-        "c.ACTIONS['open'] = lambda path, temp: time.sleep(3600); c.main('open', '/nowhere', sys.argv[1])"
+        "import time; from duckling_provider.replica import duckdb_program as program;"
+        "program.ACTIONS['open'] = lambda path, temp: time.sleep(3600); program.main()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(temp)], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
     )
     # What the kernel does with the pipe of a parent that was killed.
-    child.communicate(timeout=60)
+    child.communicate(
+        json.dumps(["duckling_provider.replica.duckdb_program", "open", "/nowhere", str(temp)]).encode() + b"\n",
+        timeout=60,
+    )
     assert child.returncode == 1
     assert not temp.exists()
+
+
+def idle_child() -> int:
+    """Its process id."""
+    warm_up()
+    assert child_process._idle is not None
+    return child_process._idle._process.pid
+
+
+def test_one_child_serves_checkpoint_counting_and_scan(with_wal: Path) -> None:
+    child = idle_child()
+    checkpoint(with_wal)
+    assert rows_of(with_wal)
+    full_scan(with_wal)
+    assert idle_child() == child
+    with with_wal.open("r+b"):  # no lock of a job that is over keeps a writer out
+        assert writer_of(with_wal) is None
+    assert duckdb_in_another_process(with_wal, "writer") == "opened"
+
+
+def test_a_child_that_met_damage_is_trusted_with_no_other_file(replica: Path) -> None:
+    child = idle_child()
+    os.truncate(replica, HEADER_BYTES)
+    with pytest.raises(DamagedError):
+        open_check(replica)
+    assert idle_child() != child
+
+
+def test_a_child_that_has_ended_while_it_waited_is_replaced(replica: Path) -> None:
+    child = idle_child()
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    open_check(replica)
+
+
+def test_a_child_that_leaves_for_lack_of_work_as_it_gets_some_is_replaced(replica: Path) -> None:
+    end_idle()
+    program = "import sys; sys.stdin.readline()"
+    leaving = child_process._Child()
+    leaving.end()
+    leaving._process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child_process._keep(leaving)
+    open_check(replica)
+    assert leaving._process.returncode == 0
+
+
+def test_a_forked_process_leaves_its_parent_s_child_alone(replica: Path) -> None:
+    child = idle_child()
+    if (fork := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            end_idle()
+        os._exit(0)
+    os.waitpid(fork, 0)
+    open_check(replica)
+    assert idle_child() == child
 
 
 def test_every_error_is_one_of_the_family_and_names_the_file(replica: Path) -> None:
