@@ -5,33 +5,43 @@ on a reflink of the file or in memory, never on a file that another program may 
 an object of format 2, and for format 1 and plain files the record that this machine keeps of that backup
 (`segment_records`). A damaged file lends its good segments only. The restore's own proof, of the whole, comes after and
 counts alone: what is lent saves the way, not the proof.
+
+What a killed restore of the same backup had received already is proven in the same way, in place. Where neither index
+nor record is here, by the checksums that it took of what arrived (`Received`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import logging
 import os
+import secrets
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from duckling_provider.backup import segment_records
 from duckling_provider.backup.backup_object import StoredBackup
 from duckling_provider.backup.names import parse_name
 from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.durable_files import clone
-from duckling_provider.base.errors import CancelledError, DucklingError
-from duckling_provider.base.state_files import open_state
+from duckling_provider.base.durable_files import clone, write_durably
+from duckling_provider.base.errors import CancelledError, DucklingError, StateFileError
+from duckling_provider.base.state_files import open_state, read_state
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
-from duckling_provider.formats.crypto import IV_BYTES, CtrCipher, PartMac
+from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, PartMac
 from duckling_provider.formats.pipeline import DurableWriter
 from duckling_provider.formats.segments import SegmentKeys
+from duckling_provider.formats.upload_body import PartChecksums
 from duckling_provider.replica.access import replica_access
+from duckling_provider.replica.downloads import Download
 from duckling_provider.stores.fetch import PIECE, fetch
+from duckling_provider.stores.parts import PartPlan
 from duckling_provider.stores.store import BackupSource
 
 log = logging.getLogger(__name__)
@@ -112,37 +122,144 @@ class Patch:
         self._position += len(chunk)
 
 
-def lend(database: Database, backup: StoredBackup, fd: int, *, owner: str, control: Control) -> Lent:
-    """Fill the new file `fd` with the segments of the backup that lie on this machine.
+class Received:
+    """Checksums of a download's segments as they arrive, so that a restore that goes on with it can prove what it finds
+    where neither an index nor a record does.
 
+    On disk: a line of JSON, ``{"segment": bytes, "key": 64 hex digits}``, then a line of 32 hex digits for each
+    segment that has arrived, from the first on: GMACs, as in `segment_records`. What a crash tore has not arrived.
+
+    :param path: beside the note of the download.
+    :param size: of the file in bytes.
+    :param goes_on: whether what is there may be used; else it begins with nothing.
+    """
+
+    def __init__(self, path: Path, size: int, *, goes_on: bool) -> None:
+        self.segment = segment_records.SEGMENT_BYTES
+        self._path, self._size = path, size
+        self._key, self._known = (_received(path, self.segment) if goes_on else None) or (secrets.token_hex(32), [])
+        self._begin()
+
+    def _begin(self) -> None:
+        self._made = PartChecksums(PartPlan(self._size, self.segment), lead=0, key=bytes.fromhex(self._key))
+        self._written, self._fd = len(self._known), -1
+        head = json.dumps({"segment": self.segment, "key": self._key})
+        with contextlib.suppress(OSError, StateFileError):  # then no restore goes on with it
+            write_durably(self._path, "".join(f"{line}\n" for line in (head, *self._known)).encode())
+            self._fd = open_state(self._path, os.O_WRONLY | os.O_APPEND)
+
+    def forget(self) -> None:
+        """It begins with nothing: the bytes that it knows are not the backup's."""
+        self.close()
+        self._key, self._known = secrets.token_hex(32), []
+        self._begin()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def proves(self, number: int, data: memoryview) -> bool:
+        """Whether these bytes are the segment of that number that had arrived."""
+        return number < len(self._known) and _gmac(self._key, number, data) == self._known[number]
+
+    def update(self, chunk: BytesLike) -> None:
+        """The next bytes of the file, in chunks of any length, which are written already."""
+        self._made.update(chunk)
+        if len(self._made.complete) > self._written and self._fd >= 0:
+            more = self._made.complete[self._written :]
+            self._written += len(more)
+            with contextlib.suppress(OSError):  # torn, it proves less
+                os.write(self._fd, "".join(f"{line}\n" for line in more).encode())
+
+
+def _received(path: Path, segment: int) -> tuple[str, list[str]] | None:
+    """(key, checksums) of the file that `Received` keeps; None where there is none that can be used."""
+    try:
+        head, *lines = read_state(path).decode().split("\n")
+        data = json.loads(head)
+        key, whole = data["key"], [line for line in lines[:-1] if len(bytes.fromhex(line)) == PartMac.BYTES]
+        usable = len(bytes.fromhex(key)) == 32 and data["segment"] == segment and len(whole) == len(lines) - 1
+    except (OSError, StateFileError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (key, whole) if usable else None
+
+
+def _gmac(key: str, number: int, data: memoryview) -> str:
+    checksum = PartMac(bytes.fromhex(key), number)
+    checksum.update(data)
+    return checksum.hexdigest()
+
+
+def identity_of(store: BackupSource, backup: StoredBackup) -> str:
+    """What tells this object, read with this key, from every other: 64 hex digits; empty where nothing does."""
+    digest = backup.mac or backup.sha256
+    if not (backup.etag or digest):
+        return ""
+    facts = (store.url, backup.key, backup.etag, backup.size, backup.object_size, backup.mode, digest)
+    return hashlib.sha256(json.dumps([*facts, backup.key_fingerprint]).encode()).hexdigest()
+
+
+def lend(
+    database: Database,
+    backup: StoredBackup,
+    download: Download,
+    received: Received | None,
+    *,
+    owner: str,
+    control: Control,
+) -> Lent:
+    """Fill the new file with the segments of the backup that lie on this machine, beside those that it has already.
+
+    :param received: proves what a killed restore had received, where the backup `is_provable` by nothing else.
     :param owner: whose hold keeps the replica's writers away; empty where none does.
     :raises CancelledError: the caller asked to stop. Whatever else goes wrong lends nothing.
     """
+    fd = download.fd
     proof, segment = _proof(database, backup)
-    if proof is None:
-        return Lent(fd, backup.size, segment, frozenset(), "what its segments are is not recorded on this machine")
     reason = "neither a replica nor a local backup is here"
+    there: frozenset[int] = frozenset()
+    known = proof
+    if proof is None:
+        reason = "what its segments are is not recorded on this machine"
+    if proof is None and received is not None:
+        segment, known = received.segment, received.proves
+    if download.goes_on and known is not None:
+        there = _lent(fd, fd, backup.size, segment, known, control)
+        kept = Lent(fd, backup.size, segment, there)
+        log.info("%s of %s are there from a restore that was killed", *map(human_bytes, (kept.bytes_lent, backup.size)))
+        if not kept.missing:
+            return kept
     for lender, access in _lenders(database, backup, owner, control):
+        if proof is None:
+            break
         try:
             with access as source:
-                found = _lent(source, fd, backup.size, segment, proof, control)
+                found = _lent(source, fd, backup.size, segment, proof, control, there)
         except CancelledError:
             raise
         except (DucklingError, OSError) as error:
             reason = f"{lender} can't be read now: {error}"
             log.info("%s lends nothing: %s", lender, error)
             continue
-        if found:
+        if found != there:
             lent = Lent(fd, backup.size, segment, found)
             log.info("%s of %s are as in %s", human_bytes(lent.bytes_lent), human_bytes(backup.size), lender)
             return lent
         reason = f"no segment is as in {lender}"
+    if there:
+        return Lent(fd, backup.size, segment, there)
     os.ftruncate(fd, 0)
     return Lent(fd, backup.size, segment, frozenset(), reason)
 
 
+def is_provable(database: Database, backup: StoredBackup) -> bool:
+    """Whether an index or a record on this machine proves each segment of it."""
+    return _proof(database, backup)[0] is not None
+
+
 def _proof(database: Database, backup: StoredBackup) -> tuple[Proof | None, int]:
-    """What proves segments, None where nothing does; and how large they are."""
+    """What proves segments, None where index and record are missing; and how large they are."""
     trailer = backup.trailer
     if trailer is not None and backup.encryption_key is not None:
         segments = trailer.footer.segments(SegmentKeys(backup.encryption_key))
@@ -158,9 +275,7 @@ def _proof(database: Database, backup: StoredBackup) -> tuple[Proof | None, int]
         return None, 1
 
     def by_record(number: int, data: memoryview) -> bool:
-        checksum = PartMac(bytes.fromhex(record.key), number)
-        checksum.update(data)
-        return checksum.hexdigest() == record.checksums[number]
+        return _gmac(record.key, number, data) == record.checksums[number]
 
     return by_record, record.segment
 
@@ -205,21 +320,35 @@ def _replica(replica: Path, owner: str, control: Control) -> Iterator[int]:
             os.close(fd)
 
 
-def _lent(source: int, fd: int, size: int, segment: int, proof: Proof, control: Control) -> frozenset[int]:
-    """The segments of `source` that are proven; they lie in `fd` then, which has `size` bytes."""
-    cloned = clone(source, fd)
+def _lent(
+    source: int,
+    fd: int,
+    size: int,
+    segment: int,
+    proof: Proof,
+    control: Control,
+    there: frozenset[int] = frozenset(),
+) -> frozenset[int]:
+    """The segments of `source` that are proven; they lie in `fd` then, which has `size` bytes.
+
+    :param source: may be `fd` itself.
+    :param there: those that lie there already; they count among the result.
+    """
+    in_place = source == fd or (not there and clone(source, fd))
+    length = os.fstat(source).st_size
     os.ftruncate(fd, size)
-    there = os.fstat(source).st_size
-    control.begin("compare", min(size, there))
-    buffer, found = memoryview(bytearray(min(segment, size))), set()
+    control.begin("compare", min(size, length))
+    buffer, found = memoryview(bytearray(min(segment, size))), set(there)
     for number in range(-(-size // segment)):
         start, stop = number * segment, min((number + 1) * segment, size)
-        if stop > there:
+        if stop > length:
             break
         control.advance(stop - start)
         data = buffer[: stop - start]
-        if os.preadv(fd if cloned else source, [data], start) == len(data) and proof(number, data):
-            if not cloned:
+        if number in there:
+            continue
+        if os.preadv(fd if in_place else source, [data], start) == len(data) and proof(number, data):
+            if not in_place:
                 _write_all(fd, data, start)
             found.add(number)
     return frozenset(found)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.delta import Lent, Patch, lend
+from duckling_provider.backup.delta import Lent, Patch, Received, identity_of, is_provable, lend
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.names import LATEST, RULES, parse_name
 from duckling_provider.backup.verify import read_again, read_verified
@@ -42,11 +42,19 @@ from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.base.state_files import open_state
 from duckling_provider.config.databases import Database
-from duckling_provider.formats.pipeline import DurableWriter
+from duckling_provider.formats.pipeline import DurableWriter, in_turn
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.blocks import BlockReport
 from duckling_provider.replica.child_process import warm_up
-from duckling_provider.replica.downloads import clear_downloads, give_name, inherit_permissions, unfinished
+from duckling_provider.replica.downloads import (
+    Download,
+    LeftDownload,
+    clear_downloads,
+    give_name,
+    inherit_permissions,
+    left_download,
+    unfinished,
+)
 from duckling_provider.replica.duckdb_file import ReadLock, open_check, owner_of_wal, wal_files
 from duckling_provider.replica.exchange import NEW_SUFFIX, replace_replica, require_journal
 from duckling_provider.replica.locks import holder_of, place_hold, read_hold, release_hold
@@ -161,20 +169,42 @@ def restore_backup(
     started = time.monotonic()
     wanted = _Wanted(database, store, key, before, fallback, any_origin)
     delta = _Delta(database, store, wanted=not no_delta)
-    if to is not None:
-        with disk_errors(database.backup_path, subject=database.id):
-            clear_downloads(database.backup_path)  # what a killed one left may have the name
-        _require_new_path(database, to)
-        with (
-            wanted.downloaded(to, delta, control) as (backup, new),
-            disk_errors(to.parent, subject=database.id, needed=backup.size),
-        ):
-            if finish is not None:
-                finish(new)
-            give_name(new, to, notes=database.backup_path)
-            sync_folder(to.parent)
-        return _result(backup, started, to, None, delta)
-    replica = Path(os.path.realpath(database.replica))
+    target = to if to is not None else Path(os.path.realpath(database.replica))
+    with left_download(_new_beside(target), notes=database.backup_path) as delta.left:
+        if to is not None:
+            backup, kept = _restore_elsewhere(wanted, delta, to, finish, control), None
+        else:
+            backup, kept = _restore_in_place(wanted, delta, target, control, keep_old=keep_old, owner=owner, wait=wait)
+    return _result(backup, started, target, kept, delta)
+
+
+def _new_beside(target: Path) -> Path:
+    return target.with_name(target.name + NEW_SUFFIX)
+
+
+def _restore_elsewhere(
+    wanted: _Wanted, delta: _Delta, to: Path, finish: Callable[[Path], None] | None, control: Control
+) -> StoredBackup:
+    database = wanted.database
+    with disk_errors(database.backup_path, subject=database.id):
+        clear_downloads(database.backup_path)  # what a killed one left may have the name
+    _require_new_path(database, to)
+    with (
+        wanted.downloaded(to, delta, control) as (backup, new),
+        disk_errors(to.parent, subject=database.id, needed=backup.size),
+    ):
+        if finish is not None:
+            finish(new)
+        give_name(new, to, notes=database.backup_path)
+        sync_folder(to.parent)
+    return backup
+
+
+def _restore_in_place(
+    wanted: _Wanted, delta: _Delta, replica: Path, control: Control, *, keep_old: bool, owner: str, wait: float
+) -> tuple[StoredBackup, Path | None]:
+    """The backup, and where the old replica is kept."""
+    database = wanted.database
     with disk_errors(replica.parent, subject=database.id, needed=0):
         # On a new machine there may be nothing yet.
         replica.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +229,7 @@ def restore_backup(
                 ensure_origin(replica, host=database.here, taken=backup.origin)
             kept = replace_replica(new, database.replica, keep_as=keep_as)
             _renew_read_copy(database)
-    return _result(backup, started, replica, kept, delta)
+    return backup, kept
 
 
 def _renew_read_copy(database: Database) -> None:
@@ -240,7 +270,7 @@ def plan_restore(
         target = to
     with contextlib.suppress(FileNotFoundError):
         # A download that was interrupted is removed; what is none of ours is in the way.
-        os.close(open_state(target.with_name(target.name + NEW_SUFFIX), os.O_RDONLY))
+        os.close(open_state(_new_beside(target), os.O_RDONLY))
     wanted = _Wanted(database, store, key, before, fallback, any_origin)
     backup = wanted.first_sound(lambda found: found)
     existing = target.parent
@@ -436,14 +466,16 @@ def _download(
     database: Database, store: BackupSource, backup: StoredBackup, target: Path, delta: _Delta, control: Control
 ) -> Iterator[Path]:
     """The backup as a complete, proven and synced file beside `target`; removed on leaving unless it was renamed."""
-    new = target.with_name(target.name + NEW_SUFFIX)
-    require_space(target.parent, backup.size, subject=database.id, purpose="the restored file")
+    new = _new_beside(target)
     with disk_errors(target.parent, subject=database.id, needed=backup.size):
         # By its mere name: a restore to elsewhere may run on another machine than the entry's, and leaves notes there.
         notes = database.backup_path
         clear_downloads(notes)
-        with unfinished(new, notes=notes) as fd:
-            _receive(store, backup, new, fd, delta, control)
+        of = identity_of(store, backup) if delta.is_wanted else ""
+        with unfinished(new, notes=notes, of=of, left=delta.left) as download:
+            missing = max(0, backup.size - download.allocated)
+            require_space(target.parent, missing, subject=database.id, purpose="the restored file")
+            _receive(store, backup, new, download, delta, control)
             yield new
 
 
@@ -453,22 +485,40 @@ class _Delta:
 
     :param wanted: False: all is to be fetched.
     :param owner: whose hold keeps the replica's writers away; empty where none does.
+    :param left: what a restore to the same place left that was killed.
     """
 
     database: Database
     store: BackupSource
     wanted: bool
     owner: str = ""
+    left: LeftDownload | None = None
     bytes_lent: int = 0
     because: str = ""
 
-    def lend(self, backup: StoredBackup, fd: int, control: Control) -> Lent | None:
-        """What fills the new file `fd` already; None where all is to be fetched."""
-        self.bytes_lent, self.because = 0, ""
-        if not self.wanted or isinstance(self.store, LocalBackups):
-            self.because = "" if self.wanted else "it was asked for"
+    @property
+    def is_wanted(self) -> bool:
+        return self.wanted and not isinstance(self.store, LocalBackups)
+
+    @contextlib.contextmanager
+    def received(self, backup: StoredBackup, download: Download) -> Iterator[Received | None]:
+        """What is to be kept of the bytes that arrive, for a restore that goes on with them; None where that is not
+        needed.
+        """
+        if not self.is_wanted or is_provable(self.database, backup):
+            yield None
+            return
+        with contextlib.closing(Received(download.received, backup.size, goes_on=download.goes_on)) as received:
+            yield received
+
+    def lend(
+        self, backup: StoredBackup, download: Download, received: Received | None, control: Control
+    ) -> Lent | None:
+        """What fills the new file already; None where all is to be fetched."""
+        self.bytes_lent, self.because = 0, "" if self.wanted else "it was asked for"
+        if not self.is_wanted:
             return None
-        lent = lend(self.database, backup, fd, owner=self.owner, control=control)
+        lent = lend(self.database, backup, download, received, owner=self.owner, control=control)
         self.bytes_lent, self.because = lent.bytes_lent, lent.because
         if not lent.numbers:
             log.info("%s%s: all of it is fetched: %s", self.store.url, backup.key, lent.because)
@@ -483,25 +533,33 @@ class _Delta:
         os.lseek(fd, 0, os.SEEK_SET)
 
 
-def _fill(store: BackupSource, backup: StoredBackup, fd: int, delta: _Delta, control: Control) -> BlockReport:
-    """The backup's bytes into the new file `fd`, and their proof."""
-    lent = delta.lend(backup, fd, control)
-    keep = not is_large(backup.size)
-    if lent is not None:
-        try:
-            with DurableWriter(fd, keep_cached=keep) as writer:
-                sink = Patch(lent, writer).write
-                return read_verified(backup, store, sink=sink, lent=lent, control=control)
-        except IntegrityError as error:
-            delta.failed(backup, fd, error)
-    with DurableWriter(fd, keep_cached=keep) as writer:
-        report = read_verified(backup, store, sink=writer.write, control=control)
-        warm_up()  # while the rest is written
-        return report
+def _fill(
+    store: BackupSource, backup: StoredBackup, download: Download, delta: _Delta, control: Control
+) -> BlockReport:
+    """The backup's bytes into the new file, and their proof."""
+    fd, keep = download.fd, not is_large(backup.size)
+    with delta.received(backup, download) as received:
+        noted = [] if received is None else [received.update]
+        lent = delta.lend(backup, download, received, control)
+        if lent is not None:
+            try:
+                with DurableWriter(fd, keep_cached=keep) as writer:
+                    sink = in_turn(Patch(lent, writer).write, *noted)
+                    return read_verified(backup, store, sink=sink, lent=lent, control=control)
+            except IntegrityError as error:
+                delta.failed(backup, fd, error)
+                if received is not None:
+                    received.forget()
+        with DurableWriter(fd, keep_cached=keep) as writer:
+            report = read_verified(backup, store, sink=in_turn(writer.write, *noted), control=control)
+            warm_up()  # while the rest is written
+            return report
 
 
-def _receive(store: BackupSource, backup: StoredBackup, new: Path, fd: int, delta: _Delta, control: Control) -> None:
-    report = _fill(store, backup, fd, delta, control)
+def _receive(
+    store: BackupSource, backup: StoredBackup, new: Path, download: Download, delta: _Delta, control: Control
+) -> None:
+    report = _fill(store, backup, download, delta, control)
     if report.skipped:
         return  # encrypted by DuckDB: only the owner of that key can open it
     try:

@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -160,6 +160,7 @@ class PartMac:
     """
 
     __slots__ = ("_context",)
+    BYTES: ClassVar = 16
 
     def __init__(self, key: bytes, number: int) -> None:
         self._context = Cipher(algorithms.AES(key), modes.GCM(number.to_bytes(12, "big"))).encryptor()

@@ -52,6 +52,11 @@ class PartChecksums:
         self._checksum = PartMac(key, 0)
         self._left = self._capacity(0)
 
+    @property
+    def complete(self) -> Sequence[str]:
+        """Those of the parts that have passed so far."""
+        return self._codes
+
     def _capacity(self, index: int) -> int:
         return self._plan.part_size - (self._lead if index == 0 else 0)
 

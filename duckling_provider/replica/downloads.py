@@ -3,7 +3,8 @@ killed.
 
 It is plain text, so it must not stay. Beside a replica, `exchange.recover` finds it. Anywhere else, a note in the
 folder of the local backups tells where it is: ``restoring-*.json``, ``{"download": "/path/copy.db.duckling-new"}``.
-With ``"naming": true``, an empty ``/path/copy.db`` may be there too, see `give_name`.
+With ``"naming": true``, an empty ``/path/copy.db`` may be there too, see `give_name`. ``"of"`` tells which backup it
+is, and ``"inode"`` which file: the next restore of that backup goes on with it, within a day; anything else removes it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import logging
 import os
 import secrets
+import stat
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from duckling_provider.base.durable_files import make_folder, partial_file, remove_unless_locked, write_durably
@@ -35,32 +40,131 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 SCRATCH_PREFIX = "drill-"
 #: How names of the notes of downloads begin.
 _NOTE_PREFIX = "restoring-"
+#: Seconds within which a restore goes on with what another one left.
+GOES_ON_WITHIN = 86400.0
 
 log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def unfinished(new: Path, *, notes: Path) -> Iterator[int]:
-    """A descriptor of the new file `new`, which is gone after the block unless it was renamed.
+@dataclass(frozen=True)
+class Download:
+    """A file while a restore writes it: its descriptor, and the path `received` for what is to be remembered of its
+    bytes. With `goes_on`, it has bytes of the same backup from a restore that was killed; nothing proves them yet.
+    """
 
-    What a killed restore left there is removed first. Nothing is ever written into a file that is there: it may be
-    another user's.
+    fd: int
+    received: Path
+    goes_on: bool = False
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the disk that it takes already."""
+        return os.fstat(self.fd).st_blocks * 512
+
+
+@contextlib.contextmanager
+def unfinished(new: Path, *, notes: Path, of: str = "", left: LeftDownload | None = None) -> Iterator[Download]:
+    """The file `new`, which is gone after the block unless it was renamed.
+
+    It is a new one, or the one that a killed restore of the same backup left there; any other is removed first. Nothing
+    is ever written into a file that is there for another reason: it may be another user's.
 
     :param notes: the folder of the local backups.
+    :param of: what tells the backup from all others; empty for one that no restore is to go on with.
+    :param left: what `left_download` found at `new`.
     :raises BusyError: another restore is writing it.
     """
-    remove_unless_locked(new)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_noted(new, notes))
+        if left is not None and left.is_of(of):
+            yield stack.enter_context(left.taken())
+            return
+        if left is not None:
+            left.remove()
+        remove_unless_locked(new)
+        note = stack.enter_context(_noted(new, notes))
         try:
             fd = stack.enter_context(partial_file(new))
         except FileExistsError:
             raise BusyError("another restore is writing it", holder="another restore", subject=str(new)) from None
-        yield fd
+        if of and note.exists():
+            with contextlib.suppress(OSError):  # then no restore goes on with it
+                _write_note(note, new, of=of, inode=os.fstat(fd).st_ino)
+        yield Download(fd, _received(note))
+
+
+class LeftDownload:
+    """What a killed restore left, locked, so that nothing removes it until its backup is known; see `left_download`."""
+
+    def __init__(self, fd: int, note: _Note) -> None:
+        self._fd, self._note = fd, note
+
+    def is_of(self, of: str) -> bool:
+        """Whether a restore of the backup `of` may go on with it."""
+        if self._fd < 0 or not of or of != self._note.of:
+            return False
+        found = os.fstat(self._fd)
+        return found.st_nlink == 1 and abs(time.time() - found.st_mtime) < GOES_ON_WITHIN
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Download]:
+        """As `unfinished` gives a new one."""
+        fd, self._fd = self._fd, -1
+        path = self._note.download
+        try:
+            os.fchmod(fd, stat.S_IRUSR | stat.S_IWUSR)  # it may have had those of the replica already
+            for wal in wal_files(path):  # it was being brought up to a moment
+                wal.unlink(missing_ok=True)
+            yield Download(fd, _received(self._note.file), goes_on=True)
+        finally:
+            path.unlink(missing_ok=True)
+            _forget(self._note.file)
+            os.close(fd)
+
+    def remove(self) -> None:
+        if self._fd >= 0:
+            self._note.download.unlink(missing_ok=True)
+            _forget(self._note.file)
+            log.warning("%s: removed what a restore that was interrupted had left", self._note.download)
+            self.close()
+
+    def close(self) -> None:
+        """It stays, if no restore took it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 @contextlib.contextmanager
-def _noted(new: Path, notes: Path) -> Iterator[None]:
+def left_download(new: Path, *, notes: Path) -> Iterator[LeftDownload | None]:
+    """What a restore to `new` left that was killed; None where there is nothing that another could go on with."""
+    left = next((found for note in noted_downloads(notes) if (found := _left(note, new)) is not None), None)
+    try:
+        yield left
+    finally:
+        if left is not None:
+            left.close()
+
+
+def _left(note: _Note, new: Path) -> LeftDownload | None:
+    if note.download != new.absolute() or note.naming or not note.of:
+        return None
+    try:
+        fd = open_state(new, os.O_RDWR)
+    except (OSError, StateFileError):
+        return None  # what is none of ours is told where it is in the way
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)  # its restore is at work
+        return None
+    if os.fstat(fd).st_ino != note.inode:
+        os.close(fd)
+        return None
+    return LeftDownload(fd, note)
+
+
+@contextlib.contextmanager
+def _noted(new: Path, notes: Path) -> Iterator[Path]:
     note = notes / f"{_NOTE_PREFIX}{secrets.token_hex(4)}.json"
     try:
         make_folder(notes)
@@ -69,39 +173,62 @@ def _noted(new: Path, notes: Path) -> Iterator[None]:
         # A restore matters more than what is left of it when it is killed.
         log.warning("no note can be made of the download %s: %s", new, error)
     try:
-        yield
+        yield note
     finally:
-        note.unlink(missing_ok=True)
+        _forget(note)
 
 
-def _write_note(note: Path, new: Path, *, naming: bool = False) -> None:
-    write_durably(note, json.dumps({"download": str(new.absolute()), "naming": naming}).encode())
+def _forget(note: Path) -> None:
+    _received(note).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
 
 
-def noted_downloads(notes: Path) -> Iterator[tuple[Path, Path, bool]]:
-    """(note, download, whether its name may be taken by an empty file) of the restores that are at work or were killed.
+def _received(note: Path) -> Path:
+    return note.with_suffix(".received")
 
-    Notes of earlier versions have no ``naming``.
+
+@dataclass(frozen=True)
+class _Note:
+    """The note `file` of a `download`; `naming`: its name may be taken by an empty file. Earlier versions wrote no more
+    than the download.
     """
-    for note in sorted(notes.glob(f"{_NOTE_PREFIX}*.json")):
+
+    file: Path
+    download: Path
+    naming: bool
+    of: str
+    inode: int
+
+    @classmethod
+    def read(cls, file: Path) -> _Note:
+        """:raises ValueError: it is none.
+        :raises OSError, StateFileError: it can't be read.
+        """
+        content = read_state(file)
         try:
-            path, naming = _parse_note(read_state(note))
+            data = json.loads(content)
+            path = Path(data["download"])
+            if not path.is_absolute() or not path.name.removesuffix(NEW_SUFFIX) or not path.name.endswith(NEW_SUFFIX):
+                raise ValueError
+            of, inode = data.get("of"), data.get("inode")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError("it is no note of a restore") from None
+        known = isinstance(of, str) and type(inode) is int
+        return cls(file, path, data.get("naming") is True, of if known else "", inode if known else -1)
+
+
+def _write_note(note: Path, new: Path, *, naming: bool = False, of: str = "", inode: int = -1) -> None:
+    told = {"download": str(new.absolute()), "naming": naming, "of": of, "inode": inode}
+    write_durably(note, json.dumps(told).encode())
+
+
+def noted_downloads(notes: Path) -> Iterator[_Note]:
+    """Of the restores that are at work or were killed."""
+    for file in sorted(notes.glob(f"{_NOTE_PREFIX}*.json")):
+        try:
+            yield _Note.read(file)
         except (OSError, ValueError, StateFileError) as error:
-            log.warning("%s is left as it is: %s", note, error)
-        else:
-            yield note, path, naming
-
-
-def _parse_note(content: bytes) -> tuple[Path, bool]:
-    """:raises ValueError: it is none."""
-    try:
-        data = json.loads(content)
-        path = Path(data["download"])
-        if not path.is_absolute() or not path.name.removesuffix(NEW_SUFFIX) or not path.name.endswith(NEW_SUFFIX):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("it is no note of a restore") from None
-    return path, data.get("naming") is True
+            log.warning("%s is left as it is: %s", file, error)
 
 
 def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
@@ -110,12 +237,13 @@ def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
     :param dry_run: only name them.
     """
     removed = []
-    for note, path, naming in noted_downloads(notes):
+    for note in noted_downloads(notes):
+        path = note.download
         try:
             gone = _gone(path, dry_run=dry_run)
             if gone is None:
                 continue  # its restore is at work
-            if naming and _is_empty(name := path.with_name(path.name.removesuffix(NEW_SUFFIX))):
+            if note.naming and _is_empty(name := path.with_name(path.name.removesuffix(NEW_SUFFIX))):
                 gone.append(name)
                 if not dry_run:
                     name.unlink(missing_ok=True)
@@ -128,7 +256,7 @@ def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
                 left.unlink(missing_ok=True)
             for left in gone:
                 log.warning("%s: removed what a restore that was interrupted had left", left)
-            note.unlink(missing_ok=True)
+            _forget(note.file)
     return tuple(removed)
 
 
@@ -228,9 +356,9 @@ def _rename_over_empty(new: Path, to: Path, notes: Path) -> None:
 
     :raises FileExistsError: the name is not free.
     """
-    for note, path, _ in noted_downloads(notes):
-        if path == new.absolute():
-            _write_note(note, new, naming=True)
+    for note in noted_downloads(notes):
+        if note.download == new.absolute():
+            _write_note(note.file, new, naming=True)
     os.close(create_state(to))
     try:
         os.rename(new, to)

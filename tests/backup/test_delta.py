@@ -7,82 +7,26 @@ import subprocess
 import sys
 
 import pytest
-from fixtures.memory_store import MemoryStore
+from fixtures.delta import KINDS, SEGMENT, DeltaSite
 
 from duckling_provider.backup import segment_records
-from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.formats import segments
-
-SEGMENT = 512 * 1024
-KEY = "c4" * 32
-KINDS = {
-    "plain": {"encryption": "none"},
-    "format 1": {"encryption": "client-aes256", "encryptionKey": KEY},
-    "format 2": {"encryption": "client-aes256", "encryptionKey": KEY, "objectFormat": 2},
-}
-
-
-class CountingStore(MemoryStore):
-    """Counts the bytes of backups that are asked for."""
-
-    asked = 0
-
-    def open_range(self, key, start, stop, *, etag=""):
-        if key.endswith(".db"):
-            self.asked += stop - start
-        return super().open_range(key, start, stop, etag=etag)
-
-
-class Site:
-    """A replica of some 6 MiB whose backup is in a store, in segments of 512 KiB."""
-
-    def __init__(self, installation, make_replica, fields):
-        s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "i", "secretAccessKey": "s", **fields}
-        installation.write(installation.entry(s3=s3))
-        self.database = installation.database()
-        self.replica = make_replica(installation.replica(), rows=120_000)
-        self.good = self.replica.read_bytes()
-        assert len(self.good) > 8 * SEGMENT
-        self.store = CountingStore(prefix="production/", mode=fields["encryption"])
-        self.snapshot = take_snapshot(self.database)
-        self.key = upload_snapshot(self.database, self.store, self.snapshot).key
-
-    def forget_copy(self):
-        LocalBackups(self.database).delete(self.snapshot.filename)
-
-    def damage(self, *numbers):
-        """One byte in each of these segments of the replica."""
-        data = bytearray(self.replica.read_bytes())
-        for number in numbers:
-            data[number * SEGMENT + 99] ^= 1
-        self.replica.write_bytes(data)
-
-    def restore(self, **more):
-        self.store.asked = 0
-        return restore_backup(self.database, self.store, self.key, **more)
-
-    @property
-    def fetched(self):
-        """Whole segments, of the bytes that were asked for."""
-        return self.store.asked // SEGMENT
 
 
 @pytest.fixture(params=KINDS)
 def site(request, installation, make_replica, monkeypatch):
     monkeypatch.setattr(segment_records, "SEGMENT_BYTES", SEGMENT)
     monkeypatch.setattr(segments, "SEGMENT_BYTES", SEGMENT)
-    return Site(installation, make_replica, KINDS[request.param])
+    return DeltaSite(installation, make_replica, KINDS[request.param])
 
 
 @pytest.fixture
 def plain(installation, make_replica, monkeypatch):
     monkeypatch.setattr(segment_records, "SEGMENT_BYTES", SEGMENT)
-    return Site(installation, make_replica, KINDS["plain"])
+    return DeltaSite(installation, make_replica, KINDS["plain"])
 
 
 def test_a_damaged_replica_lends_its_good_segments_only(site):

@@ -80,14 +80,14 @@ def killed_while_naming(new: Path, to: Path, notes: Path) -> None:
     child = os.fork()
     if child == 0:
         try:
-            with pytest.MonkeyPatch.context() as patch, unfinished(new, notes=notes) as fd:
+            with pytest.MonkeyPatch.context() as patch, unfinished(new, notes=notes) as download:
 
                 def refuse(*_: object) -> None:
                     raise OSError(errno.EPERM, "refused")
 
                 patch.setattr(os, "link", refuse)
                 patch.setattr(downloads, "_rename_alone", lambda *_: False)
-                os.write(fd, b"restored")
+                os.write(download.fd, b"restored")
                 patch.setattr(os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
                 give_name(new, to, notes=notes)
         finally:
