@@ -20,7 +20,8 @@ from duckling_provider.replication.apply.reach import Reach, read_reach
 from duckling_provider.replication.binlog.stream import BinlogStream, StreamEvent
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position, SchemaChange
-from duckling_provider.replication.mysql.schema import members, unmirrored
+from duckling_provider.replication.mysql.merge_tables import MergeTables, read_merge_tables
+from duckling_provider.replication.mysql.schema import unmirrored
 from duckling_provider.replication.mysql.source import connect, current_position
 from duckling_provider.replication.replica_file import opened
 from duckling_provider.replication.run import MakeWayError, Run
@@ -52,6 +53,7 @@ class Following:
         self._run = run
         #: Parents in other databases, and our tables whose rows go or change with theirs.
         self._elsewhere: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._merged = MergeTables()
         #: When the oldest change was made that this run has met and not applied, seconds since 1970.
         self.waiting_since: float | None = None
         #: When the replica had all that the server had, as far as this run knows.
@@ -205,13 +207,19 @@ class Following:
             references=self._run.references,
             read_references=self._read_references,
             reach=self._read_reach,
+            merged=lambda: self._merged,
             reread=partial(read_by_keys, self._run.source) if rereads else None,
         )
 
     def _stream(self, position: Position, *, follow: bool) -> BinlogStream:
         self._read_references()
         return BinlogStream(
-            self._run.source, position, wanted=self._is_of_interest, follow=follow, elsewhere=lambda: self._elsewhere
+            self._run.source,
+            position,
+            wanted=self._is_of_interest,
+            follow=follow,
+            elsewhere=lambda: self._elsewhere,
+            merged=lambda: self._merged,
         )
 
     def _is_of_interest(self, name: str) -> bool:
@@ -225,10 +233,10 @@ class Following:
             references = read_references(connection, self._run.source.database)
             database = self._run.source.database
             self._run.unmirrored = frozenset(unmirrored(connection, database))
-            through = {(database, name): found for name, found in members(connection, database).items()}
+            self._merged = read_merge_tables(connection, database)
         self._elsewhere = {
             parent: tuple(filter(self._run.mirrors, children))
-            for parent, children in (from_elsewhere(references) | through).items()
+            for parent, children in from_elsewhere(references).items()
         }
         self._run.references = references
         return references

@@ -281,6 +281,7 @@ class Grammar:
             f"SET time_zone = '{self.pick('+00:00', '+05:30', '-08:00')}'",
             f"SET time_zone = '{self.pick('+00:00', '+05:30', '-08:00')}'",
             f"SET div_precision_increment = {self.pick('4', '8')}",
+            f"SET old_alter_table = {self.pick('0', '1')}",
             f"SET auto_increment_increment = {self.pick('1', '10')}, auto_increment_offset = 1",
             f"SET binlog_row_image = {self.pick('FULL', 'FULL', 'MINIMAL', 'NOBLOB')}",
             f"SET binlog_row_value_options = {self.pick('PARTIAL_JSON', 'DEFAULT')}",

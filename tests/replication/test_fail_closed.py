@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+from duckling_provider.replication.apply.applier import BatchLimits
 from duckling_provider.replication.apply.foreign_keys import read_references
 from duckling_provider.replication.apply.reach import Reach
 from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
@@ -65,6 +66,48 @@ def test_what_is_known_to_be_harmless_marks_nothing(statement):
 
 
 @pytest.mark.parametrize(
+    "statement,expected",
+    [
+        ("ALTER TABLE t ADD c INT", ["t"]),
+        ("ALTER ONLINE TABLE shop.t COMMENT 'inplace'", ["t"]),
+        ("ALTER TABLE IF EXISTS t ADD INDEX (n), RENAME TO u", ["t"]),
+        ("ALTER TABLE t RENAME INDEX i TO j", ["t"]),
+        ("CREATE UNIQUE INDEX i ON t (v) COMMENT 'on'", ["t"]),
+        ("DROP INDEX IF EXISTS i ON t", ["t"]),
+        ("OPTIMIZE TABLE t, other.v, u", ["t", "u"]),
+        ("ALTER TABLE t ADD c INT, ALGORITHM = INPLACE", []),
+        ("ALTER TABLE t ADD c INT, ALGORITHM INSTANT", []),
+        ("CREATE INDEX i ON t (v) ALGORITHM = NOCOPY", []),
+        ("ALTER TABLE t RENAME TO u", []),
+        ("ALTER TABLE t DISABLE KEYS", []),
+        ("ALTER TABLE other.t ADD c INT", []),
+        ("CREATE TABLE t (a INT)", []),
+        ("DROP TABLE t", []),
+        ("TRUNCATE t", []),
+    ],
+)
+def test_what_may_write_each_row_again_is_known(statement, expected):
+    meaning = read_statement(statement, "shop", "shop")
+    assert isinstance(meaning, Followed)
+    assert list(meaning.rebuilt) == expected
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE m (a INT) ENGINE=MRG_MyISAM UNION=(t, u)",
+        "CREATE TABLE other.m (a INT) UNION (shop.t)",
+        "ALTER TABLE m UNION = (t)",
+        "ALTER TABLE t ENGINE MERGE",
+    ],
+)
+def test_a_statement_that_defines_a_merge_table_counts_as_having_written_all_that_it_names(statement):
+    meaning = read_statement(statement, "shop", "shop")
+    assert isinstance(meaning, Wrote)
+    assert "t" in meaning.named
+
+
+@pytest.mark.parametrize(
     "statement",
     [
         "FROBNICATE TABLE t",
@@ -103,7 +146,6 @@ def test_what_is_not_known_counts_as_having_written_all_that_it_names(statement)
         "DROP SYSTEM VERSIONING",
         "ADD PERIOD FOR SYSTEM_TIME (a, b)",
         "ENGINE = MEMORY",
-        "UNION = (u, w)",
         "ADD c SERIAL",
         "CONVERT TO CHARACTER SET latin1",
         "CONVERT TO CHARACTER SET DEFAULT",
@@ -118,7 +160,7 @@ def test_what_an_alter_table_does_to_rows_without_showing_it_marks_the_table(act
 
 def test_settings_that_no_value_depends_on_stand_before_a_statement_without_harm():
     statement = "SET STATEMENT lock_wait_timeout=5, max_statement_time = (1+1) FOR TRUNCATE TABLE t"
-    assert read_statement(statement, "shop", "shop") == Followed((TruncateTable("t"),), redefines=False)
+    assert read_statement(statement, "shop", "shop") == Followed((TruncateTable("t"),), truncated=(("shop", "t"),))
     doubly = "SET STATEMENT lock_wait_timeout=5 FOR SET STATEMENT sql_mode='' FOR TRUNCATE TABLE t"
     assert isinstance(read_statement(doubly, "shop", "shop"), Wrote)
 
@@ -332,12 +374,13 @@ def test_tables_that_a_statement_only_reads_are_not_copied_again(mirror):
 
 
 @pytest.mark.mysql
-def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mirror):
+@pytest.mark.parametrize("limits", [BatchLimits(), BatchLimits(seconds=0)], ids=["one batch", "two"])
+def test_a_trigger_that_is_gone_before_it_can_be_read_leaves_no_table_trusted(mirror, limits):
     mirror.run(*TABLES)
     mirror.run("CREATE TRIGGER after_w AFTER INSERT ON w FOR EACH ROW INSERT INTO u VALUES (NEW.id + 50, 'x', 0)")
     mirror.catch_up()
     mirror.run("SET binlog_format = STATEMENT", "INSERT INTO w VALUES (9)", "DROP TRIGGER after_w")
-    mirror.catch_up()
+    mirror.catch_up(limits=limits)
     assert_no_silence(mirror)
     assert "u" in marked(mirror)
 

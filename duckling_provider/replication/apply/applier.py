@@ -23,11 +23,12 @@ from duckling_provider.replication.apply.net_changes import VIEWS, Pending, Rere
 from duckling_provider.replication.apply.reach import Reach
 from duckling_provider.replication.apply.sql_tokens import Tokens, tokenize
 from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
-from duckling_provider.replication.apply.steps import DropTable, RenameTable, Step, Unclear
+from duckling_provider.replication.apply.steps import DropTable, RenameTable, Rewrite, Step, Unclear
 from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import fold, quote
 from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.mysql.merge_tables import MergeTables
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -78,6 +79,7 @@ class Applier:
     :param references: the foreign keys that MySQL has.
     :param read_references: asked for those that it has now when they have changed.
     :param reach: asked for what statements write besides the tables that they name; when omitted, that is everything.
+    :param merged: asked for the tables that are emptied through others.
     :param reread: asked for rows whose generated columns the binlog leaves out; when omitted, their tables are marked.
     :param catalog: the name under which the replica is attached; the connection's own database when omitted.
     """
@@ -94,6 +96,7 @@ class Applier:
         references: Iterable[Reference] = (),
         read_references: Callable[[], Iterable[Reference]] | None = None,
         reach: Callable[[], Reach] = Reach,
+        merged: Callable[[], MergeTables] = MergeTables,
         reread: Reread | None = None,
     ) -> None:
         self._connection, self._ledger, self._database = connection, ledger, database
@@ -101,7 +104,7 @@ class Applier:
         self._wanted = wanted or (lambda _: True)
         self._follower = Follower(connection, ledger, prefix=self._prefix, wanted=self._wanted)
         self._read_references = read_references or (lambda: references)
-        self._reach, self._reread = reach, reread
+        self._reach, self._merged, self._reread = reach, merged, reread
         #: As last seen, until another statement may have changed it or the batch ends.
         self._seen_reach: Reach | None = None
         self._children = Children(connection, self._prefix, references)
@@ -355,6 +358,10 @@ class Applier:
         else:
             self._seen_reach = None
             self._redefined(redefines=meaning.redefines)
+            for database, name in meaning.truncated:
+                if database != self._database or name not in self._states:
+                    emptied = self._merged().written_through(database, name)
+                    self._mark_new(emptied, f"it may have been emptied through {database}.{name}")
             steps = self._spread(meaning, change)
             if steps or not change.inside:
                 self._schema_change(change, steps)
@@ -386,12 +393,19 @@ class Applier:
             return [DropTable(name) for name in self._states]
         unclear = next((step for step in meaning.steps if isinstance(step, Unclear)), None)
         if unclear is None:
-            return list(meaning.steps)
+            # Before it gets another name, and after the columns are gone that it loses.
+            place = next((n for n, step in enumerate(meaning.steps) if isinstance(step, RenameTable)), None)
+            rewritten = (Rewrite(name) for name in meaning.rebuilt if self._has_generated(name))
+            return [*meaning.steps[:place], *rewritten, *(() if place is None else meaning.steps[place:])]
         tokens = tokenize(change.statement)
         is_alter = Tokens(tokens).is_word("ALTER")
         said = {fold(text) for kind, text in tokens if kind in {"word", "name", "string"}} if is_alter else set()
         others = [name for name in self._states if fold(name) in said and name != unclear.name]
         return [*(Unclear(name, unclear.note) for name in others), *meaning.steps]
+
+    def _has_generated(self, name: str) -> bool:
+        state = self._states.get(name)
+        return state is not None and any(column.generated for column in state.table.columns)
 
     # ---- DDL ----
 
@@ -403,10 +417,12 @@ class Applier:
             self._part()
         has_other_keys = changes_references(change.statement)
         before = self.applied.timestamp
-        notes = dict(self._notes_of_references(change)) if has_other_keys else {}
+        # What was marked, and not written yet, goes with this position.
+        unwritten, lines = dict(self._to_mark), list(self._to_record)
+        notes = unwritten | (dict(self._notes_of_references(change)) if has_other_keys else {})
         marked = {name for name, state in self._states.items() if state.state == "recopy"}
         while True:
-            failed = self._try_steps(steps, change.position, notes)
+            failed = self._try_steps(steps, change.position, notes, lines)
             if failed is None:
                 break
             if failed[0] in notes:
@@ -419,7 +435,7 @@ class Applier:
             name: state.note for name, state in self._states.items() if state.state == "recopy" and name not in marked
         }
         self.applied.marked |= new
-        self.applied.left_at |= dict.fromkeys(new, before)
+        self.applied.left_at |= dict.fromkeys(new.keys() - unwritten.keys(), before)
         self.applied.position, self.applied.timestamp = change.position, change.timestamp
 
     def _notes_of_references(self, change: SchemaChange) -> Iterable[tuple[str, str]]:
@@ -431,10 +447,13 @@ class Applier:
         if state.start is None or not _is_up_to(change.position, state.start):
             yield name, "its foreign keys changed"
 
-    def _try_steps(self, steps: list[Step], position: Position, notes: dict[str, str]) -> tuple[str, str] | None:
+    def _try_steps(
+        self, steps: list[Step], position: Position, notes: dict[str, str], lines: Iterable[str]
+    ) -> tuple[str, str] | None:
         """Follow all steps and commit; or roll back and say which table failed and why.
 
         :param notes: tables that failed before: they are marked.
+        :param lines: for the history.
         """
         import duckdb
 
@@ -459,6 +478,8 @@ class Applier:
                     self._gone_elsewhere(step.name)
                 if isinstance(step, Unclear):
                     log.warning("%s needs a new copy: %s", step.name, step.note)
+            for line in lines:
+                self._ledger.record("statement", line)
             if steps:
                 self._ledger.record("schema", "; ".join(_described(step) for step in steps))
             self._ledger.save_position(position)

@@ -51,7 +51,50 @@ def parse(statement: str | list[Token], database: str, *, schema: str | None = N
     return _Statement(tokens, database, database if schema is None else schema, folds=folds).steps()
 
 
+def rebuilt(tokens: list[Token], database: str, *, schema: str, folds: bool = False) -> tuple[str, ...]:
+    """The tables of `database` whose rows a statement that `parse` understands may have written again, one by one.
+
+    Each ALTER TABLE, CREATE INDEX, DROP INDEX and OPTIMIZE TABLE does so on some engine or with some setting of the
+    session (``old_alter_table``), unless it asks for an algorithm that does not; only names and keys that are off and
+    on are sure.
+    """
+    words = [text.upper() for _, text in tokens]
+    if any(word in _IN_PLACE and "ALGORITHM" in words[max(0, at - 2) : at] for at, word in enumerate(words)):
+        return ()
+    return tuple(_Statement(tokens, database, schema, folds=folds).rebuilt())
+
+
+def truncated(tokens: list[Token], *, schema: str, folds: bool = False) -> tuple[tuple[str, str], ...]:
+    """(database, name) of the tables that TRUNCATE empties; none where it is another statement."""
+    words = Tokens(tokens)
+    if not words.skip("TRUNCATE"):
+        return ()
+    words.skip("TABLE")
+    found: list[tuple[str, str]] = []
+    while True:
+        database, name = schema, words.name()
+        if words.skip_sign("."):
+            database, name = name, words.name()
+        found.append((database.lower(), name.lower()) if folds else (database, name))
+        if not words.skip_sign(","):
+            return tuple(found)
+
+
+def is_merge(tokens: list[Token]) -> bool:
+    """Whether it defines a MERGE table: rows of other tables are written through that."""
+    words = [text.upper() for _, text in tokens]
+    return any(
+        (word in _MERGE and ("ENGINE" in words[max(0, at - 2) : at] or "TYPE" in words[max(0, at - 2) : at]))
+        or (word == "UNION" and words[at + 1 : at + 2] in (["="], ["("]))
+        for at, word in enumerate(words)
+    )
+
+
 # ---- statements ----
+
+_MERGE = frozenset({"MERGE", "MRG_MYISAM"})
+#: Algorithms of ALTER TABLE by which no row is computed again.
+_IN_PLACE = ("INPLACE", "INSTANT", "NOCOPY")
 
 #: Not REPAIR: it may leave rows out.
 _PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK"})
@@ -92,27 +135,52 @@ class _Statement:
                 return [Unclear(name, "ALTER IGNORE may have left rows out")] if ours else []
             if tokens.skip("TABLE"):
                 return self._alter()
-        if verb in {"CREATE", "DROP"}:
-            indexed = self._index()
-            if indexed is not None:
-                return indexed
+        if verb in {"CREATE", "DROP"} and self._is_index():
+            return self._index()
         raise tokens.unknown()
 
-    def _index(self) -> list[Step] | None:
-        """CREATE INDEX and DROP INDEX; None when it is neither."""
+    def rebuilt(self) -> list[str]:
+        tokens = self._tokens
+        verb = tokens.next()[1].upper()
+        if verb == "OPTIMIZE":
+            if not tokens.skip_any("TABLE", "TABLES"):
+                raise tokens.unknown()
+            return list(self._names())
+        if verb == "ALTER":
+            while tokens.skip_any("ONLINE", "IGNORE", "TABLE") or tokens.skip("IF", "EXISTS"):
+                pass
+            ours, name = self._table()
+            is_sure = all(
+                (action.is_word("RENAME") and not action.is_word("COLUMN", "INDEX", "KEY", ahead=1))
+                or (action.is_word("ENABLE", "DISABLE") and action.is_word("KEYS", ahead=1))
+                for action in split(tokens.rest())
+            )
+            return [name] if ours and not is_sure else []
+        if verb in {"CREATE", "DROP"} and self._is_index():
+            while not tokens.done and not tokens.skip("ON"):
+                tokens.next()
+            ours, name = self._table()
+            return [name] if ours else []
+        return []
+
+    def _is_index(self) -> bool:
+        """Whether it is CREATE INDEX or DROP INDEX: then the index's name comes next."""
         tokens = self._tokens
         ahead = 0
         while tokens.is_word("OR", "REPLACE", "ONLINE", "OFFLINE", "UNIQUE", "FULLTEXT", "SPATIAL", "VECTOR",
                              ahead=ahead):  # fmt: skip
             ahead += 1
         if not tokens.is_word("INDEX", ahead=ahead):
-            return None
+            return False
         for _ in range(ahead + 1):
             tokens.next()
         if not tokens.skip("IF", "NOT", "EXISTS"):
             tokens.skip("IF", "EXISTS")
-        is_primary = tokens.peek()[1].upper() == "PRIMARY"
-        if not is_primary:
+        return True
+
+    def _index(self) -> list[Step]:
+        tokens = self._tokens
+        if tokens.peek()[1].upper() != "PRIMARY":
             return []
         tokens.next()
         if not tokens.skip("ON"):

@@ -15,6 +15,7 @@ from typing import Any
 from duckling_provider.replication.apply.sql_tokens import tokenize
 from duckling_provider.replication.apply.statements import Wrote
 from duckling_provider.replication.model.names import fold, quote_mysql
+from duckling_provider.replication.mysql.merge_tables import read_merge_tables
 from duckling_provider.replication.mysql.source import query
 
 _TRIGGERS = "SELECT EVENT_OBJECT_TABLE, ACTION_STATEMENT FROM information_schema.TRIGGERS"
@@ -27,7 +28,7 @@ _GRANT = re.compile(r"GRANT (.*?) ON (\*\.\*|`(?:[^`]|``)+`\.\*) TO ")
 class Reach:
     """Who writes through whom on one server, by folded names without their database.
 
-    :param through: table, view or routine -> every name in what it runs; None where that can't be seen.
+    :param through: table, view, MERGE table or routine -> every name in what it runs; None where that can't be seen.
     :param routines: those of them that a statement calls by naming them.
     :param is_hidden: the user may not see the triggers and routines of the mirrored database.
     :param is_hidden_elsewhere: nor, or not all, of other databases.
@@ -91,6 +92,10 @@ def read_reach(connection: Any, database: str) -> Reach:
         through[key] = None if inside is None or before is None else before | inside
         if is_routine:
             routines.add(key)
+    for (_, name), members in read_merge_tables(connection, database).members.items():
+        key = fold(name)
+        before = through.get(key, frozenset())
+        through[key] = None if before is None else before | {fold(member) for member in members}
     here, everywhere = _rights(connection, database)
     return Reach(
         through,

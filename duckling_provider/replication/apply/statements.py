@@ -16,9 +16,8 @@ from duckling_provider.replication.model.names import fold
 
 #: Statements that neither write rows of tables nor change tables, by their first words.
 _HARMLESS = (
-    ("GRANT",), ("REVOKE",), ("ANALYZE", "TABLE"), ("ANALYZE", "TABLES"), ("OPTIMIZE", "TABLE"),
-    ("OPTIMIZE", "TABLES"), ("FLUSH",), ("SAVEPOINT",), ("RELEASE",), ("ROLLBACK",),
-    ("SET", "PASSWORD"), ("SET", "DEFAULT", "ROLE"), ("INSTALL",), ("UNINSTALL",), ("RENAME", "USER"),
+    ("GRANT",), ("REVOKE",), ("ANALYZE", "TABLE"), ("ANALYZE", "TABLES"), ("FLUSH",), ("SAVEPOINT",), ("RELEASE",),
+    ("ROLLBACK",), ("SET", "PASSWORD"), ("SET", "DEFAULT", "ROLE"), ("INSTALL",), ("UNINSTALL",), ("RENAME", "USER"),
 )  # fmt: skip
 #: Views, and what runs statements.
 _WRITERS = frozenset({"VIEW", "TRIGGER", "FUNCTION", "PROCEDURE", "PACKAGE"})
@@ -51,11 +50,15 @@ _HARMLESS_MODES = 0xFF | 0xE000 | (0x7FFFFFFF & ~0x3FFFF)
 class Followed:
     """A statement whose every word is understood, or whose doubts concern the tables of its `steps` only.
 
+    :param rebuilt: tables whose rows the server may have written again, each computed from its columns once more.
+    :param truncated: what was emptied, by database and name; a MERGE table empties its tables.
     :param redefines: a trigger, view or routine, or what a table had of them, is not what it was.
     :param drops_all: it is DROP DATABASE of the mirrored one.
     """
 
     steps: tuple[Step, ...]
+    rebuilt: tuple[str, ...] = ()
+    truncated: tuple[tuple[str, str], ...] = ()
     redefines: bool = False
     drops_all: bool = False
 
@@ -116,6 +119,8 @@ def read_statement(
     word = words.peek()[1].upper()
     if any(words.skip(*known) for known in _HARMLESS):
         return Followed(())
+    if word == "OPTIMIZE":
+        return _rebuilt(tokens, database, schema, folds=folds)
     if word not in _DDL:
         meaning = _changed_rows(tokens, word, database, schema, folds=folds)
         is_elsewhere = fold(schema) != fold(database) and fold(database) not in meaning.named
@@ -124,15 +129,30 @@ def read_statement(
         return Followed((), redefines=True, drops_all=True)
     words = Tokens(tokens)
     if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
-        return Followed((), _redefines(tokens))
+        return Followed((), redefines=_redefines(tokens))
     # Temporary tables are created and dropped as such, and altered and emptied without that word.
     is_dropped = word == "DROP" and Tokens(tokens).is_word("TABLE", "TABLES", ahead=1)
     if of_session and word != "CREATE" and not is_dropped:
         return _unknown(tokens, "it may be about a temporary table of that name", known=True)
     if mode & ~_HARMLESS_MODES and word in {"CREATE", "ALTER"}:
         return _unknown(tokens, "its sql_mode is one in which values may become others", known=True)
+    if ddl.is_merge(tokens):
+        return _unknown(tokens, "rows of it may have been written through a MERGE table", known=True)
     try:
-        return Followed(tuple(ddl.parse(tokens, database, schema=schema, folds=folds)), _redefines(tokens))
+        return Followed(
+            tuple(ddl.parse(tokens, database, schema=schema, folds=folds)),
+            ddl.rebuilt(tokens, database, schema=schema, folds=folds),
+            ddl.truncated(tokens, schema=schema, folds=folds),
+            _redefines(tokens),
+        )
+    except NotUnderstoodError as error:
+        return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
+
+
+def _rebuilt(tokens: list[Token], database: str, schema: str, *, folds: bool) -> Meaning:
+    """OPTIMIZE TABLE."""
+    try:
+        return Followed((), ddl.rebuilt(tokens, database, schema=schema, folds=folds))
     except NotUnderstoodError as error:
         return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
 

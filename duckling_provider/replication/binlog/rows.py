@@ -129,6 +129,13 @@ def _choice(value: str | bytes, column: str) -> str:
         raise UndecodableError(f"column {column} has choices of bytes that are no text: {error}") from error
 
 
+def column_kinds(body: bytes) -> bytes:
+    """The types of a table's columns, from a TABLE_MAP_EVENT without table id and flags."""
+    schema, name = table_name(body)
+    count, at = packed(body, 4 + len(schema.encode()) + len(name.encode()))
+    return body[at : at + count]
+
+
 def told_columns(body: bytes, at: int, table: TableMap, *, images: int) -> Sequence[int]:
     """The places of the columns that the rows of one event have; mostly all of them.
 

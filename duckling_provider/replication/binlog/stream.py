@@ -15,10 +15,11 @@ from duckling_provider.replication.binlog.dump import BinlogDump, PositionLostEr
 from duckling_provider.replication.binlog.gtids import GtidState, gtid_list
 from duckling_provider.replication.binlog.queries import EXECUTE_LOAD_QUERY, Query, first_word, read_query
 from duckling_provider.replication.binlog.row_events import INSERTS, ROWS, RowDecoder, Unfollowed
-from duckling_provider.replication.binlog.rows import TableMap, parse_table_map, table_name
+from duckling_provider.replication.binlog.rows import TableMap, column_kinds, parse_table_map, table_name
 from duckling_provider.replication.binlog.xa import XA_BEGINNINGS, XaTransactions, xid_of_event
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import BinlogEvent, Commit, Position, RowChange, SchemaChange
+from duckling_provider.replication.mysql.merge_tables import MergeTables
 from duckling_provider.replication.mysql.source import Source
 
 __all__ = ["Begin", "BinlogStream", "ForeignSchemaChange", "PositionLostError", "StreamEvent", "Unfollowed"]
@@ -75,8 +76,9 @@ class BinlogStream:
     :param wanted: whether a table of this name is mirrored.
     :param follow: wait for more at the end of the binlog instead of ending. ``None`` is yielded twice a second while
         nothing happens, and now and then among events that are not for the caller, so that he can look around.
-    :param elsewhere: tables that are not mirrored by (database, name), and mirrored ones whose rows go or change with
-        theirs by foreign keys, of which the binlog is silent; or that are written through them.
+    :param elsewhere: tables of other databases by (database, name), and mirrored ones whose rows go or change with
+        theirs by foreign keys, of which the binlog is silent.
+    :param merged: the tables that are written through others.
     :param prepared: tell of the XA transaction that begins at `position` as of any other.
     :raises SourceError: when the server can't be reached.
     """
@@ -89,9 +91,10 @@ class BinlogStream:
         wanted: Callable[[str], bool] | None = None,
         follow: bool = False,
         elsewhere: Callable[[], Mapping[tuple[str, str], Sequence[str]]] = dict,
+        merged: Callable[[], MergeTables] = MergeTables,
         prepared: bool = False,
     ) -> None:
-        self._elsewhere = elsewhere
+        self._elsewhere, self._merged = elsewhere, merged
         self._dump = BinlogDump(source, position, follow=follow)
         self._source, self._tells_prepared = source, prepared
         self._xa = XaTransactions(source, self._dump.server.identity)
@@ -201,6 +204,13 @@ class BinlogStream:
         known = self._descriptions.get(key)
         if known is None:
             schema, name = (self._folded(text) for text in table_name(key))
+            if schema != self._database or not self._wanted(name):
+                reached = self._merged().written_through(schema, name, column_kinds(key))
+                if reached:
+                    self._by_id[number] = None
+                    note = f"rows of it may have been written through {schema}.{name}"
+                    hidden = "" if (schema, name) in self._merged().members else ", which the user may not see"
+                    return Unfollowed(note + hidden, reached)
             if schema != self._database:
                 children = tuple(self._elsewhere().get((schema, name), ()))
                 note = f"its rows may have gone or changed with those of {schema}.{name}, by a foreign key"
@@ -208,8 +218,7 @@ class BinlogStream:
                 return None
             if not self._wanted(name):
                 self._by_id[number] = None
-                reached = tuple(self._elsewhere().get((schema, name), ()))
-                return Unfollowed(f"rows of it may have been written through {name}", reached) if reached else None
+                return None
             try:
                 known = parse_table_map(key, self._dump.charsets, mariadb=self._mariadb)
             except UndecodableError as error:
@@ -330,7 +339,10 @@ class BinlogStream:
         schema, said = self._folded(query.schema), fold(self._folded(statement).replace("``", "`"))
         if schema == self._database or fold(self._database) in said:
             return True
-        if any(schema == other or fold(other) in said for other, _ in self._elsewhere()):
+        merged = self._merged()
+        if any(schema == other or fold(other) in said for other, _ in (*self._elsewhere(), *merged.members)):
+            return True
+        if merged.suspects and (word == "TRUNCATE" or word not in _DDL | _WRITES_NOTHING):
             return True
         # By triggers, views and routines a statement writes into databases that it does not name.
         written = None if query.databases is None else set(map(self._folded, query.databases))
@@ -367,7 +379,9 @@ class BinlogStream:
 
     def _told_again(self, start: Position) -> Iterator[StreamEvent | None]:
         """The rows of the XA transaction that begins at `start`, as part of the current transaction."""
-        with BinlogStream(self._source, start, wanted=self._wanted, elsewhere=self._elsewhere, prepared=True) as again:
+        with BinlogStream(
+            self._source, start, wanted=self._wanted, elsewhere=self._elsewhere, merged=self._merged, prepared=True
+        ) as again:
             for event in again.read():
                 if isinstance(event, Commit):
                     return

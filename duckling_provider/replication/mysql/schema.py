@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import Any
 
-from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.mysql.source import query, server_of
 
@@ -17,8 +15,6 @@ _IS_MIRRORED = f"t.TABLE_TYPE = 'BASE TABLE' AND (t.ENGINE IS NULL OR t.ENGINE I
 _OTHERS = f"""
     SELECT t.TABLE_NAME, t.TABLE_TYPE, t.ENGINE FROM information_schema.TABLES t WHERE t.TABLE_SCHEMA = %s
     AND t.TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND NOT ({_IS_MIRRORED}) ORDER BY t.TABLE_NAME"""
-
-_UNION = re.compile(r"\bUNION=\(([^)]*)\)")
 
 _COLUMNS = f"""
     SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.CHARACTER_SET_NAME,
@@ -64,18 +60,6 @@ def unmirrored(connection: Any, database: str) -> dict[str, str]:
         _text(name): "system-versioned" if _text(kind) == "SYSTEM VERSIONED" else f"of the engine {_text(engine)}"
         for name, kind, engine in query(connection, _OTHERS, database)
     }
-
-
-def members(connection: Any, database: str) -> dict[str, tuple[str, ...]]:
-    """MERGE tables of `database`: name -> those of its tables that get the rows which are written to it."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, kind in unmirrored(connection, database).items():
-        if kind.upper().endswith(" MRG_MYISAM"):
-            with contextlib.suppress(Exception):  # its tables do not fit together: no row can be written to it
-                ((_, shown),) = query(connection, f"SHOW CREATE TABLE {quote_mysql(database)}.{quote_mysql(name)}")
-                union = _UNION.search(_text(shown))
-                found[name] = tuple(re.findall(r"`((?:[^`]|``)+)`", union[1])) if union else ()
-    return found
 
 
 def _show_generated_keys(connection: Any) -> None:
