@@ -53,7 +53,7 @@ def _start(data: Path, store: Store, airflow: Airflow, screen: Screen) -> str:
     stop_all(data.parent)
     with screen.step("Store", "starting an S3-compatible server") as step:
         where = store.start()
-        step.result = f"rclone serve s3 at {where['endpoint']}, data on disk"
+        step.result = f"{store.name} at {where['endpoint']}, data on disk"
     with screen.step("Replicas", "filling them") as step:
         for name, megabytes in _REPLICAS.items():
             path = data / f"{name}.db"

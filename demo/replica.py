@@ -80,6 +80,16 @@ def foreign_wal(path: Path) -> None:
     _child("foreign-wal", path)
 
 
+def grow(path: Path) -> None:
+    """One day more in the replica at `path`: a hundredth of the events again."""
+    _child("grow", path)
+
+
+def mistake(path: Path) -> None:
+    """What a person did not mean: every price in the replica at `path` becomes 0."""
+    _child("mistake", path)
+
+
 def _child(*arguments: object) -> Any:
     command = [sys.executable, "-m", "demo.replica", *map(str, arguments)]
     child = None
@@ -188,11 +198,33 @@ def _foreign_wal(path: str) -> None:
         connection.execute("UPDATE products SET price = 0")
 
 
+def _grow(path: str) -> None:
+    import duckdb
+
+    with duckdb.connect(path) as connection:
+        connection.execute("INSERT INTO events SELECT * FROM events LIMIT (SELECT count(*) // 100 FROM events)")
+        connection.execute("CHECKPOINT")
+
+
+def _mistake(path: str) -> None:
+    import duckdb
+
+    with duckdb.connect(path) as connection:
+        connection.execute("UPDATE products SET price = 0")
+        connection.execute("CHECKPOINT")
+
+
 def main() -> None:
     import duckdb
 
     command, *arguments = sys.argv[1:]
-    jobs: dict[str, Callable[..., Any]] = {"make": _make, "tables": _tables, "foreign-wal": _foreign_wal}
+    jobs: dict[str, Callable[..., Any]] = {
+        "make": _make,
+        "tables": _tables,
+        "foreign-wal": _foreign_wal,
+        "grow": _grow,
+        "mistake": _mistake,
+    }
     try:
         print(json.dumps(jobs[command](*arguments)))
     except duckdb.Error as error:

@@ -1,4 +1,6 @@
-"""The main job without a person: a replica is backed up by Airflow, damaged, and restored by Airflow."""
+"""The main job without a person: a replica is backed up by Airflow, damaged, and restored by Airflow; then only what
+changed goes to the store and comes back.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ from demo.airflow import Airflow
 from demo.databases import write_databases
 from demo.screen import Screen
 from demo.service import ignore_stop_signals, stop_all
-from demo.store import Store
+from demo.store import store_that_copies
 
 DATABASE = "shop"
 BACKUP_DAG, RESTORE_DAG = f"duckling_backup__{DATABASE}", f"duckling_restore__{DATABASE}"
-#: The replica, its local backup, the object, a copy for the foreign WAL, and the restore's temporary file.
-_COPIES = 5
+#: The replica, its two local backups, the two objects, a copy for the foreign WAL, and the restore's temporary file.
+_COPIES = 7
 _AIRFLOW_BYTES = 200_000_000
 
 
@@ -65,7 +67,7 @@ class _Demo:
         self.folder, self.screen = folder, screen
         self.data = folder / "data"
         self.replica = self.data / f"{DATABASE}.db"
-        self.store = Store(folder / "store")
+        self.store = store_that_copies(folder / "store")
         self.airflow = Airflow(folder / "airflow", self.data)
 
     def run(self, megabytes: int) -> None:
@@ -75,24 +77,27 @@ class _Demo:
         self._damage(before)
         self._restore(key)
         self._compare(before, digest)
+        self._back_up_what_changed()
+        self._restore_what_changed(self._mistake())
 
     def _set_up(self, megabytes: int) -> tuple[list[replica.Table], str]:
         self.data.mkdir()
+        # Airflow's database, while store and replica are made: none needs the others.
+        migration = self.airflow.begin_migration()
         with self.screen.step("Store", "starting an S3-compatible server") as step:
             where = self.store.start()
-            step.result = f"rclone serve s3 at {where['endpoint']}, data on disk"
-        migration = self.airflow.begin_migration()  # while the replica is made: neither needs the other
+            step.result = f"{self.store.name} at {where['endpoint']}, data on disk"
         with self.screen.step("Replica", f"filling {self.replica.name}") as step:
             before = replica.make(self.replica, megabytes=megabytes)
             digest = _sha256(self.replica)
             rows = sum(table.rows for table in before)
             step.result = f"{self.replica.name}: {len(before)} tables, {rows:,} rows, {_file_size(self.replica)}"
         with self.screen.step("Configuration", "writing databases.json") as step:
-            s3 = {**where, "encryption": "client-aes256", "encryptionKey": secrets.token_hex(32)}
+            s3 = {**where, "encryption": "client-aes256", "encryptionKey": secrets.token_hex(32), "objectFormat": 2}
             write_databases(
                 self.data, [{"id": DATABASE, "name": "Shop", "duckdbPath": f"data/{DATABASE}.db", "s3": s3}]
             )
-            step.result = "databases.json: client-aes256 with a fresh key"
+            step.result = "databases.json: client-aes256 in format 2, with a fresh key"
         with self.screen.step("Airflow", "creating its metadata database") as step:
             self.airflow.finish_migration(migration)
             step.result = f"Airflow {importlib.metadata.version('apache-airflow')} with a home of its own"
@@ -134,7 +139,8 @@ class _Demo:
         raise DemoError("DuckDB read every value of the damaged replica without complaint")
 
     def _restore(self, key: str) -> None:
-        self._dag("Restore", RESTORE_DAG, {"key": key})
+        # All of it comes from the store; what is here already is for the end.
+        self._dag("Restore", RESTORE_DAG, {"key": key, "no_delta": True})
 
     def _compare(self, before: list[replica.Table], digest: str) -> None:
         with self.screen.step("Comparison", "reading every value of every table") as step:
@@ -152,7 +158,38 @@ class _Demo:
             [(old.name, f"{old.rows:,}", old.digest, after[old.name].digest, "same") for old in before],
         )
 
-    # ---- the two commands that do the work -------------------------------------------------------------------
+    def _back_up_what_changed(self) -> None:
+        with self.screen.step("A day later", "1% more events") as step:
+            size = self.replica.stat().st_size
+            replica.grow(self.replica)
+            step.result = f"1% more events: {_size(size)} became {_file_size(self.replica)}"
+        with self.screen.step("Backup", f"duckling backup {DATABASE}") as step:
+            done = json.loads(self._duckling("backup", DATABASE, "--json").stdout)
+            sent = f"{_size(done['bytesSent'])} of {_size(done['size'])} sent"
+            copied = f"the store copied {_size(done['bytesCopied'])} of the backup before"
+            step.result = f"{sent}, {done['fullBecause'] or copied}"
+
+    def _mistake(self) -> str:
+        """SHA-256 of the replica before it."""
+        with self.screen.step("Mistake", "UPDATE products SET price = 0") as step:
+            digest = _sha256(self.replica)
+            replica.mistake(self.replica)
+            # As when they have expired: the store alone has the backup.
+            shutil.rmtree(self.data / "backups" / DATABASE)
+            step.result = "UPDATE products SET price = 0; the local backups are gone"
+        return digest
+
+    def _restore_what_changed(self, digest: str) -> None:
+        with self.screen.step("Restore", f"duckling restore {DATABASE}") as step:
+            done = json.loads(self._duckling("restore", DATABASE, "--json").stdout)
+            fetched = f"{_size(done['bytesReceived'])} of {_size(done['size'])} fetched"
+            lent = f"{_size(done['bytesLent'])} were on this machine, each segment proven"
+            step.result = f"{fetched}, {done['fullBecause'] or lent}"
+            if _sha256(self.replica) != digest:
+                raise DemoError("what was restored is not what was backed up")
+            step.note("every byte is as it was before the mistake")
+
+    # ---- the commands that do the work -------------------------------------------------------------------
 
     def _dag(self, label: str, dag_id: str, conf: Mapping[str, Any] | None = None) -> None:
         arguments = f" --conf {shlex.quote(json.dumps(conf))}" if conf else ""

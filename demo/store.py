@@ -1,4 +1,6 @@
-"""An S3-compatible store on this machine: rclone's server, which keeps objects as files in a folder."""
+"""An S3-compatible store on this machine: rclone's server, which keeps objects as files in a folder, or SeaweedFS,
+which also copies parts of objects and so takes differential uploads.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,11 @@ BUCKET = "duckling-demo"
 
 @dataclass(frozen=True)
 class Store:
-    """The store of one folder: ``objects/`` holds the buckets, ``store.json`` the port and the credentials."""
+    """rclone's server. ``objects/`` in the folder holds the buckets, ``store.json`` the port and the credentials."""
 
     folder: Path
+
+    name = "rclone serve s3"
 
     @property
     def service(self) -> Service:
@@ -38,25 +43,15 @@ class Store:
         :return: the fields of an entry's ``s3`` object that say where it is, credentials included.
         :raises DemoError: when it does not come up.
         """
-        (self.folder / "objects" / BUCKET).mkdir(parents=True, exist_ok=True)
+        (self.folder / "objects").mkdir(parents=True, exist_ok=True)
         self.service.stop()
         known = self._known()
         port, access_key, secret_key = free_port(known["port"]), known["accessKey"], known["secretKey"]
         endpoint = f"http://127.0.0.1:{port}"
         self._remember({**known, "port": port})
-        rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
-        if rclone is None:
-            raise DemoError("no rclone: the `demo` extra brings it (`make setup`)")
-        environ = quiet_environment(
-            HOME=str(self.folder),
-            RCLONE_CONFIG=str(self.folder / "rclone.conf"),
-            # Not among the arguments: every user of the machine can read those. The quotes are CSV's.
-            RCLONE_AUTH_KEY=f'"{access_key},{secret_key}"',
-        )
-        command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", str(self.folder / "objects")]
-        self.service.start(command, environ)
+        self.service.start(*self._command(port, access_key, secret_key))
         self._wait(endpoint)
-        return {
+        where = {
             "enabled": True,
             "bucket": BUCKET,
             "region": REGION,
@@ -65,6 +60,23 @@ class Store:
             "endpoint": endpoint,
             "forcePathStyle": True,
         }
+        self._make_bucket(where)
+        return where
+
+    def _command(self, port: int, access_key: str, secret_key: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The command line and its environment; credentials are not among the arguments, which all users can read."""
+        environ = quiet_environment(
+            HOME=str(self.folder),
+            RCLONE_CONFIG=str(self.folder / "rclone.conf"),
+            # The quotes are CSV's.
+            RCLONE_AUTH_KEY=f'"{access_key},{secret_key}"',
+        )
+        command = [_tool("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", str(self.folder / "objects")]
+        return command, environ
+
+    def _make_bucket(self, where: Mapping[str, Any]) -> None:
+        del where
+        (self.folder / "objects" / BUCKET).mkdir(exist_ok=True)
 
     def _wait(self, endpoint: str) -> None:
         deadline = time.monotonic() + 60
@@ -82,6 +94,63 @@ class Store:
 
     def _remember(self, known: dict[str, Any]) -> None:
         write_text(self.folder / "store.json", json.dumps(known))
+
+
+class SeaweedStore(Store):
+    """SeaweedFS, all its servers in one process."""
+
+    name = "SeaweedFS"
+
+    def _command(self, port: int, access_key: str, secret_key: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        keys = {"accessKey": access_key, "secretKey": secret_key}
+        identity = {"name": "demo", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+        settings = write_text(self.folder / "s3.json", json.dumps({"identities": [identity]}))
+        command = [_tool("weed"), "server", f"-dir={self.folder / 'objects'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        command += ["-filer", "-s3", f"-s3.config={settings}", f"-s3.port={port}", f"-s3.port.grpc={free_port()}"]
+        command += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+        # Volumes are allocated as they are needed, seven for each bucket.
+        command += ["-master.volumeSizeLimitMB=256", "-volume.max=0", "-master.volumePreallocate=false"]
+        for part in ("master", "volume", "filer"):
+            command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
+        return command, quiet_environment(HOME=str(self.folder))
+
+    def _make_bucket(self, where: Mapping[str, Any]) -> None:
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=where["endpoint"],
+            region_name=where["region"],
+            aws_access_key_id=where["accessKeyId"],
+            aws_secret_access_key=where["secretAccessKey"],
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                client.create_bucket(Bucket=BUCKET)
+            except (client.exceptions.ClientError, OSError) as error:
+                # It answers before its parts have found each other.
+                if time.monotonic() > deadline:
+                    raise DemoError(f"SeaweedFS made no bucket: {error}") from None
+                time.sleep(0.2)
+            else:
+                return
+
+
+def store_that_copies(folder: Path) -> Store:
+    """SeaweedFS; where there is no wheel of it, rclone, to which each upload is a full one."""
+    return SeaweedStore(folder) if _found("weed") else Store(folder)
+
+
+def _found(name: str) -> str | None:
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
+def _tool(name: str) -> str:
+    found = _found(name)
+    if found is None:
+        raise DemoError(f"no {name}: the `demo` extra brings it (`make setup`)")
+    return found
 
 
 def free_port(wanted: int = 0) -> int:

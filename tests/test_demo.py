@@ -70,12 +70,14 @@ def test_the_demo_brings_every_table_back_and_leaves_nothing_running(tmp_path):
         "Damage",
         "Restore",
         "Comparison",
+        "Mistake",
     ):
         assert f"✓ {step}" in output
     assert "duckling backup refuses: the replica is damaged" in output
     assert "+1,000 rows in customers" in output  # what the restore had to prevent
     for table in ("customers", "events", "order_items", "orders", "products"):
         assert [line for line in output.splitlines() if table in line.split() and line.split()[-1] == "same"]
+    assert "every byte is as it was before the mistake" in output
     assert "nothing is left running" in output
     assert _processes_of(folder) == []
     assert not list(folder.rglob("*.pid"))

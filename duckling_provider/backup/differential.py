@@ -138,7 +138,7 @@ def _source(
     if last is None or last.store != store.url:
         return "no earlier upload to this bucket is recorded on this machine"
     if last.since_full + 1 >= settings.full_upload_every:
-        return f"every {settings.full_upload_every}th is sent in full (s3.fullUploadEvery)"
+        return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
     backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:_LOOKED_AT]
     states = read_states(database, store, backups)
     if disproof := _disproof(backups, states, since=parse_moment(last.full_at)):
@@ -253,7 +253,7 @@ def _newest_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis
         # Of the newest one, whether or not anything is copied from it.
         generation = trailer.footer.generation + 1 if generation is None else generation
         if generation >= settings.full_upload_every:
-            return f"every {settings.full_upload_every}th is sent in full (s3.fullUploadEvery)"
+            return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
         if not states[backup.key].is_whole:
             reasons.append(f"{backup.key} was not verified in full")
         elif not _is_ours(source, trailer, snapshot, backup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -40,13 +41,34 @@ def own_airflow(monkeypatch, installation, run_dag):
 def test_every_table_comes_back_from_a_damaged_replica(own_airflow, tmp_path, capsys):
     folder = tmp_path / "demo" / "shop"
     folder.parent.mkdir()
-    # Small, but still uploaded in parts.
-    round_trip.run(folder, megabytes=12, screen=Screen())
+    # Small, but of several segments.
+    round_trip.run(folder, megabytes=40, screen=Screen())
     output = capsys.readouterr().out
-    for step in ("Store", "Replica", "Configuration", "Backup", "Listing", "Damage", "Restore", "Comparison"):
+    for step in (
+        "Store",
+        "Replica",
+        "Configuration",
+        "Backup",
+        "Listing",
+        "Damage",
+        "Restore",
+        "Comparison",
+        "Mistake",
+    ):
         assert f"✓ {step}" in output
     assert "duckling backup refuses: the replica is damaged" in output
     assert "+1,000 rows in customers" in output  # what the restore had to prevent
     for table in TABLES:
         assert [line for line in output.splitlines() if table in line.split() and line.split()[-1] == "same"]
+    [sent] = [line for line in output.splitlines() if "the store copied" in line]
+    assert mib(sent, "sent") < mib(sent, "of") / 2
+    [fetched] = [line for line in output.splitlines() if "were on this machine" in line]
+    assert mib(fetched, "fetched") < mib(fetched, "of") / 2
+    assert "every byte is as it was before the mistake" in output
     assert not list(folder.rglob("*.pid"))
+
+
+def mib(line, word):
+    """The number of MiB beside a word: before ``of``, or in "A MiB of B MiB sent" its total after it."""
+    first, total = re.findall(r"([\d,]+) MiB", line)[:2]
+    return int((total if word == "of" else first).replace(",", ""))

@@ -139,7 +139,7 @@ def test_every_so_many_are_sent_in_full(site):
     site.configure(fullUploadEvery=3)
     first = some_bytes(SIZE)
     because = [site.upload(first).because for _ in range(7)]
-    full = "every 3th is sent in full (s3.fullUploadEvery)"
+    full = "one of 3 is sent in full (s3.fullUploadEvery)"
     assert because[1:] == ["", "", full, "", "", full]
 
 

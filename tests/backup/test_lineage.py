@@ -141,7 +141,7 @@ def test_after_so_many_and_after_a_disproof_all_is_sent_under_a_new_lineage(site
     first = some_bytes(SIZE)
     done = [site.upload(first) for _ in range(4)]
     assert [site.footer(each.key).generation for each in done] == [0, 1, 2, 0]
-    assert done[3].because == "every 3th is sent in full (s3.fullUploadEvery)"
+    assert done[3].because == "one of 3 is sent in full (s3.fullUploadEvery)"
     assert site.footer(done[3].key).lineage != site.footer(done[0].key).lineage
     bad = site.upload(first, verified="disproved")
     whole = site.upload(first)
