@@ -12,7 +12,16 @@ from duckling_provider.backup.names import LATEST, parse_name
 from duckling_provider.base.errors import DamagedError, DucklingError, StateFileError
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, who, with_key
+from duckling_provider.cli.session import (
+    FAILED,
+    Session,
+    UsageError,
+    full_key,
+    require_there,
+    session_of,
+    who,
+    with_key,
+)
 
 if TYPE_CHECKING:
     from duckling_provider.backup.retention import CleanupResult, Decision
@@ -130,7 +139,7 @@ def verify(
         session.database(id), key, local=local, encryption=encryption, key_file=encryption_key_file
     )
     source = session.source(database, local=local)
-    full_key(source, key)
+    require_there(source, full_key(source, key))
     # What another key or mode found is not what the entry's own would find.
     note = encryption is None and encryption_key_file is None
     recorded = note and not local

@@ -188,7 +188,7 @@ def audit(context: typer.Context, id: AnyId = None, as_json: Json = False) -> No
     # Also of entries that are gone.
     known = sorted({path.parent.name for path in backups.glob(f"*/{AUDIT}*")})
     if id is not None and id not in known:
-        installation.database(id)
+        session.chosen(installation, id)
     ids = known if id is None else [id] if id in known else []
     lines = []
     for name in ids:

@@ -16,7 +16,16 @@ from duckling_provider.base.errors import DucklingError, RequestError
 from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.base.units import about, ago, human_bytes, human_seconds, span
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
-from duckling_provider.cli.session import FAILED, Session, UsageError, full_key, session_of, who, with_key
+from duckling_provider.cli.session import (
+    FAILED,
+    Session,
+    UsageError,
+    full_key,
+    require_there,
+    session_of,
+    who,
+    with_key,
+)
 
 if TYPE_CHECKING:
     from duckling_provider.backup.restore import RestorePlan
@@ -340,7 +349,7 @@ def drill(context: typer.Context, id: Id, key: Key = LATEST, as_json: Json = Fal
     session = session_of(context, as_json)
     database = session.database(id)
     store = session.remote(database)
-    full_key(store, key)
+    require_there(store, full_key(store, key))
     with session.control() as control, noted(database, "drill"):
         done = drill(database, store, key, control=control)
     if session.terminal.json:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from duckling_provider.backup.names import RULES, checked_key
-from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError, RequestError
+from duckling_provider.base.errors import CancelledError, ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -290,6 +290,22 @@ def _connection_credentials(database_id: str) -> Credentials | None:
             return DucklingHook(database_id).credentials()
     finally:
         logging.disable(logging.NOTSET)
+
+
+def require_there(source: BackupSource, key: str) -> None:
+    """Refuse a backup that is named and does not exist before its database gets into trouble for it.
+
+    :param key: in full, or a rule.
+    :raises NotFoundError: there is no such backup. Whatever else goes wrong, the command itself will meet.
+    """
+    if key in RULES:
+        return
+    try:
+        source.head(key)
+    except (NotFoundError, CancelledError):
+        raise
+    except DucklingError:
+        pass
 
 
 def full_key(source: BackupSource, key: str) -> str:

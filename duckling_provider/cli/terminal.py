@@ -102,7 +102,10 @@ class Terminal:
         for row in rows:
             # Text, not str: brackets in names are no markup.
             table.add_row(*(Text(self.hide(cell)) for cell in row))
-        console.print(table)
+        with console.capture() as shown:
+            console.print(table)
+        # Without the blanks after the last cell, which a narrow window would wrap.
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in shown.get().splitlines()))
 
     # -- stderr -----------------------------------------------------------------------------------------------------
 

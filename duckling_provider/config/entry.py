@@ -39,6 +39,8 @@ _WRITER_CONNECTION = "duckling_default"
 Writer = Literal["duckling", "duckling-server"]
 OnPositionLost = Literal["resync", "fail"]
 _Texts = Annotated[tuple[str, ...], Field(strict=False)]  # JSON knows no tuples
+#: An hour; a shorter interval is a typing error, and one of milliseconds would have drills run without end.
+_LEAST_DRILL_DAYS = 0.0417
 
 
 class Entry(Shape):
@@ -198,6 +200,8 @@ def check_entry(given: Entry, raw: Mapping[str, Any], report: FieldProblems) -> 
     for table in given.include_tables:
         if table in given.exclude_tables:
             report.warn("excludeTables", f'"{printable(table)}" is in includeTables too, and is left out')
+    if 0 < given.drill_interval_days < _LEAST_DRILL_DAYS:
+        report.error("drillIntervalDays", f"expected 0 (by hand only) or at least {_LEAST_DRILL_DAYS:g}, an hour")
     for number, query in enumerate(given.drill_queries):
         report.fault(f"drillQueries.{number}", None if query.strip() else "is empty")
     if given.s3 is None and given.drill_queries:

@@ -145,11 +145,9 @@ def _cause(shape: type[Shape], type_: str, place: Sequence[str | int], value: An
     metadata = field.metadata if field is not None else []
     limits = {key: getattr(m, key) for m in metadata for key in ("ge", "le") if hasattr(m, key)}
     number = "a whole number" if field is not None and field.annotation is int else "a number"
-    return (
-        f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}"
-        if len(limits) == 2
-        else "not a value that it can have"
-    )
+    if len(limits) == 2:
+        return f"expected {number} from {limits['ge']:.0f} to {limits['le']:.0f}"
+    return f"expected {number} from {limits['ge']:.0f} on" if "ge" in limits else "not a value that it can have"
 
 
 def _inner(shape: type[Shape], place: Sequence[str | int]) -> type[Shape] | None:

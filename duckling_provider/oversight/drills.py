@@ -99,11 +99,12 @@ class DrillResult:
     @property
     def sentence(self) -> str:
         """What was proven, for people."""
+        tables = f"{self.tables} table{'s' * (self.tables != 1)}"
         compared = "as many as when it was made" if self.compared else "and it does not say how many there should be"
         asked = f"; {self.queries} quer{'y' if self.queries == 1 else 'ies'} yielded true" if self.queries else ""
         return (
             f"{self.key}: restored on trial in {human_seconds(self.restore_ms / 1000)}, {human_bytes(self.size)}; "
-            f"{self.tables} tables read whole in {human_seconds(self.read_ms / 1000)}, {self.rows:,} rows, {compared}"
+            f"{tables} read whole in {human_seconds(self.read_ms / 1000)}, {self.rows:,} rows, {compared}"
             f"{asked}"
         )
 

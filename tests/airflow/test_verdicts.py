@@ -368,7 +368,24 @@ def test_a_restore_to_a_moment_is_begun_by_the_page_into_a_file_of_its_own(shop,
         {"until": "2026-01-01", "name": ""},
         {"until": "2026-01-01", "name": "/etc/x.db"},
     ):
-        assert page.post("databases/shop/moment", **fields).status_code == 400, fields
+        refused = page.post("databases/shop/moment", **fields)
+        assert (refused.status_code, "Nothing was done." in refused.text) == (422, True), fields
+        # What was typed need not be typed again.
+        assert f'name="name" value="{fields["name"]}"' in refused.text
+
+
+def test_a_run_that_restored_to_a_moment_says_so_and_which_tables_stayed_behind(shop, page):
+    key = shop.backed_up()
+    left = {"name": "notes", "reason": "it would need a new copy", "asOf": "2026-01-01T11:58:00.000Z"}
+    done = {"key": key, "size": 7, "duration": 9, "path": "/r/before.db", "kept": None}
+    done |= {"position": "binlog.000012:4711", "changes": 48211, "left": [left]}
+    run = shop.add("restore", results={"restore": done}, conf={"until": "2026-01-01T12:00:00Z", "target_path": "/r/x"})
+    shown = page(f"runs/duckling_restore__shop/{run}").text
+    assert (
+        f"/r/before.db is as MySQL had it at 2026-01-01T12:00:00Z, from {key} and the binlog after it; 1 table" in shown
+    )
+    for text in ("48,211", "binlog.000012:4711", "Not followed: notes", "as it was at 2026-01-01T11:58:00.000Z"):
+        assert text in shown
 
 
 def test_the_api_takes_a_moment_only_with_a_file_of_its_own(shop, client, installation):

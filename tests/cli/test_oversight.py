@@ -69,6 +69,14 @@ def test_after_the_loss_of_the_host_the_states_are_known_from_the_bucket(shop: A
     assert {one["id"]: one["state"] for one in status()["databases"]}["shop"] == "protected"
 
 
+def test_a_key_that_does_not_exist_gets_no_database_into_trouble(shop: Any):
+    assert run_here("backup", "shop").code == 0
+    for command in ("verify", "drill"):
+        refused = run_here(command, "shop", "backup-2025-03-01T14-32-11-482Z.db")
+        assert (refused.code, "no such object" in refused.err) == (1, True)
+    assert status("shop")["state"] == "protected"
+
+
 def test_a_restore_tells_what_it_will_take_before_it_begins(shop: Any):
     assert run_here("backup", "shop").code == 0
     assert "takes     less than a second" in run_here("restore", "shop", "--dry-run").out
@@ -110,4 +118,4 @@ def test_the_audit_tells_who_did_what_and_what_failed_without_a_secret(shop: Any
     assert json.loads(path.read_text().splitlines()[0])["host"] == shop.database("shop").here
     shop.write()
     assert "delete" in run_here("audit").out
-    assert run_here("audit", "nothing").code == 1
+    assert run_here("audit", "nothing").code == 2

@@ -205,6 +205,11 @@ def test_tables_are_chosen_by_both_lists_and_the_environment(
         ({"onPositionLost": "ask"}, "onPositionLost: expected resync or fail, got a string of 3 characters"),
         ({"maxSyncYields": -1}, "maxSyncYields: expected a whole number from 0 to 10000"),
         ({"maxSyncYields": "3"}, "maxSyncYields: expected a whole number, got a string"),
+        ({"localBackupsMaxBytes": -5}, "localBackupsMaxBytes: expected a whole number from 0 on"),
+        (
+            {"drillIntervalDays": 1e-7},
+            "drillIntervalDays: expected 0 (by hand only) or at least 0.0417, an hour",
+        ),
         ({"storageVersion": "1.5.0"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
         ({"storageVersion": "v1.5.0'"}, "storageVersion: expected a DuckDB version such as v1.5.0"),
         ({"storageVersion": ""}, "storageVersion: expected a DuckDB version such as v1.5.0"),

@@ -14,7 +14,7 @@ from airflow.utils.session import create_session
 from duckling_provider.base.errors import sentences
 from duckling_provider.base.units import human_bytes
 from duckling_provider.dags.ids import DRILL, RESTORE, SNAPSHOT, TASKS, UPLOAD, VERIFY, Kind
-from duckling_provider.tasks.results import BackupTested, RunResults, Transferred
+from duckling_provider.tasks.results import BackupTested, ReachedByBinlog, RunResults, Transferred
 from duckling_provider.web.services.privacy import Hide, hidden_run
 from duckling_provider.web.services.queries import RETRY, read_run
 from duckling_provider.web.services.records import Run
@@ -47,7 +47,7 @@ class Task:
 @dataclass(frozen=True)
 class Progress:
     """A run and its tasks. `error` is what a task recorded, for people; `result` the backup that the run made or read;
-    `restored_to` the file that now holds it; `report` what a drill found.
+    `restored_to` the file that now holds it, `moment` how it was brought to a moment; `report` what a drill found.
     """
 
     run: Run
@@ -57,6 +57,7 @@ class Progress:
     result: Transferred | None
     seconds: float | None
     restored_to: str = ""
+    moment: ReachedByBinlog | None = None
     report: BackupTested | None = None
 
     @property
@@ -116,6 +117,13 @@ class Progress:
         if made is None:
             return ""
         backup = f"{made['key']} ({human_bytes(made['size'])})"
+        if self.moment is not None:
+            goal = self.run.conf.get("until") or self.run.conf.get("until_position")
+            left = len(self.moment.get("left", ()))
+            told = f"; {left} table{'s' * (left != 1)} could not be followed so far" if left else ""
+            return (
+                f": {self.restored_to} is as MySQL had it at {goal}, from {made['key']} and the binlog after it{told}"
+            )
         if self.restored_to:
             return f": {self.restored_to} now holds {backup}"
         outcome = {"verify": " is whole", "drill": " was restored on trial and read whole"}.get(self.run.kind, "")
@@ -150,6 +158,7 @@ def read_progress(dag_id: str, run_id: str, database_id: str, hide: Hide, *, now
         _made(run.kind, results),
         seconds,
         restored["path"] if restored else "",
+        restored if restored and "position" in restored else None,
         results.get(DRILL),
     )
 

@@ -182,7 +182,12 @@ def to_moment(request: Request, caller: CallerDep, database_id: str, until: Type
     """Begin a restore to a moment, into a file of its own, and go to its run."""
     database = database_for(caller, "restore", database_id)
     target = installation().settings.restore_path / name.strip() if name.strip() else ""
-    conf = moment_conf(database, until=until, target_path=str(target))
+    try:
+        conf = moment_conf(database, until=until, target_path=str(target))
+    except (DucklingError, ApiError) as error:
+        why = error.error if isinstance(error, ApiError) else str(error)
+        refused = {"error": hiding(caller, [database])(why.rstrip(".")), "until": until, "name": name}
+        return _confirm(request, caller, database, "restore", LATEST, moment=refused)
     return _begin(request, caller, database, "restore", conf=conf)
 
 
@@ -412,11 +417,19 @@ def _is_name(database: Database, typed: str) -> bool:
 
 
 def _confirm(
-    request: Request, caller: Caller, database: Database, action: str, key: str, *, typed: str | None = None
+    request: Request,
+    caller: Caller,
+    database: Database,
+    action: str,
+    key: str,
+    *,
+    typed: str | None = None,
+    moment: Mapping[str, str] | None = None,
 ) -> Response:
     """The question before a restore or a deletion.
 
     :param typed: the wrong name that was typed; None when nothing was asked yet.
+    :param moment: what was asked of a restore to a moment, and the ``error`` for which it was refused.
     """
     store = _backups(database)
     full = existing_key(database, store, key)
@@ -433,12 +446,12 @@ def _confirm(
     known = next((backup for backup in recorded if backup.key == full), None)
     (status,) = statuses([database], caller)
     newest = status.record.verified
-    moment = now()
     created = parse_name(full.rpartition("/")[2])
     return page(
         request,
         f"{action}.html",
-        status=200 if typed is None else 422,
+        status=200 if typed is None and moment is None else 422,
+        moment=moment,
         database=database,
         record=status.record,
         key=full,
@@ -447,7 +460,7 @@ def _confirm(
         shows_place=sees_places(caller),
         newest_asked=key == LATEST,
         created=created,
-        age=None if created is None else (moment - created).total_seconds(),
+        age=None if created is None else (now() - created).total_seconds(),
         size=known.size if known is not None and known.size else stored.size,
         # What is known is of the newest backup.
         takes=None
@@ -466,7 +479,7 @@ def _confirm(
         is_newest=newest is not None and newest.key == full,
         others=sum(1 for b in recorded if b.key != full and b.verified is not None and b.failure is None),
         typed=typed,
-        now=moment,
+        now=now(),
     )
 
 
