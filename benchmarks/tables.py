@@ -13,13 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
 from benchmarks import ROOT
-
-mpl.use("svg")
-# The same picture for the same figures, whenever it is drawn.
-mpl.rcParams["svg.hashsalt"] = "duckling"
 
 PAGE = ROOT / "docs" / "internals" / "performance.md"
 PICTURE = ROOT / "docs" / "internals" / "network.svg"
@@ -88,6 +82,11 @@ def _ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
 
 def draw(document: dict[str, Any], picture: Path) -> None:
     """Throughput of each client over each line."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    # The same picture for the same figures, whenever it is drawn.
+    mpl.rcParams["svg.hashsalt"] = "duckling"
     from matplotlib import pyplot as plt
 
     found = [(match, case) for case in document["cases"] if (match := _LINE.fullmatch(case["title"]))]

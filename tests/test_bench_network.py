@@ -69,6 +69,7 @@ def test_the_table_compares_with_boto3_and_with_the_fastest_and_names_what_is_mi
 
 
 def test_the_table_replaces_the_one_before_and_nothing_else(document, tmp_path):
+    pytest.importorskip("matplotlib")
     page, results = tmp_path / "page.md", tmp_path / "results.json"
     results.write_text(json.dumps(document))
     page.write_text("before\n<!-- network: written by benchmarks.tables -->\nold\n<!-- network: end -->\nafter\n")

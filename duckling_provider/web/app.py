@@ -13,11 +13,16 @@ from starlette.exceptions import HTTPException
 
 from duckling_provider import __version__
 from duckling_provider.base.errors import ConfigError, DucklingError
-from duckling_provider.base.strict_json import printable
 from duckling_provider.web.api import backups, databases, monitoring
 from duckling_provider.web.page import views
 from duckling_provider.web.page.render import error_page, wants_page
-from duckling_provider.web.services.dependencies import all_entries, each_parameter_once
+from duckling_provider.web.services.dependencies import (
+    all_entries,
+    each_parameter_once,
+    json_bodies_only,
+    says_json,
+    wanted_body,
+)
 from duckling_provider.web.services.errors import ApiError, of_core
 from duckling_provider.web.services.limits import Guard
 from duckling_provider.web.services.privacy import hidden_mistake, hiding, sees_places
@@ -39,7 +44,7 @@ def create_app() -> FastAPI:
         title="Duckling", version=__version__, description=_DESCRIPTION, docs_url="/docs", redoc_url=None
     )
     for part in (backups, databases, monitoring):
-        app.include_router(part.router, dependencies=[Depends(each_parameter_once)])
+        app.include_router(part.router, dependencies=[Depends(each_parameter_once), Depends(json_bodies_only)])
     views.install(app)
     app.add_middleware(Guard)
     app.add_exception_handler(ApiError, _api_error)
@@ -82,19 +87,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in inside)
         if problem["type"] == "json_invalid":
             mistakes.append(f"the body is not JSON: {problem['ctx']['error']} at character {place}")
-        elif where == "body" and not place and not _says_json(request):
-            sent = printable(request.headers.get("content-type", ""), limit=100)
-            mistakes.append(
-                "the body must be a JSON object, sent with the header Content-Type: application/json; "
-                f"{f'this one came as {sent}' if sent else 'this one has none'} (curl -d needs -H)"
-            )
+        elif where == "body" and not place and not says_json(request):
+            mistakes.append(wanted_body(request))
         else:
             mistakes.append(f"{place or where}: {problem['msg']}")
     return await _answer(request, ApiError(400, "; ".join(mistakes)))
-
-
-def _says_json(request: Request) -> bool:
-    return "json" in request.headers.get("content-type", "")
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -71,6 +71,30 @@ def each_parameter_once(request: Request) -> None:
         raise ApiError(400, f"{printable(twice)}: given more than once")
 
 
+def json_bodies_only(request: Request) -> None:
+    """A form is not understood, and a page elsewhere may send one in its visitor's name, as it may a body of no type.
+
+    :raises ApiError: 400 for a body of another type, or of none.
+    """
+    headers = request.headers
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    if has_body and not says_json(request):
+        raise ApiError(400, wanted_body(request))
+
+
+def says_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
+
+
+def wanted_body(request: Request) -> str:
+    """What the body has to be, and what came in its place."""
+    sent = printable(request.headers.get("content-type", ""), limit=100)
+    return (
+        "the body must be a JSON object, sent with the header Content-Type: application/json; "
+        f"{f'this one came as {sent}' if sent else 'this one has none'} (curl -d needs -H)"
+    )
+
+
 CallerDep = Annotated[Caller, Depends(caller)]
 GuestDep = Annotated[Caller | None, Depends(guest)]
 
