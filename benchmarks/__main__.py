@@ -14,6 +14,7 @@ from benchmarks import RESULTS, WORK
 from benchmarks.applying import applying
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
+from benchmarks.differential import differential
 from benchmarks.formats import formats
 from benchmarks.listing import listing
 from benchmarks.network import network
@@ -27,6 +28,7 @@ _GROUPS = (
     "transfers",
     "network",
     "formats",
+    "differential",
     "memory",
     "plan",
     "dags",
@@ -38,6 +40,8 @@ _GROUPS = (
     "validating",
     "recovery",
 )
+#: MiB: more would take an hour.
+_MOST_OVER_A_LINE = 2048
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -88,6 +92,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield from network(mib, runs=runs, quick=quick)
     if "formats" in groups:
         yield from formats(mib, runs=runs)
+    if "differential" in groups:
+        yield from differential(mib, line=not quick and mib <= _MOST_OVER_A_LINE)
     if "clients" in groups:
         yield from clients(mib, runs=runs)
     if "memory" in groups:

@@ -26,14 +26,39 @@ connection.execute("CHECKPOINT replica")
 
 def replica(mib: int) -> Path:
     """A replica of about `mib` MiB, made when it is not there yet. No test may write to it."""
-    path = WORK / "replicas" / f"{mib}-mib.db"
+    return _made(f"{mib}-mib.db", _MAKE, mib)
+
+
+def _made(name: str, program: str, mib: int) -> Path:
+    path = WORK / "replicas" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         making = path.with_suffix(".making")
         making.unlink(missing_ok=True)
-        subprocess.run([sys.executable, "-c", _MAKE, str(making), str(mib)], check=True)
+        subprocess.run([sys.executable, "-c", program, str(making), str(mib)], check=True)
         making.rename(path)
     return path
+
+
+# Sixteen columns of 8 bytes: what changes in one of them is a sixteenth of the table.
+_MAKE_WIDE = """
+import sys
+import duckdb
+
+path, mib = sys.argv[1], int(sys.argv[2])
+connection = duckdb.connect(config={"memory_limit": "2GiB"})
+connection.execute("SET enable_progress_bar = false")
+connection.execute(f"ATTACH '{path}' AS replica (STORAGE_VERSION 'v1.0.0')")
+columns = ", ".join(f"hash(i * 16 + {number}) AS c{number}" for number in range(15))
+connection.execute(
+    f"CREATE TABLE replica.noise AS SELECT hash(i) AS id, {columns} FROM range({mib * 8_125}) t(i)")
+connection.execute("CHECKPOINT replica")
+"""
+
+
+def wide(mib: int) -> Path:
+    """As `replica`, of a table with sixteen columns."""
+    return _made(f"{mib}-mib-wide.db", _MAKE_WIDE, mib)
 
 
 def sparse(gib: int) -> Path:

@@ -132,8 +132,8 @@ def plan_copies(
     step = max(1, -(-whole.part_size // segment)) * segment
     if limits.equal:
         return _equal_parts(unchanged, size, covered, segment, step, limits)
-    runs = _runs(unchanged, size, covered, segment, limits.least)
     most_copied = limits.most_copied // segment * segment
+    runs = _runs(unchanged, size, covered, segment, limits.least, joins=most_copied > segment)
     crowded = max(1, int(limits.max_parts * _CROWDED))
     gaps = sorted((run for run in runs if run.copied), key=lambda run: (run.length, run.start))
     largest = max(step, most_copied)
@@ -144,7 +144,7 @@ def plan_copies(
         MAX_PART // segment,
         lambda count: count * segment >= step and _count(runs, count * segment, most_copied) <= limit,
     )
-    return _cut(runs, max(1, pieces) * segment, most_copied)
+    return _cut(runs, max(1, pieces) * segment, most_copied, segment, limits.least)
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,14 @@ class _Run:
         return self.stop - self.start
 
 
-def _runs(unchanged: Sequence[bool], size: int, covered: int, segment: int, least: int) -> list[_Run]:
+def _runs(unchanged: Sequence[bool], size: int, covered: int, segment: int, least: int, *, joins: bool) -> list[_Run]:
+    """:param joins: whether a segment may be copied in one part with the one before it."""
     runs: list[_Run] = []
     for index, same in enumerate(unchanged):
         start, stop = index * segment, min((index + 1) * segment, covered)
-        # No part but the last may be as small as the last segment can be.
-        _append(runs, _Run(start, stop, same and not (stop == covered < size and stop - start < least)))
+        # No part but the last may be as small as the last segment can be: it goes with the one before it.
+        alone = not (joins and runs and runs[-1].copied)
+        _append(runs, _Run(start, stop, same and not (alone and stop == covered < size and stop - start < least)))
     if covered < size:
         _append(runs, _Run(covered, size, copied=False))
     return runs
@@ -191,16 +193,24 @@ def _count(runs: Iterable[_Run], most_sent: int, most_copied: int) -> int:
     return sum(-(-run.length // (most_copied if run.copied else most_sent)) for run in runs)
 
 
-def _cut(runs: Iterable[_Run], most_sent: int, most_copied: int) -> Cut:
+def _cut(runs: Iterable[_Run], most_sent: int, most_copied: int, segment: int, least: int) -> Cut:
     stops: list[int] = []
     copied: set[int] = set()
     for run in runs:
-        step = most_copied if run.copied else most_sent
-        for start in range(run.start, run.stop, step):
+        for length in _lengths(run, most_copied if run.copied else most_sent, segment, least):
             if run.copied:
                 copied.add(len(stops))
-            stops.append(min(start + step, run.stop))
+            stops.append((stops[-1] if stops else 0) + length)
     return Cut(tuple(stops), frozenset(copied))
+
+
+def _lengths(run: _Run, step: int, segment: int, least: int) -> list[int]:
+    """Of a run's parts: `step` each, and what is left; where that is too little for a part, a segment more of it."""
+    count, rest = divmod(run.length, step)
+    lengths = [step] * count + ([rest] if rest else [])
+    if run.copied and count and 0 < rest < least and step > segment:
+        lengths[-2:] = [step - segment, rest + segment]
+    return lengths
 
 
 def _least(most: int, fits: Callable[[int], bool]) -> int:

@@ -80,10 +80,9 @@ class Site:
         found = fetch_segments(self.store, key, backup.trailer, SegmentKeys(backup.encryption_key))
         return b"".join(bytes(piece) for _, piece in found)
 
-    def end(self, key):
-        """Bytes that are always sent: the last segment, too short for a part that others follow, and the trailer."""
-        size = self.footer(key).size
-        return self.store.head(key).size - size + size % SEGMENT
+    def trailer(self, key):
+        """Bytes that are always sent."""
+        return self.store.head(key).size - self.footer(key).size
 
 
 @pytest.fixture
@@ -112,17 +111,14 @@ def changed(data, *numbers):
 def test_changed_segments_are_sent_and_the_trailer_whatever_is_left_on_this_machine(site, kept):
     first = some_bytes(SIZE)
     whole = site.upload(first, kept=kept)
-    assert (whole.bytes_sent, whole.because) == (
-        SIZE - SIZE % SEGMENT + site.end(whole.key),
-        "there is no earlier backup",
-    )
+    assert (whole.bytes_sent, whole.because) == (SIZE + site.trailer(whole.key), "there is no earlier backup")
     done = site.upload(changed(first, 0, 5, 6), kept=kept)
-    assert (done.bytes_sent, done.because) == (3 * SEGMENT + site.end(done.key), "")
-    assert done.bytes_copied == SIZE - SIZE % SEGMENT - 3 * SEGMENT
+    assert (done.bytes_sent, done.because) == (3 * SEGMENT + site.trailer(done.key), "")
+    assert done.bytes_copied == SIZE - 3 * SEGMENT
     again = site.upload(changed(first, 0, 5, 6), kept=kept)
-    assert again.bytes_sent == site.end(again.key)
+    assert again.bytes_sent == site.trailer(again.key)
     grown = site.upload(changed(first, 0, 5, 6) + b"grown by this", kept=kept)
-    assert grown.bytes_sent == site.end(grown.key)
+    assert grown.bytes_sent == site.footer(grown.key).size % SEGMENT + site.trailer(grown.key)
     keys = [result.key for result in (whole, done, again, grown)]
     assert [site.footer(key).generation for key in keys] == [0, 1, 2, 3]
     assert len({site.footer(key).lineage for key in keys}) == 1
@@ -155,7 +151,7 @@ def test_only_what_was_verified_in_full_lends_segments_and_generations_count_all
     one = site.upload(first)
     two = site.upload(changed(first, 1), verified="sent")
     three = site.upload(changed(first, 1), verified="")
-    assert three.bytes_sent == SEGMENT + site.end(three.key)
+    assert three.bytes_sent == SEGMENT + site.trailer(three.key)
     assert [site.footer(each.key).generation for each in (one, two, three)] == [0, 1, 2]
 
 
@@ -237,7 +233,7 @@ def test_an_interrupted_upload_is_the_same_object_when_it_is_tried_again(site, m
     sealed = find_snapshot(site.database, snapshot.filename)
     monkeypatch.setattr(site.store, "put", put)
     done = upload_snapshot(site.database, site.store, sealed)
-    assert done.bytes_sent == SEGMENT + site.end(done.key)
+    assert done.bytes_sent == SEGMENT + site.trailer(done.key)
     assert site.store.read_small(f"{done.key}.mac", 64) == sealed.mac.encode()
 
 

@@ -68,6 +68,13 @@ def test_where_nothing_changed_nothing_but_the_tail_is_sent():
     assert (cut.count, cut.size - cut.copied_bytes) == (501, 2_048_300)
 
 
+@pytest.mark.parametrize("segments", [2, 127, 128, 129, 300])
+def test_a_last_segment_too_short_for_a_part_is_copied_with_the_one_before_it(segments: int):
+    covered = (segments - 1) * SEGMENT + 17
+    cut = plan_copies([True] * segments, covered + 99, segment=SEGMENT, limits=Limits(8 * MIB, 10_000), covered=covered)
+    assert cut.size - cut.copied_bytes == 99
+
+
 def test_where_everything_changed_the_parts_are_those_of_a_full_upload():
     cut = plan_copies([False] * 128, GIB, segment=SEGMENT, limits=Limits(8 * MIB, 10_000))
     assert (cut.count, cut.copied) == (128, frozenset())
