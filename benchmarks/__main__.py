@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         for case in _cases(options.only or _GROUPS, options.size, runs=options.runs, quick=options.quick):
             show(case, console)
             cases.append(case)
-    save(output, cases, command=" ".join(["python -m benchmarks", *arguments]))
+            # Each time: what a run that is stopped has measured is kept.
+            save(output, cases, command=" ".join(["python -m benchmarks", *arguments]))
     console.print(f"{output}: everything above as JSON", soft_wrap=True)
     if options.publish:
         # The picture's library is not needed for a run without.

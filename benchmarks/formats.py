@@ -76,7 +76,7 @@ def _pass(path: str, number: int) -> tuple[Any, dict[str, Any]]:
     made = _seal(size, number)
     fd = os.open(path, os.O_RDONLY)
     try:
-        one_pass(fd, size, [made.hash, made.encrypt], Control(), keep_cached=True)
+        one_pass(fd, size, [made.hash, made.encrypt], Control())
     finally:
         os.close(fd)
     return made, made.facts()

@@ -34,6 +34,7 @@ def _database() -> tuple[Any, Any]:
     from duckling_provider import config
     from duckling_provider.stores import s3
 
+    import_everything()
     database = config.load().database(DATABASE)
     return database, s3.open_store(database)
 
@@ -91,7 +92,6 @@ def command(*arguments: str) -> Work:
     """``duckling …`` in this process: what its user sees grow."""
     from duckling_provider.cli.app import main
 
-    import_everything()
     _database()
 
     def work() -> None:

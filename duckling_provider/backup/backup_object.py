@@ -119,7 +119,7 @@ class StoredBackup:
     `mac` is the expected HMAC in hex for client-aes256; `sha256` the expected digest of the file where metadata has
     one; `origin` is the replica that it is of, None where that is not known; `rows` is what
     `replica.reading.rows_digest` made of the rows of its tables, None where the metadata doesn't tell; `trailer` is the
-    proven one of an object of format 2.
+    proven one of an object of format 2; `iv` are the object's first bytes where they are one.
     """
 
     key: str
@@ -133,6 +133,7 @@ class StoredBackup:
     origin: Origin | None = None
     rows: str | None = None
     trailer: Trailer | None = None
+    iv: bytes | None = None
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -480,7 +481,17 @@ def _encrypted(
     encryption_key = choose_key(keys, head, fingerprint=fingerprint, subject=subject)
     _require_identity(database, stored, encryption_key, code, subject=subject)
     return StoredBackup(
-        stored.key, CLIENT, size, stored.size, stored.etag, encryption_key, code, None, origin_of(stored), rows
+        stored.key,
+        CLIENT,
+        size,
+        stored.size,
+        stored.etag,
+        encryption_key,
+        code,
+        None,
+        origin_of(stored),
+        rows,
+        iv=None if head is None else head[:IV_BYTES],
     )
 
 

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,12 @@ from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import clone, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, StateFileError
+from duckling_provider.base.host_load import forget
 from duckling_provider.base.state_files import open_state, read_state
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
-from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, PartMac
-from duckling_provider.formats.pipeline import DurableWriter
+from duckling_provider.formats.crypto import BytesLike, CtrCipher, PartMac
+from duckling_provider.formats.pipeline import DurableWriter, Fanout
 from duckling_provider.formats.segments import SegmentKeys
 from duckling_provider.formats.upload_body import PartChecksums
 from duckling_provider.replica.access import replica_access
@@ -78,19 +80,18 @@ class Lent:
         """The bytes of a segment, each piece in memory of its own."""
         start, stop = self.bounds(number)
         for position in range(start, stop, PIECE):
-            yield memoryview(os.pread(self.fd, min(PIECE, stop - position), position))
+            piece = memoryview(bytearray(min(PIECE, stop - position)))
+            yield piece[: os.preadv(self.fd, [piece], position)]
+        forget(self.fd, start, stop - start)
 
     def chunks(self, backup: StoredBackup, store: BackupSource, control: Control) -> Generator[memoryview, None, None]:
-        """The object's bytes in order, as `fetch` gives them, those of format 2 apart: what is lent is read here, and
-        encrypted anew for format 1, whose HMAC is of the ciphertext.
+        """The object's bytes behind the IV in order, as `fetch` gives them, those of format 2 apart: what is lent is
+        read here, and encrypted anew for format 1, whose HMAC is of the ciphertext.
         """
         cipher, lead = None, 0
-        if backup.encryption_key is not None:
-            lead = IV_BYTES
-            with contextlib.closing(store.open_range(backup.key, 0, lead, etag=backup.etag)) as stream:
-                iv = stream.read(lead)
-            cipher = CtrCipher(backup.encryption_key, iv)
-            yield memoryview(iv)
+        if backup.encryption_key is not None and backup.iv is not None:
+            lead = len(backup.iv)
+            cipher = CtrCipher(backup.encryption_key, backup.iv)
         spans = [(start + lead, stop + lead) for start, stop in map(self.bounds, self.missing)]
         fetched = fetch(store, backup.key, spans=spans, etag=backup.etag, control=control)
         with contextlib.closing(fetched):
@@ -99,7 +100,9 @@ class Lent:
                 if number in self.numbers:
                     stream_of = cipher.stream(start) if cipher is not None else None
                     for piece in self.pieces(number):
-                        yield piece if stream_of is None else memoryview(stream_of.update(piece))
+                        if stream_of is not None:
+                            stream_of.update_into(piece, piece)
+                        yield piece
                     continue
                 while start < stop:
                     piece = next(fetched)
@@ -116,7 +119,7 @@ class Patch:
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """`chunk` lies within one segment."""
         if self._position // self._lent.segment in self._lent.numbers:
-            os.lseek(self._lent.fd, len(chunk), os.SEEK_CUR)
+            self._writer.skip_to(self._position + len(chunk))
         else:
             self._writer.write(chunk)
         self._position += len(chunk)
@@ -338,23 +341,28 @@ def _lent(
     length = os.fstat(source).st_size
     os.ftruncate(fd, size)
     control.begin("compare", min(size, length))
-    buffer, found = memoryview(bytearray(min(segment, size))), set(there)
-    for number in range(-(-size // segment)):
-        start, stop = number * segment, min((number + 1) * segment, size)
-        if stop > length:
-            break
-        control.advance(stop - start)
-        data = buffer[: stop - start]
-        if number in there:
-            continue
-        if os.preadv(fd if in_place else source, [data], start) == len(data) and proof(number, data):
-            if not in_place:
-                _write_all(fd, data, start)
+    found, places = set(there), deque[int]()
+
+    def write(data: BytesLike) -> None:
+        writer.skip_to(places.popleft())
+        writer.write(data)
+
+    # One is read and looked at while the one before is written.
+    with DurableWriter(fd) as writer, Fanout(write) as copies:
+        spare = copies.spare(min(segment, size))
+        for number in range(-(-size // segment)):
+            start, stop = number * segment, min((number + 1) * segment, size)
+            if stop > length:
+                break
+            control.advance(stop - start)
+            data = spare[: stop - start]
+            if number in there or os.preadv(fd if in_place else source, [data], start) != len(data):
+                continue
+            if not proof(number, data):
+                continue
             found.add(number)
+            if not in_place:
+                places.append(start)
+                copies.put(data)
+                spare = copies.spare(min(segment, size))
     return frozenset(found)
-
-
-def _write_all(fd: int, data: memoryview, position: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, position)
-        data, position = data[written:], position + written

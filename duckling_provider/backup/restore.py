@@ -38,7 +38,6 @@ from duckling_provider.base.errors import (
     RequestError,
     WrongKeyError,
 )
-from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.base.state_files import open_state
 from duckling_provider.config.databases import Database
@@ -537,20 +536,20 @@ def _fill(
     store: BackupSource, backup: StoredBackup, download: Download, delta: _Delta, control: Control
 ) -> BlockReport:
     """The backup's bytes into the new file, and their proof."""
-    fd, keep = download.fd, not is_large(backup.size)
+    fd = download.fd
     with delta.received(backup, download) as received:
         noted = [] if received is None else [received.update]
         lent = delta.lend(backup, download, received, control)
         if lent is not None:
             try:
-                with DurableWriter(fd, keep_cached=keep) as writer:
+                with DurableWriter(fd) as writer:
                     sink = in_turn(Patch(lent, writer).write, *noted)
                     return read_verified(backup, store, sink=sink, lent=lent, control=control)
             except IntegrityError as error:
                 delta.failed(backup, fd, error)
                 if received is not None:
                     received.forget()
-        with DurableWriter(fd, keep_cached=keep) as writer:
+        with DurableWriter(fd) as writer:
             report = read_verified(backup, store, sink=in_turn(writer.write, *noted), control=control)
             warm_up()  # while the rest is written
             return report

@@ -49,7 +49,6 @@ from duckling_provider.base.errors import (
     SnapshotError,
     StateFileError,
 )
-from duckling_provider.base.host_load import is_large
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.base.state_files import read_state
 from duckling_provider.config.databases import Database
@@ -335,12 +334,12 @@ def _copied(
             held.close()
             ended = time.monotonic()
             control.begin("snapshot", size)
-            one_pass(out, size, stages, control, keep_cached=not is_large(size))
+            one_pass(out, size, stages, control)
             os.fsync(out)
         else:
             require_space(database.backup_dir, size, subject=database.id, purpose="a local backup")
             control.begin("snapshot", size)
-            with DurableWriter(out, keep_cached=not is_large(size)) as writer:
+            with DurableWriter(out) as writer:
                 one_pass(source, size, [*stages, writer.write], control)
                 require_unchanged(replica, before)
                 held.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -295,8 +294,8 @@ def read_verified(
     What `sink` got may be used only when this returns. Of an object of format 2 it gets no byte before its segment is
     proven.
 
-    Memory: `fetch`'s window of 32 MiB, and as much plain text as a `Fanout` holds of pieces, 1.5 MiB; for format 2 the
-    buffers of `fetch_segments`, 32 MiB as well.
+    Memory: `fetch`'s window of 32 MiB, in which bytes are decrypted too; for format 2 the buffers of `fetch_segments`,
+    32 MiB as well.
 
     :raises IntegrityError: when HMAC, SHA-256, length or a block in use are not as they should be.
     """
@@ -308,9 +307,11 @@ def read_verified(
     if backup.trailer is not None:
         seen = _read_segments(backup, backup.trailer, store, [blocks.update, *sinks], control, lent)
     else:
+        # The IV was read before; so what is written at one place of a page lies at the same place of one in memory.
+        span = (0 if backup.iv is None else len(backup.iv), backup.object_size)
         chunks: Generator[memoryview, None, None]
         if lent is None:
-            chunks = fetch(store, backup.key, size=backup.object_size, etag=backup.etag, control=control)
+            chunks = fetch(store, backup.key, spans=[span], etag=backup.etag, control=control)
         else:
             chunks = lent.chunks(backup, store, control)
         with contextlib.closing(chunks):
@@ -427,23 +428,18 @@ def _read_encrypted(
 ) -> str:
     """:returns: the HMAC of what was read, in hex."""
     key = backup.encryption_key
-    if key is None or backup.mac is None:
+    if key is None or backup.mac is None or backup.iv is None:
         raise ModeError("not an encrypted backup", subject=subject)
-    first = next(chunks)
-    iv = bytes(first[:IV_BYTES])
-    pieces = itertools.chain([first[IV_BYTES:]], chunks)
-    del first  # or the first range would stay in memory
-    mac = Mac(key, iv)
-    stream = CtrCipher(key, iv).stream()
-    control.advance(IV_BYTES)
+    mac = Mac(key, backup.iv)
+    stream = CtrCipher(key, backup.iv).stream()
+    control.advance(len(backup.iv))
     # One core's work, on bytes in its cache; the other cores receive and write.
     with Fanout(*sinks) as plain:
-        for chunk in pieces:
+        for chunk in chunks:
             mac.update(chunk)
-            decrypted = plain.spare(PIECE)
-            decrypted = decrypted[: stream.update_into(chunk, decrypted)]
-            plain.put(decrypted)
-            blocks.update(decrypted)
+            stream.update_into(chunk, chunk)
+            plain.put(chunk)
+            blocks.update(chunk)
             control.advance(len(chunk))
     if not mac.matches(backup.mac):
         failed = IntegrityError(

@@ -66,31 +66,9 @@ def _seconds_of(program: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def is_large(size: int) -> bool:
-    """Whether a file of `size` bytes in the page cache would crowd out others: more than an eighth of what is free."""
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return True
-    for limit in _memory_limits():
-        with contextlib.suppress(OSError, ValueError), open(limit, encoding="utf-8") as file:
-            free = min(free, int(file.read()))
-    return size > free // 8
-
-
-def _memory_limits() -> list[str]:
-    """Files with the bytes that this process's cgroup or container may have, page cache included: cgroups(7), of
-    version 2 and of version 1. Not all of them are there.
-    """
-    groups = [""]  # what a container sees as the root
-    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, kinds, path = line.rstrip("\n").split(":", 2)
-            if kinds in {"", "memory"}:
-                groups.append(path)
-    versions = ("/sys/fs/cgroup{}/memory.max", "/sys/fs/cgroup/memory{}/memory.limit_in_bytes")
-    return [version.format(group.rstrip("/")) for group in groups for version in versions]
+def page_memory(size: int) -> memoryview:
+    """Memory of its own that begins on a page, as writing past the page cache demands (open(2), O_DIRECT)."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else b"")
 
 
 def forget(fd: int, start: int = 0, length: int = 0) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError
+from duckling_provider.base.host_load import page_memory
 from duckling_provider.base.interruptible import Workers
 from duckling_provider.formats.segments import SegmentKeys, Segments
 from duckling_provider.formats.trailer import Trailer
@@ -56,7 +57,7 @@ def fetch_segments(
     footer = trailer.footer
     control = control or Control()
     waiting = iter(range(footer.segment_count) if numbers is None else numbers)
-    free = [memoryview(bytearray(min(footer.segment_bytes, footer.size))) for _ in range(BUFFERS)]
+    free = [page_memory(min(footer.segment_bytes, footer.size)) for _ in range(BUFFERS)]
     reading = _Reading(store, key, trailer, footer.segments(keys), etag, control)
     under_way: deque[tuple[int, memoryview, Future[None]]] = deque()
     with Workers(BUFFERS, name="duckling-fetch", control=control) as pool:

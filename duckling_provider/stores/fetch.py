@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import IntegrityError, StoreError
+from duckling_provider.base.host_load import page_memory
 from duckling_provider.base.interruptible import Workers
 from duckling_provider.stores import concurrency
 from duckling_provider.stores.concurrency import Concurrency
@@ -50,7 +51,8 @@ def fetch(
     :param spans: in place of `size`: only the bytes of these, (first, byte after the last), in order; all but the last
         are multiples of `PIECE` long.
 
-    A piece is good until `KEPT` more and one after them are asked for; then its memory takes other bytes.
+    A piece begins on a page of memory, may be changed, and is good until `KEPT` more and one after them are asked for;
+    then its memory takes other bytes.
     A request that breaks off goes on where it was, until it has brought nothing for `ATTEMPTS` times.
 
     Memory: `WINDOW`, or the object's size where that is less.
@@ -165,7 +167,7 @@ class _Reading:
     ) -> None:
         self.control = control
         self._store, self._key, self._etag, self._pace = store, key, etag, pace
-        self._memory = memoryview(bytearray(min(sum(stop - start for start, stop in spans), WINDOW)))
+        self._memory = page_memory(min(sum(stop - start for start, stop in spans), WINDOW))
         self._concurrency = Concurrency(threads)
         self._lock = threading.Lock()
         self._arrived, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from duckling_provider.base.host_load import Passing, cpu_seconds, forget, is_large, lowered_priority
+from duckling_provider.base.host_load import Passing, cpu_seconds, forget, lowered_priority
 
 
 def nice():
@@ -63,7 +63,3 @@ def test_the_processor_time_grows():
     before = cpu_seconds()
     sum(range(200_000))
     assert cpu_seconds() > before
-
-
-def test_a_file_of_a_page_is_not_large_and_one_of_a_petabyte_is():
-    assert (is_large(4096), is_large(1 << 50)) == (False, True)
