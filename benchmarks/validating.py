@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - the statements are its own
 """What the rolling validation costs a sync that has much to apply: ``python -m benchmarks --only validating``.
 
 The same backlog is applied to copies of the same replica by whole syncs, without and with validation, which has more to
