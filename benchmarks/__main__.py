@@ -112,9 +112,9 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
     if "copying" in groups:
         yield from copying(20_000 if quick else 1_000_000, runs=runs)
     if "applying" in groups:
-        yield from applying(2_000 if quick else 100_000, runs=runs, seconds=2 if quick else 15)
+        yield from applying(2_000 if quick else 60_000, runs=min(runs, 3), seconds=2 if quick else 15)
     if "validating" in groups:
-        yield from validating(2_000 if quick else 300_000, rows=5_000 if quick else 1_000_000, runs=min(runs, 3))
+        yield from validating(2_000 if quick else 1_200_000, rows=5_000 if quick else 300_000)
     if "recovery" in groups:
         yield from recovery(50_000 if quick else 36_000_000, seconds=2 if quick else 15)
 
