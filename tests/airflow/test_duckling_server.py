@@ -12,7 +12,6 @@ import pytest
 from fixtures.node_server import NodeServer
 
 from duckling_provider.base.errors import ConfigError
-from duckling_provider.hooks.duckling_server import DucklingServerHook
 
 pytestmark = pytest.mark.airflow
 
@@ -217,6 +216,8 @@ def test_the_restore_dag_says_what_to_do_with_the_server(installation, parse_dag
 
 
 def test_the_button_test_says_whether_the_server_takes_the_key(node, connect):
+    from duckling_provider.hooks.duckling_server import DucklingServerHook
+
     connect(node, schema="http")
     assert DucklingServerHook().test_connection() == (
         True,
@@ -234,12 +235,16 @@ def test_the_button_test_says_whether_the_server_takes_the_key(node, connect):
 
 
 def test_a_missing_connection_names_the_field_of_the_entry():
+    from duckling_provider.hooks.duckling_server import DucklingServerHook
+
     with pytest.raises(ConfigError, match=r"shop: writerConnId: the Airflow connection 'nowhere' does not exist"):
         DucklingServerHook("nowhere", database_id="shop").server()
 
 
 def test_the_key_is_masked_in_logs_as_soon_as_the_connection_is_read(node, connect):
     from airflow.sdk._shared.secrets_masker import redact
+
+    from duckling_provider.hooks.duckling_server import DucklingServerHook
 
     connect(node, key="a-key-to-be-masked")
     server = DucklingServerHook().server()
@@ -248,6 +253,8 @@ def test_the_key_is_masked_in_logs_as_soon_as_the_connection_is_read(node, conne
 
 
 def test_airflow_knows_the_connection_type():
+    from duckling_provider.hooks.duckling_server import DucklingServerHook
+
     # In a process of its own, which asks as the API server does: in 3.1 the form is known only if that is the first
     # question, where Flask-AppBuilder is not installed.
     program = """

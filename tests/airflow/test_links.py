@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from duckling_provider.links.s3 import object_url
-
 KEY = "a b/ä?/backup.db"
 
 
@@ -29,6 +27,8 @@ KEY = "a b/ä?/backup.db"
     ],
 )
 def test_the_link_leads_to_the_object(installation, fields, url):
+    from duckling_provider.links.s3 import object_url
+
     s3 = {"enabled": True, "bucket": "shop", "region": "eu-west-1", "accessKeyId": "a", "secretAccessKey": "secret"}
     installation.write(installation.entry("a", s3=s3 | fields))
     assert object_url(installation.database("a"), KEY) == url

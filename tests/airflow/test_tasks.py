@@ -9,12 +9,9 @@ import signal
 import threading
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from duckling_provider.backup import snapshot
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
-from duckling_provider.hooks.duckling import DucklingHook
-from duckling_provider.tasks.run import CoreTask, airflow_errors
 
 pytestmark = pytest.mark.airflow
 
@@ -273,6 +270,10 @@ def test_a_release_leaves_the_hold_of_another_run_alone(installation, make_repli
 
 
 def test_only_errors_that_a_retry_can_cure_are_retried():
+    from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+    from duckling_provider.tasks.run import airflow_errors
+
     for retryable, expected in ((True, AirflowException), (False, AirflowFailException)):
         with pytest.raises(AirflowException) as caught, airflow_errors():
             raise DucklingError("the store is asleep", subject="shop", hint="Wake it.", retryable=retryable)
@@ -283,6 +284,8 @@ def test_only_errors_that_a_retry_can_cure_are_retried():
 
 def test_secrets_are_masked_as_soon_as_an_entry_is_read(installation):
     from airflow.sdk._shared.secrets_masker import redact
+
+    from duckling_provider.hooks.duckling import DucklingHook
 
     url = "mysql://user:sesame-open@db/shop"
     s3 = {
@@ -301,6 +304,8 @@ def test_secrets_are_masked_as_soon_as_an_entry_is_read(installation):
 
 
 def test_an_unknown_or_bad_entry_is_named(installation):
+    from duckling_provider.hooks.duckling import DucklingHook
+
     installation.write(installation.entry("shop"), installation.entry("bad", s3={"enabled": True}))
     with pytest.raises(NotFoundError, match='Did you mean "shop"'):
         _ = DucklingHook("shopp").database
@@ -321,6 +326,8 @@ def test_a_missing_connection_is_an_error_and_not_the_machines_own_credentials(
 
 
 def test_a_database_without_s3_has_no_store(installation):
+    from duckling_provider.hooks.duckling import DucklingHook
+
     installation.write(installation.entry("shop"))
     with pytest.raises(ConfigError, match="shop: s3: "):
         DucklingHook("shop").store()
@@ -328,6 +335,8 @@ def test_a_database_without_s3_has_no_store(installation):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 def test_a_task_of_root_acts_as_the_owner_of_the_replica_s_folder(installation, monkeypatch):
+    from duckling_provider.tasks.run import CoreTask
+
     class Task(CoreTask):
         log = logging.getLogger("task")
         database_id = "production"

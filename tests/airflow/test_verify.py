@@ -10,9 +10,6 @@ import time
 
 import pytest
 
-from duckling_provider.sensors.verify import HmacVerifySensor
-from duckling_provider.triggers.verify import HmacVerifyTrigger
-
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
 
 KEY = "0123456789abcdef" * 4
@@ -124,7 +121,7 @@ def test_a_backup_that_appears_later_is_waited_for(stored, verify):
     stored.client.delete_object(Bucket=stored.bucket, Key=stored.key)
 
     def appear():
-        time.sleep(2)
+        time.sleep(1)
         stored.write(f"{stored.key}.mac", mac)
         stored.write(stored.key, content)
 
@@ -150,6 +147,8 @@ def test_an_unknown_database_is_no_missing_object(stored, verify, installation):
 
 
 def test_the_trigger_survives_the_way_through_airflows_database(stored):
+    from duckling_provider.triggers.verify import HmacVerifyTrigger
+
     trigger = HmacVerifyTrigger(database_id="shop", key=stored.key, poke_interval=0.2, give_up_at=time.time())
     path, arguments = trigger.serialize()
     module, _, name = path.rpartition(".")
@@ -160,6 +159,8 @@ def test_the_trigger_survives_the_way_through_airflows_database(stored):
 
 def test_the_triggerer_verifies_on_any_machine(stored, installation, s3_server, monkeypatch):
     """It reads the store alone, and there is one triggerer for all hosts."""
+    from duckling_provider.triggers.verify import HmacVerifyTrigger
+
     s3 = s3_server.s3(stored.bucket, encryption="client-aes256", encryptionKey=KEY)
     installation.write(installation.entry("shop", s3=s3, host="db-1"))
     monkeypatch.setenv("DUCKLING_HOST", "triggerer")
@@ -173,6 +174,8 @@ def test_the_triggerer_verifies_on_any_machine(stored, installation, s3_server, 
 
 def test_a_cancelled_trigger_stops_its_thread(stored, s3_server, interceptor):
     """Otherwise a triggerer that is shut down would go on reading for hours."""
+    from duckling_provider.triggers.verify import HmacVerifyTrigger
+
     reading, released = threading.Event(), threading.Event()
 
     def hold_back(request):
@@ -197,6 +200,8 @@ def test_a_cancelled_trigger_stops_its_thread(stored, s3_server, interceptor):
 
 
 def test_the_sensor_follows_airflows_default_for_deferrable_operators(monkeypatch):
+    from duckling_provider.sensors.verify import HmacVerifySensor
+
     assert HmacVerifySensor(task_id="a", database_id="shop", key="latest").deferrable is False
     monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "true")
     assert HmacVerifySensor(task_id="b", database_id="shop", key="latest").deferrable is True
