@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,16 @@ def room(module: str) -> str:
     return max(inside, key=len)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The modules of ours that are imported anywhere in `path`, in functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -131,7 +138,7 @@ def test_each_room_says_what_it_is_for():
 def test_names_that_confused_are_unique():
     found: dict[str, list[str]] = {}
     for module, path in MODULES.items():
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             names = [getattr(node, "name", "")]
             if isinstance(node, ast.Assign):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
@@ -148,24 +155,22 @@ def test_only_its_own_adapters_know_the_node_server():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*dict.fromkeys(name.partition(".")[0] for name in CORE), "cli", "core"])
-def test_it_imports_no_airflow(name):
+def test_the_core_and_the_command_line_import_no_airflow():
     """In a fresh process, since another test may have imported Airflow into this one."""
     program = """
 import importlib, json, pkgutil, sys
-module = importlib.import_module(sys.argv[1])
-found = [sub.name for sub in pkgutil.walk_packages(module.__path__, module.__name__ + ".")]
-for sub in found:
-    importlib.import_module(sub)
-print(json.dumps([len(found), sorted(name for name in sys.modules if name.split(".")[0] == "airflow")]))
+for name in sys.argv[1:]:
+    module = importlib.import_module(f"duckling_provider.{name}")
+    found = [sub.name for sub in pkgutil.walk_packages(module.__path__, module.__name__ + ".")]
+    for sub in found:
+        importlib.import_module(sub)
+    print(json.dumps([name, len(found), [name for name in sys.modules if name.split(".")[0] == "airflow"]]))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program, f"duckling_provider.{name}"], capture_output=True, text=True, check=False
-    )
+    names = [*dict.fromkeys(name.partition(".")[0] for name in CORE), "cli", "core"]
+    result = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    count, airflow_modules = json.loads(result.stdout)
-    assert airflow_modules == []
-    assert count == sum(module.startswith(f"{name}.") for module in MODULES)
+    expected = [[name, sum(module.startswith(f"{name}.") for module in MODULES), []] for name in names]
+    assert [json.loads(line) for line in result.stdout.splitlines()] == expected
 
 
 def test_the_documented_tree_is_the_real_one():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 
 import pytest
+from fixtures.command_line import run_here
 
 from demo import round_trip
 from demo.airflow import Airflow, Task
@@ -18,7 +20,7 @@ TABLES = ("customers", "events", "order_items", "orders", "products")
 
 @pytest.fixture
 def own_airflow(monkeypatch, installation, run_dag):
-    """The demo without an Airflow of its own."""
+    """The demo without an Airflow of its own, and with its commands in this process."""
 
     @dataclasses.dataclass(frozen=True)
     class Here(Airflow):
@@ -34,7 +36,13 @@ def own_airflow(monkeypatch, installation, run_dag):
             assert run.state == "success"
             return [Task(name, state, 0.0) for name, state in run.tasks.items()]
 
+    def duckling(self, *arguments, fails=False):
+        done = run_here(*arguments, environ=self.airflow.environment())
+        assert bool(done.code) is fails, done
+        return subprocess.CompletedProcess(arguments, done.code, done.out, done.err)
+
     monkeypatch.setattr(round_trip, "Airflow", Here)
+    monkeypatch.setattr(round_trip._Demo, "_duckling", duckling)
     monkeypatch.setattr(round_trip, "ignore_stop_signals", lambda: None)  # these are pytest's
 
 
