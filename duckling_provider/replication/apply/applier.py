@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from duckling_provider.base.errors import ReplicationError
-from duckling_provider.replication.apply.apply_ddl import Follower, NotFollowedError
-from duckling_provider.replication.apply.ddl import moved_here
 from duckling_provider.replication.apply.foreign_keys import Children, Reference, altered, changes_references
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending, Reread
 from duckling_provider.replication.apply.reach import Reach
-from duckling_provider.replication.apply.sql_tokens import Tokens, tokenize
-from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
-from duckling_provider.replication.apply.steps import DropTable, RenameTable, Rewrite, Step, Unclear
 from duckling_provider.replication.binlog.stream import Begin, ForeignSchemaChange, StreamEvent, Unfollowed
+from duckling_provider.replication.ddl.apply_ddl import Follower, NotFollowedError
+from duckling_provider.replication.ddl.parse import moved_here
+from duckling_provider.replication.ddl.sql_tokens import Tokens, tokenize
+from duckling_provider.replication.ddl.statements import Followed, Wrote, read_statement
+from duckling_provider.replication.ddl.steps import DropTable, RenameTable, Rewrite, Step, Unclear
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import fold, quote
 from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
