@@ -61,13 +61,17 @@ def family(key="INT", on="ON DELETE CASCADE", child_key="id INT PRIMARY KEY", nu
     )
 
 
-def people(shop, *options, number="", **more):
+def members(*options, number="", **more):
     """:param number: behind the names of parent and child, where there are several."""
-    shop.run(
+    return (
         *family(*options, number=number, **more),
         f"INSERT INTO parent{number} VALUES (1, 0), (2, 0), (3, 0), (4, 0)",
         f"INSERT INTO child{number} (id, p) VALUES (1, 1), (2, 1), (3, 2), (4, NULL), (5, 4)",
     )
+
+
+def people(shop, *options, **more):
+    shop.run(*members(*options, **more))
     shop.follow()
 
 
@@ -81,7 +85,8 @@ KINDS_OF_KEYS = (
 
 def test_children_go_with_their_parents_without_a_new_copy(synced):
     for number, (key, child_key) in enumerate(KINDS_OF_KEYS):
-        people(synced, key, child_key=child_key, number=number)
+        synced.run(*members(key, child_key=child_key, number=number))
+    synced.follow()
     for number in range(len(KINDS_OF_KEYS)):
         synced.run(
             f"DELETE FROM parent{number} WHERE id = 3",
