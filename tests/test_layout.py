@@ -28,6 +28,7 @@ CORE = [
     "replication.mysql",
     "replication.binlog",
     "replication.copy",
+    "replication.ddl",
     "replication.apply",
     "replication.validate",
     "replication",

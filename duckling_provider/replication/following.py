@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from duckling_provider.base.errors import ReplicaError
 from duckling_provider.replica.locks import is_wanted
-from duckling_provider.replication.apply.applier import Applied, Applier
+from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.batch import Applied
 from duckling_provider.replication.apply.foreign_keys import Reference, from_elsewhere, read_references
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.apply.reach import Reach, read_reach

@@ -27,7 +27,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import NotFoundError, ReplicationError, RequestError
 from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.replica.duckdb_file import wal_files
-from duckling_provider.replication.apply.applier import Applied
+from duckling_provider.replication.apply.batch import Applied
 from duckling_provider.replication.binlog.dump import FIRST_OFFSET, BinlogDump, previous_gtids
 from duckling_provider.replication.binlog.gtids import GtidState
 from duckling_provider.replication.binlog.stream import BinlogStream

@@ -10,7 +10,8 @@ import duckdb
 import pytest
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.replication.apply.applier import Applier, BatchLimits
+from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.batch import BatchLimits
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.binlog.stream import BinlogStream
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -406,7 +407,8 @@ def test_a_batch_is_committed_by_count_and_by_age():
 
 CHILD = """
 import sys, duckdb
-from duckling_provider.replication.apply.applier import Applier, BatchLimits
+from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.batch import BatchLimits
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source
 from duckling_provider.replication.binlog.stream import BinlogStream

@@ -2,10 +2,10 @@ import contextlib
 
 import pytest
 
-from duckling_provider.replication.apply.ddl import drops_database, parse
-from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError
-from duckling_provider.replication.apply.statements import Wrote, read_statement
-from duckling_provider.replication.apply.steps import (
+from duckling_provider.replication.ddl.parse import drops_database, parse
+from duckling_provider.replication.ddl.sql_tokens import NotUnderstoodError
+from duckling_provider.replication.ddl.statements import Wrote, read_statement
+from duckling_provider.replication.ddl.steps import (
     AddColumn,
     ChangeColumn,
     CreateTable,

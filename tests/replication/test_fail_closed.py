@@ -4,11 +4,11 @@ import contextlib
 
 import pytest
 
-from duckling_provider.replication.apply.applier import BatchLimits
+from duckling_provider.replication.apply.batch import BatchLimits
 from duckling_provider.replication.apply.foreign_keys import read_references
 from duckling_provider.replication.apply.reach import Reach
-from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
-from duckling_provider.replication.apply.steps import SetPrimaryKey, TruncateTable, Unclear
+from duckling_provider.replication.ddl.statements import Followed, Wrote, read_statement
+from duckling_provider.replication.ddl.steps import SetPrimaryKey, TruncateTable, Unclear
 from duckling_provider.replication.model.ledger import Ledger
 
 

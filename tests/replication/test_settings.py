@@ -10,10 +10,10 @@ import duckdb
 import pytest
 
 from duckling_provider.replication.apply.reach import Reach
-from duckling_provider.replication.apply.statements import Followed, Wrote, read_statement
-from duckling_provider.replication.apply.steps import AddColumn, DropTable, TruncateTable
 from duckling_provider.replication.binlog.dump import RawEvent
 from duckling_provider.replication.binlog.queries import read_query
+from duckling_provider.replication.ddl.statements import Followed, Wrote, read_statement
+from duckling_provider.replication.ddl.steps import AddColumn, DropTable, TruncateTable
 from duckling_provider.replication.model.shapes import difference
 from duckling_provider.replication.mysql.schema import read_tables
 from duckling_provider.replication.sync import sync

@@ -30,12 +30,12 @@ _DYING = """
 import os, signal, sys
 from botocore.httpsession import URLLib3Session
 from duckling_provider.cli.app import run
-from duckling_provider.replication.apply.applier import Applier
+from duckling_provider.replication.apply.batch import Batch
 
-write, send = Applier._write, URLLib3Session.send
+write, send = Batch._write, URLLib3Session.send
 
-def written(applier):
-    write(applier)
+def written(batch):
+    write(batch)
     os.kill(os.getpid(), signal.SIGKILL)
 
 def sent(session, request):
@@ -43,7 +43,7 @@ def sent(session, request):
         os.kill(os.getpid(), signal.SIGKILL)
     return send(session, request)
 
-Applier._write, URLLib3Session.send = written, sent
+Batch._write, URLLib3Session.send = written, sent
 run(sys.argv[1:])
 """
 

@@ -1,1 +1,1 @@
-"""Applying row changes and DDL to the replica."""
+"""What the binlog tells, done to the replica in batches."""

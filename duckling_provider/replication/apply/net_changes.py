@@ -9,8 +9,8 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.binlog.readers import ZERO_DATE
+from duckling_provider.replication.ddl.apply_ddl import NotFollowedError
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.families import CHARACTERS, CHOICES, DATES, FLOATS, INTEGERS
 from duckling_provider.replication.model.ledger import TableState

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from duckling_provider.replication.apply.sql_tokens import tokenize
-from duckling_provider.replication.apply.statements import Wrote
+from duckling_provider.replication.ddl.sql_tokens import tokenize
+from duckling_provider.replication.ddl.statements import Wrote
 from duckling_provider.replication.model.names import fold, quote_mysql
 from duckling_provider.replication.mysql.merge_tables import read_merge_tables
 from duckling_provider.replication.mysql.source import query

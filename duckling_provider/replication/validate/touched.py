@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication.apply.apply_ddl import NotFollowedError
 from duckling_provider.replication.apply.foreign_keys import Reference
 from duckling_provider.replication.apply.net_changes import arrow_of, value_of
 from duckling_provider.replication.binlog.stream import StreamEvent, Unfollowed
+from duckling_provider.replication.ddl.apply_ddl import NotFollowedError
 from duckling_provider.replication.model.names import fold
 from duckling_provider.replication.model.tables import Column, RowChange, SchemaChange, Table
 

@@ -10,7 +10,7 @@ import datetime as dt
 import re
 from typing import Final
 
-from duckling_provider.replication.apply.steps import AddColumn
+from duckling_provider.replication.ddl.steps import AddColumn
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.families import CHARACTERS, FLOATS, INTEGER_BITS, TEXT_BYTES
 from duckling_provider.replication.model.names import literal

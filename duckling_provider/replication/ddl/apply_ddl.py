@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duckling_provider.replication.apply import steps
-from duckling_provider.replication.apply.conversions import condition
-from duckling_provider.replication.apply.defaults import UNKNOWN, default_of
+from duckling_provider.replication.ddl import steps
+from duckling_provider.replication.ddl.conversions import condition
+from duckling_provider.replication.ddl.defaults import UNKNOWN, default_of
 from duckling_provider.replication.model import types
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import fold, quote, twin

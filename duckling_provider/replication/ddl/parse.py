@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from duckling_provider.replication.apply.ddl_columns import charset_of, read_column
-from duckling_provider.replication.apply.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
-from duckling_provider.replication.apply.steps import (
+from duckling_provider.replication.ddl.columns import charset_of, read_column
+from duckling_provider.replication.ddl.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
+from duckling_provider.replication.ddl.steps import (
     AddColumn,
     ChangeColumn,
     CreateTable,

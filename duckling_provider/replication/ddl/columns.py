@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError, Tokens, split
-from duckling_provider.replication.apply.steps import Default
+from duckling_provider.replication.ddl.sql_tokens import NotUnderstoodError, Tokens, split
+from duckling_provider.replication.ddl.steps import Default
 from duckling_provider.replication.model.families import CHOICES, INTEGERS, TEXTS, TIMES
 from duckling_provider.replication.model.tables import Column
 

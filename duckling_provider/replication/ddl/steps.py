@@ -1,4 +1,4 @@
-"""What a DDL statement does to tables, step by step: `ddl` makes these of its text, `apply_ddl` does them."""
+"""What a DDL statement does to tables, step by step: `parse` makes these of its text, `apply_ddl` does them."""
 
 from __future__ import annotations
 

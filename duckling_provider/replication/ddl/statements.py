@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from duckling_provider.replication.apply import ddl
-from duckling_provider.replication.apply.sql_tokens import NotUnderstoodError, Token, Tokens, tokenize
-from duckling_provider.replication.apply.steps import Step
+from duckling_provider.replication.ddl.parse import drops_database, is_merge, parse, rebuilt, truncated
+from duckling_provider.replication.ddl.sql_tokens import NotUnderstoodError, Token, Tokens, tokenize
+from duckling_provider.replication.ddl.steps import Step
 from duckling_provider.replication.model.names import fold
 
 #: Statements that neither write rows of tables nor change tables, by their first words.
@@ -125,7 +125,7 @@ def read_statement(
         meaning = _changed_rows(tokens, word, database, schema, folds=folds)
         is_elsewhere = fold(schema) != fold(database) and fold(database) not in meaning.named
         return replace(meaning, elsewhere=True) if is_elsewhere else meaning
-    if ddl.drops_database(tokens, database, folds=folds):
+    if drops_database(tokens, database, folds=folds):
         return Followed((), redefines=True, drops_all=True)
     words = Tokens(tokens)
     if words.skip_any("CREATE", "ALTER", "DROP") and _other_object(words):
@@ -136,13 +136,13 @@ def read_statement(
         return _unknown(tokens, "it may be about a temporary table of that name", known=True)
     if mode & ~_HARMLESS_MODES and word in {"CREATE", "ALTER"}:
         return _unknown(tokens, "its sql_mode is one in which values may become others", known=True)
-    if ddl.is_merge(tokens):
+    if is_merge(tokens):
         return _unknown(tokens, "rows of it may have been written through a MERGE table", known=True)
     try:
         return Followed(
-            tuple(ddl.parse(tokens, database, schema=schema, folds=folds)),
-            ddl.rebuilt(tokens, database, schema=schema, folds=folds),
-            ddl.truncated(tokens, schema=schema, folds=folds),
+            tuple(parse(tokens, database, schema=schema, folds=folds)),
+            rebuilt(tokens, database, schema=schema, folds=folds),
+            truncated(tokens, schema=schema, folds=folds),
             _redefines(tokens),
         )
     except NotUnderstoodError as error:
@@ -152,7 +152,7 @@ def read_statement(
 def _rebuilt(tokens: list[Token], database: str, schema: str, *, folds: bool) -> Meaning:
     """OPTIMIZE TABLE."""
     try:
-        return Followed((), ddl.rebuilt(tokens, database, schema=schema, folds=folds))
+        return Followed((), rebuilt(tokens, database, schema=schema, folds=folds))
     except NotUnderstoodError as error:
         return _unknown(tokens, f"a statement is not understood at \u201c{error}\u201d", known=False)
 
