@@ -130,6 +130,13 @@ def save_dags(airflow_db: None) -> Callable[[Any], None]:
     return _save
 
 
+@pytest.fixture(scope="module")
+def saved_dags() -> dict[Any, list[str]]:
+    """The DAGs that this module has put into the metadata database last, by the kind of the entries: to save them takes
+    longer than most requests."""
+    return {}
+
+
 @pytest.fixture(scope="session")
 def execution_api() -> None:
     """One application for all tasks that dag.test() runs, as it is from Airflow 3.3 on.
@@ -153,6 +160,7 @@ def run_dag(airflow_db: None, execution_api: None) -> Iterator[Callable[..., Fin
     def run(dag_id: str, conf: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> FinishedRun:
         bag = _bag(folder)
         assert bag.import_errors == {}
+        bag.dags = {dag_id: bag.dags[dag_id]}
         _save(bag)  # DAGs that the database does not know fail as "not serialized"
         row = bag.dags[dag_id].test(run_conf=conf, **options)
         rows = row.get_task_instances()

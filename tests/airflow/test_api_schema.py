@@ -19,7 +19,7 @@ client, shop, add_dags = (_API[name] for name in ("client", "shop", "add_dags"))
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_every_answer_is_one_that_is_promised(client, airflow_app, shop, mode, monkeypatch):
+def test_every_answer_is_one_that_is_promised(client, airflow_app, shop, mode, monkeypatch, full):
     # It sends wrong credentials by the dozen, and takes the 503 of an overdue database for a crash.
     monkeypatch.setattr("duckling_provider.web.services.limits._GUESSES", "100000/second")
     shop.backed_up()
@@ -35,7 +35,7 @@ def test_every_answer_is_one_that_is_promised(client, airflow_app, shop, mode, m
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(
-            max_examples=10,
+            max_examples=25 if full else 5,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.explicit, Phase.generate],
             derandomize=True,
