@@ -1,4 +1,4 @@
-"""The pool of the transfers: made by Airflow's services, missed by `duckling check`."""
+"""The pool of the transfers: made by Airflow's services (a real one: tests/page), missed by `duckling check`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from fixtures.command_line import run_here
 
 from duckling_provider.config.environment import Settings
-from duckling_provider.plugins.pool_listener import on_starting
 from duckling_provider.tasks.transfer_pool import create_missing, find_slots
 
 pytestmark = pytest.mark.airflow
@@ -36,19 +36,6 @@ def pools(airflow_db):
     clear()
 
 
-def airflow(*arguments, **environment):
-    command = [sys.executable, "-m", "airflow", *arguments]
-    return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=180, check=False
-    )
-
-
-def test_a_scheduler_that_starts_makes_it(installation, pools):
-    installation.write()
-    done = airflow("scheduler", "--num-runs", "1", DUCKLING_POOL_SLOTS="3", AIRFLOW__CORE__PARALLELISM="1")
-    assert pools().get("duckling_transfers") == (3, True), done.stdout + done.stderr
-
-
 def test_one_that_is_there_stays_as_it_is(pools):
     assert create_missing(Settings.from_env({"DUCKLING_POOL_SLOTS": "5"}))
     assert not create_missing(Settings.from_env({"DUCKLING_POOL_SLOTS": "9"}))
@@ -61,6 +48,8 @@ def test_an_empty_name_makes_none(pools):
 
 
 def test_processes_of_tasks_do_not_touch_the_database(pools, monkeypatch):
+    from duckling_provider.plugins.pool_listener import on_starting
+
     monkeypatch.setenv("DUCKLING_POOL", "ours")
     on_starting(component=object())
     assert set(pools()) == {"default_pool"}
@@ -68,6 +57,8 @@ def test_processes_of_tasks_do_not_touch_the_database(pools, monkeypatch):
 
 @pytest.mark.usefixtures("installation")
 def test_a_service_starts_whatever_becomes_of_it(pools, monkeypatch, caplog):
+    from duckling_provider.plugins.pool_listener import on_starting
+
     class Job:
         pass
 
@@ -83,17 +74,15 @@ def test_a_check_tells_whether_it_is_there(installation, make_replica):
     installation.write(installation.entry())
 
     def check(**environment):
+        """In a process of its own: importing Airflow says things on stdout."""
         command = [sys.executable, "-m", "duckling_provider.cli.app", "check", "--json"]
-        environ = os.environ | {
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-        }
-        done = subprocess.run(
-            command, env=environ | environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        environ = os.environ | environment
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
         return done.returncode, json.loads(done.stdout)
 
-    code, document = check()
-    assert code == 1
+    missing = run_here("check", "--json")
+    document = json.loads(missing.out)
+    assert missing.code == 1
     assert "duckling_transfers" in document["error"]
     assert "airflow pools set duckling_transfers 16" in document["pool"]["error"]
     create_missing(Settings.from_env({}))

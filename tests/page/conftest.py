@@ -74,6 +74,8 @@ def live(make_replica, copy_airflow_database) -> Iterator[Live]:
                 "name": "Shop of the tests",
                 "duckdbPath": "data/shop.db",
                 "s3": {**where, "encryption": "client-aes256", "encryptionKey": KEY},
+                # The first would be due within a quarter of an hour, in the middle of the tests.
+                "drillIntervalDays": 0,
             },
             # Nothing listens there, and there is no backup.
             {
@@ -92,6 +94,7 @@ def live(make_replica, copy_airflow_database) -> Iterator[Live]:
             port=free_port(),
             AUTO_BACKUP="false",
             DUCKLING_API_KEY=API_KEY,
+            DUCKLING_POOL_SLOTS="5",
             AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS="admin:admin,viewer:viewer",
             # The DAGs stay as they are: parsed once, not every ten seconds for as long as the tests last.
             AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL="3600",

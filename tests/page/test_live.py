@@ -337,6 +337,12 @@ def test_a_store_that_is_down_is_a_502_and_the_run_goes_on(call):
     assert (status, answer["success"]) == (502, False)
 
 
+def test_the_scheduler_that_started_has_made_the_pool_of_the_transfers(live):
+    with sqlite3.connect(f"file:{live.data.parent / 'home' / 'airflow.db'}?mode=ro", uri=True) as connection:
+        rows = connection.execute("SELECT slots, include_deferred FROM slot_pool WHERE pool = 'duckling_transfers'")
+        assert rows.fetchall() == [(5, 1)]
+
+
 # ---- secrets ---------------------------------------------------------------------------------------------------
 
 
