@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
 import secrets
-import select
 import signal
 import socket
 import subprocess
@@ -22,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fixtures.command_line import Outcome, run_here
+from fixtures.command_line import Outcome, run_here, run_on_terminal
 
 pytestmark = pytest.mark.server
 
@@ -63,34 +61,19 @@ class CommandLine:
 
     def __call__(self, *arguments: object) -> Outcome:
         """In this process, which has imported what a command needs."""
+        return self.judged(run_here(*arguments, environ=self._environ()))
+
+    def _environ(self) -> dict[str, str | None]:
         # Not the Airflow that other tests have begun here: `check` would look into it.
         elsewhere: dict[str, str | None] = {name: None for name in os.environ if name.startswith("AIRFLOW_")}
-        return self.judged(
-            run_here(*arguments, environ={**elsewhere, "COLUMNS": "160", "TERM": "xterm", **self.environ})
-        )
+        return {**elsewhere, "COLUMNS": "160", "TERM": "xterm", **self.environ}
 
     def apart(self, *arguments: object) -> Outcome:
         return self.finish(self.start(*arguments))
 
     def on_terminal(self, *arguments: object, answer: str = "") -> Outcome:
         """With stdin and stderr on a terminal, where `answer` is typed as soon as a question appears."""
-        ours, theirs = pty.openpty()
-        try:
-            process = self.start(*arguments, stdin=theirs, stderr=theirs, start_new_session=True)
-        finally:
-            os.close(theirs)
-        shown = b""
-        deadline = time.monotonic() + PATIENCE
-        with os.fdopen(ours, "r+b", buffering=0) as terminal, contextlib.suppress(OSError):
-            # Reading fails when the last one on the other side is gone.
-            while time.monotonic() < deadline and (select.select([terminal], [], [], 1)[0] or process.poll() is None):
-                if select.select([terminal], [], [], 0)[0]:
-                    shown += terminal.read(65536)
-                if answer and b"[y/N]" in shown:
-                    terminal.write(answer.encode())
-                    answer = ""
-        out = process.communicate(timeout=PATIENCE)[0]
-        return self.judged(Outcome(process.returncode, out.decode(), shown.decode()))
+        return self.judged(run_on_terminal(*arguments, environ=self._environ(), answer=answer, patience=PATIENCE))
 
 
 @pytest.fixture
