@@ -240,7 +240,8 @@ def test_killed_anywhere_the_next_access_finds_all_of_the_old_or_all_of_the_new(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep_as", [None, KEPT], ids=["delete", "keep"])
+# To delete the old file takes the steps that to keep it takes, and more.
+@pytest.mark.parametrize("keep_as", [None, pytest.param(KEPT, marks=pytest.mark.full)], ids=["delete", "keep"])
 def test_recovery_may_be_killed_anywhere_too(small_templates: Templates, tmp_path: Path, keep_as: str | None):
     template = small_templates.folder(wal=True, missing=False)
     folders = crash_everywhere(template, tmp_path / "out", keep_as=keep_as, recovery_too=True)
