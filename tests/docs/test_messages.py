@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "duckling_provider"
 RUNBOOK = ROOT / "docs" / "operate" / "runbook.md"
@@ -161,9 +159,8 @@ def test_the_catalogue_is_not_empty_and_names_no_message_twice() -> None:
     assert sorted(messages) == sorted(set(messages))
 
 
-@pytest.mark.parametrize("message", quoted())
-def test_each_message_of_the_catalogue_is_one_of_the_code(message: str) -> None:
-    assert [text for text in every_text() if says(message, text)] != []
+def test_each_message_of_the_catalogue_is_one_of_the_code() -> None:
+    assert [message for message in quoted() if not any(says(message, text) for text in every_text())] == []
 
 
 def test_the_whole_family_of_errors_was_searched() -> None:
@@ -173,7 +170,6 @@ def test_the_whole_family_of_errors_was_searched() -> None:
     assert error_classes() - set(causes()) == {"PreflightError"}
 
 
-# Not one test for each class: finding them takes seconds, which would be paid by every process that looks for tests.
 def test_each_message_of_the_code_is_in_the_catalogue() -> None:
     messages = quoted()
     missing = {
