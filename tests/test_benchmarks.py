@@ -31,7 +31,7 @@ def _whole(path, size, mariadb):
 def _in_this_process(path, size, mariadb):
     """The same cases, without a start of Python for each contestant and each command, and without Amazon's client."""
     import benchmarks.__main__
-    from benchmarks import cases, copying, jobs, measure, peers, recovery, servers
+    from benchmarks import cases, copying, formats, jobs, measure, peers, recovery, servers
 
     def run_job(name, **arguments):
         # A command replaces the process's signal handlers and streams.
@@ -62,7 +62,8 @@ def _in_this_process(path, size, mariadb):
         mariadb.execute(f"DROP DATABASE `{database}`")
 
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
-        patch.setattr(cases, "run_job", run_job)
+        for module in (cases, formats):
+            patch.setattr(module, "run_job", run_job)
         patch.setattr(peers, "tool", lambda name: None if name == "aws" else servers.tool(name))
         patch.setattr(recovery, "_duckling", duckling)
         patch.setattr(recovery, "_LOAD", 250)
