@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, metavar="MIB", help="of the replica (default 1024; quick: 64)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--only", choices=_GROUPS + _EXTRA, action="append", help="only this group; may be repeated")
-    where = "the JSON file (default benchmarks/results/bench.json, of the network alone network.json; quick: in .bench)"
+    where = "the JSON file (default benchmarks/results/bench.json; network, differential alone: theirs; quick: .bench)"
     parser.add_argument("--output", type=Path, help=where)
     publish = "also write the network's table and picture into docs/internals"
     parser.add_argument("--publish", action="store_true", help=publish)
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.publish and options.only != ["network"]:
         parser.error("--publish goes with --only network")
     options.runs = 1 if options.quick else options.runs
-    name = "network.json" if options.only == ["network"] else "bench.json"
+    name = {"network": "network.json", "differential": "differential.json"}.get(
+        "".join(options.only or ()), "bench.json"
+    )
     output = options.output or (WORK / "quick.json" if options.quick else RESULTS / name)
     console = Console()
     WORK.mkdir(exist_ok=True)

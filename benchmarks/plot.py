@@ -1,4 +1,7 @@
-"""Draw what a run of the benchmarks has measured: ``python -m benchmarks.plot [RESULTS.json] [PICTURE.svg]``."""
+"""Draw what a run of the benchmarks has measured: ``python -m benchmarks.plot [RESULTS.json] [PICTURE.svg]``.
+
+Of a run of ``--only differential``, the shares that travelled.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,37 @@ def draw(results: Path, picture: Path) -> None:
     figure.savefig(picture, metadata={"Date": None})
 
 
+def draw_shares(results: Path, picture: Path) -> None:
+    """Of each size, which share was sent or fetched, beside what is wanted at most."""
+    from matplotlib import pyplot as plt
+
+    cases = json.loads(results.read_text())["cases"]
+    found = [
+        (f"{target['name'].partition(':')[0]} ({_mode(case['title'])})", target["value"], target["at most"], kind)
+        for kind, word in (("sent", "Backups"), ("fetched", "Restores"))
+        for case in cases
+        for target in case["targets"]
+        if case["title"].startswith(word) and target["name"].endswith(f"{kind} / size")
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.35 * len(found) + 1.2), layout="constrained")
+    for place, (_, value, limit, kind) in enumerate(found):
+        color = "C0" if kind == "sent" else "C1"
+        axes.barh(
+            place, value * 100, color=color, label=kind if kind not in axes.get_legend_handles_labels()[1] else ""
+        )
+        axes.plot([limit * 100] * 2, [place - 0.4, place + 0.4], color="grey", linewidth=1.5)
+    axes.set_yticks(range(len(found)), [name for name, *_ in found], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("% of the size; grey: wanted at most")
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(picture, metadata={"Date": None})
+
+
+def _mode(title: str) -> str:
+    return title.split("; ")[1]
+
+
 def _points(rows: list[dict[str, Any]], pattern: str) -> list[dict[str, Any]]:
     return [row for row in rows if re.fullmatch(pattern, row["name"])]
 
@@ -69,8 +103,12 @@ def _size(mib: float) -> str:
 
 def main() -> None:
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "bench.json"
-    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "internals" / "performance.svg"
-    draw(results, picture)
+    shares = any(
+        case["title"].startswith("Backups of what changed") for case in json.loads(results.read_text())["cases"]
+    )
+    name = "differential.svg" if shares else "performance.svg"
+    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "internals" / name
+    (draw_shares if shares else draw)(results, picture)
     print(picture)
 
 

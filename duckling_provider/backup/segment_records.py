@@ -36,7 +36,8 @@ SEGMENT_BYTES = 8 * MIB
 #: Records of backups without a local copy that stay, at most.
 MOST = 60
 _FORMAT = 1
-_FOLDER = "segments"
+#: Beside the local backups, of the records.
+FOLDER = "segments"
 #: The first line of a record is shorter than this.
 _MOST_HEAD = 64 * 1024
 
@@ -172,7 +173,7 @@ class SegmentChecksums:
 
         :param folder: of the local backups.
         """
-        path = folder / _FOLDER / _name(stamp)
+        path = folder / FOLDER / _name(stamp)
         return SegmentRecord(path, database, stamp, self._size, sha256, self.segment, self.key, self._finish(), origin)
 
 
@@ -182,7 +183,7 @@ def _name(stamp: str) -> str:
 
 def records_folder(database: Database) -> Path:
     """Where the records are, and what else is remembered of uploads; it may not be there yet."""
-    return database.backup_dir / _FOLDER
+    return database.backup_dir / FOLDER
 
 
 def records(database: Database) -> Iterator[SegmentRecord]:

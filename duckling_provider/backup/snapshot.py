@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
-from duckling_provider.backup.segment_records import SegmentChecksums, SegmentRecord, checksum_key
+from duckling_provider.backup.segment_records import FOLDER, SegmentChecksums, SegmentRecord, checksum_key
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import (
@@ -639,7 +639,7 @@ def clear_partials(folder: Path) -> list[str]:
     :returns: a sentence about each file that can't be removed: no new backup needs its name.
     """
     partials = (path for path in sorted(folder.glob(f"*{PARTIAL_SUFFIX}")) if parse_name(path.stem) is not None)
-    odd = [*clear_leftovers(partials), *clear_torn(folder, "backup-*")]
+    odd = [*clear_leftovers(partials), *clear_torn(folder, "*"), *clear_torn(folder / FOLDER, "*")]
     for sidecar in folder.glob(f"backup-*{SIDECAR_SUFFIX}"):
         # Killed between the sidecar and the rename. A living snapshot has its partial file still, or the copy already:
         # they are looked at in that order.

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 NamedKey = Annotated[str, typer.Argument(metavar="KEY", help="The backup's key or file name.", show_default=False)]
 
+#: What was verified, where it was not all of it.
+_PROOFS = {"sent": "what was sent, and a sample of what was copied", "head": "its head alone"}
+
 
 def _reasons(decisions: Sequence[Decision]) -> dict[str, object]:
     """What became of each backup, for the JSON of a clean-up."""
@@ -92,7 +95,7 @@ def backup(
     if store is None or upload is None or done.verified is None:
         session.terminal.say(f"{snapshot.path}: {took}; local only, S3 is not configured")
     else:
-        proof = f"verified ({done.verified.evidence})"
+        proof = f"verified ({_PROOFS.get(done.verified.evidence, done.verified.evidence)})"
         session.terminal.say(f"{store.url}{upload.key}: {took}, encryption {upload.mode}, {proof}")
         if upload.because:
             session.terminal.say(f"all of it was sent: {upload.because}")

@@ -9,14 +9,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential, segment_records
 from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.differential import remembered_refusal
+from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.segment_records import record_of
-from duckling_provider.backup.snapshot import Seal, published
+from duckling_provider.backup.snapshot import Seal, published, take_snapshot
 from duckling_provider.backup.states import read_state, record_state
 from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import read_verified, verify_upload
@@ -98,7 +100,7 @@ def changed(data, *segments):
     """The same bytes, but for one in each of these segments."""
     new = bytearray(data)
     for segment in segments:
-        new[segment * SEGMENT + 7] ^= 1
+        new[segment * SEGMENT + 5000] ^= 1
     return bytes(new)
 
 
@@ -179,6 +181,21 @@ def test_where_no_source_can_be_trusted_all_is_sent(site, fault, monkeypatch):
     assert (done.bytes_sent, bool(done.because)) == (SIZE, True)
 
 
+def test_an_object_from_the_future_lends_nothing(site):
+    first = some_bytes(SIZE)
+    site.moment = datetime.now(timezone.utc) + timedelta(days=300)
+    site.upload(first)
+    site.moment = NOW
+    assert site.upload(first).bytes_sent == SIZE
+
+
+def test_what_was_sent_in_parts_of_another_size_lends_its_segments(site):
+    first = some_bytes(SIZE)
+    site.upload(first)
+    site.configure(partSizeMiB=6)
+    assert site.upload(changed(first, 4)).bytes_sent == SEGMENT
+
+
 def test_a_snapshot_that_was_altered_is_not_sent(site):
     first = some_bytes(SIZE)
     site.upload(first)
@@ -218,12 +235,13 @@ def test_what_sent_proves_does_not_replace_what_full_proved(site):
     assert read_state(site.database, site.store, listed).is_whole
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_hundreds_of_generations_are_each_the_file_that_was_backed_up(site, seed, full):
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
+def test_hundreds_of_generations_are_each_restored_as_they_were_backed_up(site, seed, full):
     draw = random.Random(seed)
     site.configure(fullUploadEvery=7)
-    data = some_bytes(SIZE, seed)
-    sent = 0
+    data = HEAD + some_bytes(SIZE, seed)
+    sent = lent = 0
     for generation in range(200 if full else 40):
         action = draw.choice(["change", "change", "grow", "shrink", "byte", "replace", "nothing"])
         if action == "change":
@@ -235,17 +253,23 @@ def test_hundreds_of_generations_are_each_the_file_that_was_backed_up(site, seed
         elif action == "byte":
             data += b"x"
         elif action == "replace" and generation % 10 == 9:
-            data = draw.randbytes(SIZE)
+            data = HEAD + draw.randbytes(SIZE)
         verified = draw.choice(["full", "full", "sent", "", "disproved" if draw.random() < 0.2 else "full"])
         done = site.upload(data, verified=verified)  # compares the object with the file
         sent += done.bytes_sent
-        if draw.random() < 0.1:
+        if draw.random() < 0.7:
             (site.database.backup_dir / done.key.rpartition("/")[2]).unlink()
+        if draw.random() < 0.5:  # with what the replica has of it, which is a generation before
+            lent += restore_backup(site.database, site.store, done.key).bytes_lent
+        else:
+            restore_backup(site.database, site.store, done.key, no_delta=True)
+        assert site.database.replica.read_bytes() == data
         if draw.random() < 0.05:
             record_of(site.database, done.key.rpartition("/")[2]).path.unlink()
         for old in list_backups(site.store)[12:]:
             site.store.delete(old.key)
     assert sent > 0
+    assert lent > 0
 
 
 # ---- verification ------------------------------------------------------------------------------------------
@@ -404,6 +428,23 @@ def test_a_store_that_does_not_copy_gets_full_uploads_and_is_not_asked_again(rea
     done = site.back_up()
     assert "without an ETag" in done.upload.because
     assert site.proxy.count("UploadPartCopy") == 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("refused", ["HeadObject", "UploadPartCopy"])
+def test_who_may_not_read_an_earlier_backup_sends_all(real, moto_server, refused):
+    site = real(moto_server)
+    earlier = site.back_up().upload.key
+    site.proxy.before = lambda seen: (
+        (403, "AccessDenied")
+        if seen.operation == refused and (refused == "UploadPartCopy" or seen.key.endswith(earlier))
+        else None
+    )
+    done = upload_snapshot(site.database, site.store, take_snapshot(site.database))
+    assert (done.bytes_copied, done.bytes_sent) == (0, done.size)
+    assert done.because
+    site.proxy.before = lambda _: None
+    assert site.is_whole(done.key)
 
 
 @pytest.mark.server

@@ -7,10 +7,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential, segment_records
 from duckling_provider.backup.backup_object import identify_backup, list_backups
+from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.snapshot import Seal, find_snapshot, published
 from duckling_provider.backup.states import record_state
 from duckling_provider.backup.upload import upload_snapshot
@@ -103,7 +105,7 @@ def changed(data, *numbers):
     """The same bytes, but for one in each of these segments."""
     new = bytearray(data)
     for number in numbers:
-        new[number * SEGMENT + 7] ^= 1
+        new[number * SEGMENT + 5000] ^= 1
     return bytes(new)
 
 
@@ -153,6 +155,22 @@ def test_only_what_was_verified_in_full_lends_segments_and_generations_count_all
     three = site.upload(changed(first, 1), verified="")
     assert three.bytes_sent == SEGMENT + site.trailer(three.key)
     assert [site.footer(each.key).generation for each in (one, two, three)] == [0, 1, 2]
+
+
+def test_an_object_from_the_future_lends_nothing(site):
+    first = some_bytes(SIZE)
+    site.moment = datetime.now(timezone.utc) + timedelta(days=300)
+    site.upload(first)
+    site.moment = BEGAN
+    assert site.upload(first).because == "there is no earlier backup"
+
+
+def test_what_was_sent_in_parts_of_another_size_lends_its_segments(site):
+    first = some_bytes(SIZE)
+    site.upload(first)
+    site.configure(partSizeMiB=6)
+    done = site.upload(changed(first, 4))
+    assert done.bytes_sent == SEGMENT + site.trailer(done.key)
 
 
 FOREIGN = Origin("0123456789abcdef", "elsewhere").encode()
@@ -273,11 +291,12 @@ def test_sent_proves_what_was_sent_and_a_sample_of_what_was_copied(site, install
         verify_upload(site.database, site.store, bad.key)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_generations_of_any_changes_are_each_the_file_that_was_backed_up(site, seed, full):
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
+def test_generations_of_any_changes_are_each_restored_as_they_were_backed_up(site, seed, full):
     draw = random.Random(seed)
     site.configure(fullUploadEvery=7)
-    data, copied = some_bytes(SIZE, seed), 0
+    data, copied, lent = HEAD + some_bytes(SIZE, seed), 0, 0
     for _ in range(150 if full else 25):
         action = draw.choice(["change", "change", "grow", "shrink", "byte", "nothing"])
         if action == "change":
@@ -291,6 +310,10 @@ def test_generations_of_any_changes_are_each_the_file_that_was_backed_up(site, s
         verified = draw.choice(["full", "full", "sent", "", "disproved" if draw.random() < 0.2 else "full"])
         done = site.upload(data, verified=verified, kept=draw.random() < 0.7)  # compares the object with the file
         copied += done.bytes_copied
+        # With what the replica has of it, which is a generation before, or with nothing.
+        lent += restore_backup(site.database, site.store, done.key, no_delta=draw.random() < 0.5).bytes_lent
+        assert site.database.replica.read_bytes() == data
         for old in list_backups(site.store)[12:]:
             site.store.delete(old.key)
     assert copied > 0
+    assert lent > 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +26,11 @@ def backup_of_new(site, contents):
     done = site.duckling("backup", "production")
     assert done.code == 0, done.said
     site.replica.write_bytes(contents.old)
+
+
+def bytes_copied(done):
+    """What a backup with ``--json`` says of it, among its log."""
+    return json.loads(done.said[done.said.index("{") : done.said.rindex("}") + 1])["bytesCopied"]
 
 
 # ---- backup ------------------------------------------------------------------------------------------------
@@ -73,6 +81,42 @@ def test_a_small_backup_killed_at_any_step_leaves_complete_backups_only(make_sit
         assert following.code == 0, (at, following.said)
         site.assert_only_complete_backups(known)
         site.assert_tidy()
+
+
+@pytest.mark.parametrize("mode", ["format 2", pytest.param("none", marks=full_only)])
+def test_a_differential_upload_killed_at_any_step_leaves_complete_backups_only(
+    make_site, moto_server, make_replica, pick, tmp_path, mode
+):
+    site = make_site(moto_server, "none" if mode == "none" else "client-aes256")
+    site.write(**({} if mode == "none" else {"objectFormat": 2}))
+    first = make_replica(tmp_path / "first.db", rows=600_000, seed=4)
+    second = tmp_path / "second.db"
+    second.write_bytes(first.read_bytes())
+    program = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('CREATE TABLE one_more AS SELECT 42 AS a')"
+    subprocess.run([sys.executable, "-c", program, str(second)], check=True)
+    contents = first.read_bytes(), second.read_bytes()
+
+    def back_up(number, **kill):
+        # In the same file, as a sync writes it: another one would be another replica.
+        site.replica.write_bytes(contents[number % 2])
+        return site.duckling("backup", "production", "--json", **kill)
+
+    assert back_up(0).code == 0
+    done = back_up(1)
+    assert bytes_copied(done) > 8 << 20
+    kills, copied, known = 0, 0, set()
+    for number, at in enumerate(pick(done.steps, 3)):
+        killed = back_up(number, action="kill", at=at)
+        kills += killed.code == -signal.SIGKILL
+        assert killed.code in {0, -signal.SIGKILL}, killed.said
+        site.assert_only_complete_backups(known)
+        following = back_up(number + 1)
+        assert following.code == 0, (at, following.said)
+        copied += bytes_copied(following) > 0
+        site.assert_only_complete_backups(known)
+        site.assert_tidy()
+    assert kills >= 2
+    assert copied >= 1
 
 
 # ---- restore -----------------------------------------------------------------------------------------------
