@@ -120,8 +120,11 @@ def plan_retention(
     for backup in ordered:
         old = now - backup.created > limit
         reason = "pinned" if backup.is_pinned else reasons.get(backup.key)
+        if reason is None and backup.misdated(now):
+            reason = "its date can't be true"
         if reason is None:
-            reason = f"{'older' if old else 'not older'} than {keep_days:g} days"
+            days = "than what s3.retention keeps" if rule is not None and not keep_days else f"than {keep_days:g} days"
+            reason = f"{'older' if old else 'not older'} {days}"
         decisions.append(Decision(backup, backup.is_pinned or backup.key in reasons or not old, reason))
     return RetentionPlan(tuple(decisions))
 

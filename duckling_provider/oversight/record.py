@@ -211,7 +211,7 @@ def _read(path: Path) -> Record:
     except FileNotFoundError:
         return Record()
     except (DucklingError, OSError, ValidationError) as error:
-        cause = f"{error.error_count()} mistakes in it" if isinstance(error, ValidationError) else error
+        cause = "it is damaged" if isinstance(error, ValidationError) else error
         log.warning("%s is not believed: %s", path, cause)
         return Record()
 
@@ -306,7 +306,9 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
     listed = list_backups(source)
     good = [b for b in listed if is_complete(b, source.mode) and not b.misdated(now)]
     # The newest, and those that a drill may have looked at: it looks at the newest of its day.
-    states = read_states(database, source, good[: 3 * _MOST_BACKUPS])
+    looked_at = good[: 3 * _MOST_BACKUPS]
+    states = read_states(database, source, looked_at)
+    unseen = {b.key for b in good} - {b.key for b in looked_at}
     found = []
     for backup in good:
         state = states.get(backup.key)
@@ -323,6 +325,8 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
     def change(record: Record) -> Record:
         seconds = {b.key: b.seconds for b in record.backups}
         backups = [replace(b, seconds=seconds.get(b.key)) for b in found]
+        # Of hourly backups, what the last drill restored is older than all that were looked at.
+        backups += [b for b in record.backups if b.tested and b.key in unseen]
         return replace(record, backups=_newest(backups), asked=now, notes=faults or record.notes)
 
     return change

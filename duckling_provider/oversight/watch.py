@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from duckling_provider.base.errors import CancelledError, DucklingError
-from duckling_provider.base.units import span
+from duckling_provider.base.units import human_days, span
 from duckling_provider.oversight.promises import STATES, Standing, standing_of
 from duckling_provider.oversight.record import Record, Work, note, read_record, renewed_from
 
@@ -88,10 +88,13 @@ class Watched:
 
 @dataclass(frozen=True)
 class DagFacts:
-    """What Airflow knows of the DAGs of a database: whether it is there, and whether it is paused."""
+    """What Airflow knows of the DAGs of a database: whether that of its backups is there, whether it is paused, and
+    whether that of its drills is.
+    """
 
     known: bool = True
     paused: bool = False
+    drill_paused: bool = False
 
 
 def look_at_all(
@@ -135,8 +138,11 @@ def troubles_of(standing: Standing, *, now: datetime, dag: DagFacts = DagFacts()
         yield Trouble(name, "dag", "Airflow has no backup DAG of it", "See Airflow's import errors.")
     elif dag.paused and database.auto_backup:
         yield Trouble(name, "dag", "its backup DAG is paused in Airflow", "Unpause it.")
+    if dag.drill_paused and _drills(database):
+        yield Trouble(name, "dag", "its drill DAG is paused in Airflow", "Unpause it, or set drillIntervalDays to 0.")
     if standing.state == "no backup":
-        yield Trouble(name, "overdue", f"nothing could be restored: {standing.reason}")
+        hint = "" if record.asked or record.failures else f"duckling status {name} asks the store."
+        yield Trouble(name, "overdue", f"nothing could be restored: {standing.reason}", hint)
     elif standing.state == "overdue":
         yield Trouble(
             name,
@@ -148,6 +154,8 @@ def troubles_of(standing: Standing, *, now: datetime, dag: DagFacts = DagFacts()
         failure = record.failures.get(work)
         if failure is not None:
             yield Trouble(name, kind, f"{what}: {failure.what}", failure.hint or "")
+    if "drill" not in record.failures and (late := _late_drill(database, record, now)):
+        yield Trouble(name, "drill", late, f"duckling drill {name} makes one; see why duckling_drill__{name} did not.")
     broken = standing.promise.broken(database)
     if broken:
         yield Trouble(name, "promise", "; ".join(broken))
@@ -161,6 +169,28 @@ def troubles_of(standing: Standing, *, now: datetime, dag: DagFacts = DagFacts()
         )
     if record.notes:
         yield Trouble(name, "clock", "; ".join(record.notes))
+
+
+def _drills(database: Database) -> bool:
+    """Whether drills of it are scheduled."""
+    return database.s3 is not None and database.drill_interval_days > 0
+
+
+def _late_drill(database: Database, record: Record, now: datetime) -> str:
+    """Since when a drill is due; empty where none is."""
+    if not _drills(database):
+        return ""
+    every = timedelta(days=database.drill_interval_days)
+    # As backups, late by a quarter at most; and by a day, since Airflow begins one that it missed within minutes, but
+    # a large backup takes its time.
+    due = every * 1.25 + timedelta(days=1)
+    tested = record.tested.tested if record.tested is not None else None
+    since = tested or min((backup.created for backup in record.backups), default=now)
+    if now - since <= due:
+        return ""
+    told = "no backup was ever restored on trial" if tested is None else "the last drill that went well was"
+    ago = "" if tested is None else f" {span((now - tested).total_seconds())} ago"
+    return f"{told}{ago}, and one is due every {human_days(database.drill_interval_days, zero='')}"
 
 
 def ask_stores(

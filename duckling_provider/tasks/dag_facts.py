@@ -16,7 +16,7 @@ _PATIENCE = 20
 
 
 def dag_facts(api_key: str) -> Mapping[str, DagFacts]:
-    """Which backup DAGs there are, and which are paused, by database, as Airflow's API server tells.
+    """Which DAGs there are, and which are paused, by database, as Airflow's API server tells.
 
     :raises OSError, ValueError, KeyError, TypeError: it does not tell.
     """
@@ -27,7 +27,10 @@ def dag_facts(api_key: str) -> Mapping[str, DagFacts]:
     opener = urllib.request.build_opener(_AnyStatus())
     with opener.open(request, timeout=_PATIENCE) as answer:
         details: Sequence[Mapping[str, Any]] = json.loads(answer.read())["details"]
-    return {one["id"]: DagFacts(known="backup" in one["dags"], paused="backup" in one["paused"]) for one in details}
+    return {
+        one["id"]: DagFacts("backup" in one["dags"], "backup" in one["paused"], "drill" in one["paused"])
+        for one in details
+    }
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):

@@ -548,6 +548,10 @@ def test_with_a_rule_and_no_days_only_the_rule_keeps():
     backups = [replace(listed(days * DAY, has_mac=True), size=100_000) for days in range(30)]
     plan = plan_retention(backups, now=NOW, keep_days=0, rule=Retention(daily=3))
     assert len(plan.keep) == 3
+    assert plan.decisions[-1].reason == "older than what s3.retention keeps"
+    future = replace(listed(-9 * DAY, has_mac=True), size=100_000)
+    plan = plan_retention([*backups, future], now=NOW, keep_days=0, rule=Retention(daily=3))
+    assert (plan.decisions[0].keep, plan.decisions[0].reason) == (True, "its date can't be true")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,42 @@ def test_all_that_is_wrong_is_found_also_with_entries_that_have_no_dag(installat
     assert document["databases"][0]["state"] == "no backup"
 
 
+def test_a_drill_that_is_long_due_is_told_until_one_goes_well(installation: Any):
+    installation.write(installation.entry("shop", s3=S3), installation.entry("by-hand", s3=S3, drillIntervalDays=0))
+    day = timedelta(days=1)
+    for name in ("shop", "by-hand"):
+        for age in (12, 0.01):
+            made = NOW - age * day
+            key = key_at(made, f"{name}/")
+            note(installation.database(name), lambda r, key=key, made=made: r.proven(key, 7, at=made))
+    (trouble,) = look().troubles
+    assert trouble.text == "no backup was ever restored on trial, and one is due every 7 days"
+    assert trouble.hint == "duckling drill shop makes one; see why duckling_drill__shop did not."
+    tested = key_at(NOW - 12 * day, "shop/")
+    late = "the last drill that went well was 9 d 19 h ago, and one is due every 7 days"
+    for age, troubles in ((9.8, [late]), (9, [])):
+        at = NOW - age * day
+        note(installation.database("shop"), lambda r, at=at: r.proven(tested, 7, at=at, seconds=1.0, tested=True))
+        assert [trouble.text for trouble in look().troubles] == troubles
+    dags = {name: DagFacts(drill_paused=True) for name in ("shop", "by-hand")}
+    assert [(t.id, t.text) for t in look(dags=dags).troubles] == [("shop dag", "its drill DAG is paused in Airflow")]
+
+
+def test_the_last_drill_is_remembered_when_the_store_is_asked_until_its_backup_is_gone(installation: Any):
+    installation.write(installation.entry("shop", s3=S3))
+    database, store = installation.database("shop"), MemoryStore(prefix="shop/")
+    keys = [key_at(NOW - hours * HOUR, "shop/") for hours in range(60)]
+    for key in keys:
+        store.put(key, BytesBody(b"x"))
+    note(database, lambda r: r.proven(keys[50], 1, at=NOW - 2 * HOUR, seconds=1.0, tested=True))
+    for gone in (False, True):
+        if gone:
+            store.delete(keys[50])
+        note(database, record_module.renewed_from(database, store, now=NOW))
+        tested = read_record(database).tested
+        assert (tested and tested.key) == (None if gone else keys[50])
+
+
 def test_that_rows_differed_is_told_for_a_day(installation: Any):
     installation.write(installation.entry(s3=S3))
     fresh = Record().verified(key_at(NOW - HOUR), 7, seconds=1.0, at=NOW)

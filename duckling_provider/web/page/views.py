@@ -474,6 +474,7 @@ def _confirm(
         complete=complete,
         needs_mac=store.mode == CLIENT,
         oldest=min((b.created for b in recorded if b.verified is not None and b.failure is None), default=None),
+        has_binlog=database.writer == "duckling" and bool(database.mysql_connection_string.get_secret_value()),
         # Of the newest verified backup it is known, of the older ones it is not.
         reach=status.promise.recoverable_to if status.promise.by_binlog else None,
         is_newest=newest is not None and newest.key == full,
