@@ -134,19 +134,22 @@ def read_back(target: str, size: int, number: int) -> Callable[[], object]:
     """The object in `target`, proven and decrypted, its DuckDB blocks checked; nothing is written."""
     from duckling_provider.backup.backup_object import StoredBackup
     from duckling_provider.backup.verify import read_verified
+    from duckling_provider.formats.crypto import IV_BYTES
     from duckling_provider.formats.trailer import END_BYTES, read_trailer, trailer_start
 
     length = os.stat(target).st_size
-    trailer = None
-    if number == 2:
-        with open(target, "rb") as file:
+    trailer = iv = None
+    with open(target, "rb") as file:
+        if number == 1:
+            iv = file.read(IV_BYTES)
+        else:
             file.seek(length - END_BYTES)
             start = trailer_start(file.read(), length) or 0
             file.seek(start)
             found = read_trailer(file.read(), length, [_key()])
-        trailer = None if found is None else found[1]
+            trailer = None if found is None else found[1]
     mac = Path(f"{target}.mac").read_text()
-    backup = StoredBackup("object", "client-aes256", size, length, "", _key(), mac, None, trailer=trailer)
+    backup = StoredBackup("object", "client-aes256", size, length, "", _key(), mac, None, trailer=trailer, iv=iv)
     store: Any = _Files(target)
     with contextlib.closing(store.open_range("object", 0, length)) as file:
         while file.read(MIB):
