@@ -32,7 +32,7 @@ from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import clone, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, StateFileError
-from duckling_provider.base.host_load import forget
+from duckling_provider.base.host_load import Passing, forget
 from duckling_provider.base.state_files import open_state, read_state
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
@@ -342,6 +342,7 @@ def _lent(
     os.ftruncate(fd, size)
     control.begin("compare", min(size, length))
     found, places = set(there), deque[int]()
+    passing = Passing(source, length)
 
     def write(data: BytesLike) -> None:
         writer.skip_to(places.popleft())
@@ -358,6 +359,7 @@ def _lent(
             data = spare[: stop - start]
             if number in there or os.preadv(fd if in_place else source, [data], start) != len(data):
                 continue
+            passing.done(start, stop)
             if not proof(number, data):
                 continue
             found.add(number)

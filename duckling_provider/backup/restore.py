@@ -537,6 +537,7 @@ def _fill(
 ) -> BlockReport:
     """The backup's bytes into the new file, and their proof."""
     fd = download.fd
+    warm_up()  # it will open the file
     with delta.received(backup, download) as received:
         noted = [] if received is None else [received.update]
         lent = delta.lend(backup, download, received, control)
@@ -550,9 +551,7 @@ def _fill(
                 if received is not None:
                     received.forget()
         with DurableWriter(fd) as writer:
-            report = read_verified(backup, store, sink=in_turn(writer.write, *noted), control=control)
-            warm_up()  # while the rest is written
-            return report
+            return read_verified(backup, store, sink=in_turn(writer.write, *noted), control=control)
 
 
 def _receive(

@@ -327,6 +327,8 @@ def _copied(
         before, header, size = identity(replica), header_of(replica), os.fstat(source).st_size
         validated = validated_since(replica)
         seal = Seal.for_database(database, size, moment, origin=origin.encode())
+        if database.s3 is not None:
+            warm_up()  # it will count the rows
         verifier = BlockVerifier()
         stages = [in_turn(seal.hash, verifier.update), seal.encrypt]
         if clone(source, out):
@@ -344,8 +346,6 @@ def _copied(
                 require_unchanged(replica, before)
                 held.close()
                 ended = time.monotonic()
-                if database.s3 is not None:
-                    warm_up()  # while the rest is written
     with os.fdopen(os.dup(out), "rb", buffering=0) as copy:
         since = iso(validated) if validated else None
         return seal, verifier.finish(size, file=copy), header.storage_name, origin, since, ended - began

@@ -327,7 +327,6 @@ def read_verified(
 def _checked_blocks(backup: StoredBackup, store: BackupSource, blocks: _Blocks) -> BlockReport:
     """What DuckDB's own checksums say, after the digest of the whole object has spoken."""
     subject = store.url + backup.key
-    subject = store.url + backup.key
     report = blocks.finish(backup.size, file=cast("BinaryIO", _ObjectFile(store, backup)), subject=subject)
     proven = backup.mac is not None or backup.sha256 is not None
     if report.bad_count:

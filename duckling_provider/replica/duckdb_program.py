@@ -6,7 +6,7 @@ gone. A process that reads replicas by hand must therefore never open one in Duc
 Standard input: a job a line, as JSON: MODULE, whose ``ACTIONS`` has a function for ACTION, PATH, and a folder for
 DuckDB's temporary files and for the result, `child_process.RESULT`. Its end means that the parent is gone: this program
 removes the folder and stops at once. Standard output: a line for each job, ``{"kind": "ok"}`` or ``{"kind": …,
-"message": …}`` with a kind of `KINDS`. Without work for `PATIENCE` seconds it ends with code 0.
+"message": …}`` with a kind of `KINDS`. Without further work for `PATIENCE` seconds it ends with code 0.
 """
 
 from __future__ import annotations
@@ -138,12 +138,15 @@ def main() -> None:
     os.dup2(2, 1)
     jobs: SimpleQueue[Job] = SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
+    # Started ahead, it gets its first job when a file has been copied or received.
+    patience = None
     while True:
         try:
-            job = jobs.get(timeout=PATIENCE)
+            job = jobs.get(timeout=patience)
         except Empty:
             os._exit(0)
         os.write(answers, json.dumps(_answer(job)).encode() + b"\n")
+        patience = PATIENCE
 
 
 if __name__ == "__main__":

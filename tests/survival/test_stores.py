@@ -11,6 +11,7 @@ from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import IntegrityError, StoreError
+from duckling_provider.formats.crypto import IV_BYTES
 from duckling_provider.stores import fetch, s3_client
 from duckling_provider.stores.s3 import open_store
 
@@ -156,13 +157,17 @@ READ_PASSING = {
 }
 
 
+#: Of a plain object, and of one whose first bytes, the IV, were read before.
+SECOND_RANGE = (f"bytes={fetch.RANGE}-", f"bytes={fetch.RANGE + IV_BYTES}-")
+
+
 def spoil_the_body(proxy, count, **fault):
     """Only requests for whole ranges: the first look at an object is a few bytes."""
     left, lock = [None] * count, threading.Lock()
 
     def choose(request):
         with lock:
-            if request.operation == "get" and request.headers.get("range", "").startswith("bytes=4194304-") and left:
+            if request.operation == "get" and request.headers.get("range", "").startswith(SECOND_RANGE) and left:
                 left.pop()
                 return proxy.Fault(**fault)
         return None
