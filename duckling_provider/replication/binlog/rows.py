@@ -44,6 +44,8 @@ _NUMERIC = frozenset({_TINY, _SHORT, _INT24, _LONG, _LONGLONG, _NEWDECIMAL, _FLO
 _TEXT = frozenset({_STRING, _VAR_STRING, _VARCHAR, _BLOB})
 _ONE_BYTE_OF_METADATA = frozenset({_FLOAT, _DOUBLE, _TIMESTAMP2, _DATETIME2, _TIME2, _BLOB, _GEOMETRY, _JSON, _VECTOR})
 _TWO_BYTES_OF_METADATA = frozenset({_VARCHAR, _STRING, _VAR_STRING, _ENUM, _SET, _NEWDECIMAL, _BIT})
+#: Character sets in which no text is ASCII.
+_WIDE = frozenset({"ucs2", "utf16", "utf16le", "utf32"})
 _INTEGERS = {
     _TINY: ("<b", "<B"), _SHORT: ("<h", "<H"), _LONG: ("<i", "<I"), _LONGLONG: ("<q", "<Q"),
 }  # fmt: skip
@@ -113,6 +115,10 @@ def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableM
         decode = charsets.decoder(collations[index], names[index]) if index in collations else bytes
         values: list[str] = []
         if kind in {_ENUM, _SET}:
+            charset = charsets.name(collations[index]) if index in collations else ""
+            if charset in _WIDE:
+                # MySQL 9.7 names them in another one where the table was converted.
+                raise UndecodableError(f"column {names[index]} has choices in {charset}, which servers write as others")
             values = [_choice(decode(value), names[index]) for value in next(enums if kind == _ENUM else sets, ())]
         if mariadb and kind in _OLD_TEMPORAL:
             readers.append(unreadable_reader(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
