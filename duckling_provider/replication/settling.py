@@ -14,11 +14,11 @@ from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.model.validated import Place, TableValidation
-from duckling_provider.replication.mysql.source import SourceError
+from duckling_provider.replication.mysql.source import CHANGED, SourceError
 from duckling_provider.replication.run import Run
 from duckling_provider.replication.validate import schedule
 from duckling_provider.replication.validate.keys import Key, KeyTexts
-from duckling_provider.replication.validate.looks import CHANGED, Asker
+from duckling_provider.replication.validate.looks import Asker
 from duckling_provider.replication.validate.sides import Kind, Sides, misshapen
 from duckling_provider.replication.validate.touched import Touched
 from duckling_provider.replication.validate.whole import WholeTable

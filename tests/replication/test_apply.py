@@ -14,6 +14,7 @@ from duckling_provider.replication.apply.applier import Applier
 from duckling_provider.replication.apply.batch import BatchLimits
 from duckling_provider.replication.apply.generated import read_by_keys
 from duckling_provider.replication.binlog.stream import BinlogStream
+from duckling_provider.replication.ddl.apply_ddl import NotFollowedError
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.tables import Column, Commit, Position, RowChange, Table
 from duckling_provider.replication.mysql.schema import read_tables
@@ -405,6 +406,14 @@ def test_a_batch_is_committed_by_count_and_by_age():
     assert connection.execute("SELECT count(*) FROM t").fetchall() == [(7,)]
 
 
+def test_a_table_that_was_altered_since_is_not_asked_for_its_generated_columns(mirror):
+    mirror.run("CREATE TABLE g (id INT PRIMARY KEY, v INT)")
+    mirror.catch_up()
+    mirror.run("ALTER TABLE g DROP v")
+    with pytest.raises(NotFollowedError, match="it was altered since"):
+        read_by_keys(mirror.source, mirror.states["g"].table, [(1,)])
+
+
 CHILD = """
 import sys, duckdb
 from duckling_provider.replication.apply.applier import Applier
@@ -412,6 +421,7 @@ from duckling_provider.replication.apply.batch import BatchLimits
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source
 from duckling_provider.replication.binlog.stream import BinlogStream
+from duckling_provider.replication.ddl.apply_ddl import NotFollowedError
 url, path = sys.stdin.readline().strip(), sys.argv[1]
 source = Source.parse(url, subject="test")
 connection = duckdb.connect(path)

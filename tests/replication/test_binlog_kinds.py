@@ -6,6 +6,7 @@ import contextlib
 import struct
 import time
 
+import duckdb
 import pytest
 
 from duckling_provider.base.errors import ReplicationError
@@ -17,6 +18,7 @@ from duckling_provider.replication.model.tables import Commit, Position, RowChan
 from duckling_provider.replication.mysql.availability import is_available
 from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight
 from duckling_provider.replication.mysql.source import Source, connect, current_position, query
+from duckling_provider.replication.sync import sync
 
 pytestmark = pytest.mark.mysql
 
@@ -258,6 +260,37 @@ def test_text_of_every_character_set_is_told_as_the_server_converts_it(mariadb, 
         shown = query(connection, f"SELECT id, {', '.join(odd)} FROM t ORDER BY id")
     assert sum(value is not None for row in shown for value in row[1:]) > 30
     assert [after for _, _, after in rows(events(source, start))] == shown
+
+
+#: Character set of a table before and after, and a choice that the server itself can still show then.
+CONVERTED = (
+    ("latin1", "cp1250", "é"), ("utf8mb4", "latin1", "é"), ("utf8mb4", "utf32", "ab"), ("utf8mb4", "utf16", "ab"),
+    ("koi8r", "cp1251", "ж"), ("utf8mb3", "ucs2", "ab"), ("ascii", "utf8mb4", "ab"),
+)  # fmt: skip
+
+
+@pytest.mark.mysql_too
+def test_choices_of_a_table_whose_character_set_was_changed_are_those_of_the_server(site, mariadb, database):
+    """Servers write to the binlog which choices a column has, in another character set than they say."""
+    site.run(
+        *(
+            f"CREATE TABLE t{n} (id INT PRIMARY KEY, e ENUM('x','{choice}'), s SET('y','{choice}')) CHARACTER SET {old}"
+            for n, (old, _, choice) in enumerate(CONVERTED)
+        )
+    )
+    entry = site(validateIntervalDays=0)
+    sync(entry)
+    for step in range(2):
+        if step:
+            site.run(*(f"ALTER TABLE t{n} CONVERT TO CHARACTER SET {new}" for n, (_, new, _) in enumerate(CONVERTED)))
+            sync(entry)
+        site.run(*(f"INSERT INTO t{n} VALUES ({step}, 2, 3)" for n in range(len(CONVERTED))))
+        sync(entry)
+        with duckdb.connect(str(entry.replica), read_only=True) as replica:
+            for n, names in enumerate(CONVERTED):
+                ours = replica.execute(f"SELECT e, s FROM t{n}").fetchall()
+                theirs = mariadb.execute(f"SELECT e, s FROM t{n}", database)
+                assert ours == list(theirs), names
 
 
 @pytest.mark.mysql_only

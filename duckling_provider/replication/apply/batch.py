@@ -15,6 +15,7 @@ from duckling_provider.base.errors import ReplicationError
 from duckling_provider.replication.apply.foreign_keys import Children, Reference
 from duckling_provider.replication.apply.net_changes import VIEWS, Pending, Reread
 from duckling_provider.replication.ddl.apply_ddl import Follower, NotFollowedError
+from duckling_provider.replication.model import types
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import quote
 from duckling_provider.replication.model.tables import Commit, Position, RowChange
@@ -211,6 +212,7 @@ class Batch:
             self.mark(name, "it was not in the replica when it changed")
         elif state.state == "ok":
             try:
+                _require_same_choices(state, change)
                 made = Pending.of(state, change.columns, self._reread)
             except NotFollowedError as error:
                 self.mark(name, error.note)
@@ -375,6 +377,14 @@ class Batch:
         self._begun = self.is_open = False
         self.last, self.begin = None, None
         self._starts = _starts(self.states)
+
+
+def _require_same_choices(state: TableState, change: RowChange) -> None:
+    """:raises NotFollowedError: the binlog's choices may be in another character set than it says."""
+    for column in state.table.columns:
+        told = change.choices.get(column.name)
+        if told is not None and list(told) != list(types.enum_values(column)):
+            raise NotFollowedError(state.name, f"{column.name} has other choices in the binlog than in the replica")
 
 
 def _starts(states: dict[str, TableState]) -> dict[str, Position]:

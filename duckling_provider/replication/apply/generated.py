@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from duckling_provider.replication.copy.ranges import Pace
 from duckling_provider.replication.copy.transport import Transport
+from duckling_provider.replication.ddl.apply_ddl import NotFollowedError
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Table
-from duckling_provider.replication.mysql.source import Source, connect, translated
+from duckling_provider.replication.mysql.source import CHANGED, Source, SourceError, connect, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,18 @@ def read_by_keys(source: Source, table: Table, keys: Sequence[tuple[Any, ...]]) 
 
     :param keys: as the binlog has them, in the order of the table's key: integers, texts and decimals.
     :raises SourceError: MySQL can't be read.
+    :raises NotFollowedError: the table there is another one by now.
     """
+    try:
+        return _read(source, table, keys)
+    except SourceError as error:
+        if error.code not in CHANGED:
+            raise
+        note = "the binlog leaves its generated columns out, and it was altered since"
+        raise NotFollowedError(table.name, note) from error
+
+
+def _read(source: Source, table: Table, keys: Sequence[tuple[Any, ...]]) -> pa.Table:
     import pyarrow as pa
 
     names = [quote_mysql(name) for name in table.primary_key]

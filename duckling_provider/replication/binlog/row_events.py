@@ -56,13 +56,13 @@ class RowDecoder:
                 columns, rows = self._those_told(table, places, rows)
             if raw.kind in _UPDATES:
                 for before, after in rows:
-                    yield RowChange("update", name, columns, before, after, unchecked)
+                    yield RowChange("update", name, columns, before, after, unchecked, table.choices)
             elif raw.kind in INSERTS:
                 for (row,) in rows:
-                    yield RowChange("insert", name, columns, None, row, unchecked)
+                    yield RowChange("insert", name, columns, None, row, unchecked, table.choices)
             else:
                 for (row,) in rows:
-                    yield RowChange("delete", name, columns, row, None, unchecked)
+                    yield RowChange("delete", name, columns, row, None, unchecked, table.choices)
         except (UndecodableError, UnicodeDecodeError) as error:
             yield Unfollowed(f"its changes can't be read: {error}", (name,))
         except (IndexError, KeyError, ValueError, OverflowError, struct.error, zlib.error) as error:

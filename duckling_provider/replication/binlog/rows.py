@@ -11,8 +11,8 @@ Formats: MySQL's ``libs/mysql/binlog/event/rows_event.h`` and ``sql/log_event.cc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from duckling_provider.replication.binlog.binary_json import json_text
@@ -51,12 +51,17 @@ _INTEGERS = {
 
 @dataclass(frozen=True)
 class TableMap:
-    """A table as its row events see it: `readers` in the order of `columns`."""
+    """A table as its row events see it: `readers` in the order of `columns`.
+
+    :param choices: of each ENUM and SET. Where a table was converted to another character set, servers write them in
+        the one before, and nothing tells so.
+    """
 
     schema: str
     name: str
     columns: tuple[str, ...]
     readers: tuple[Reader, ...]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 #: MariaDB's may have fractions, whose digits the binlog does not tell.
@@ -107,26 +112,29 @@ def parse_table_map(body: bytes, charsets: Charsets, *, mariadb: bool) -> TableM
     collations = _collations(texts, fields.get(2), fields.get(3)) | _collations(lists, fields.get(10), fields.get(11))
     enums, sets = iter(_value_lists(fields.get(6, b""))), iter(_value_lists(fields.get(5, b"")))
 
+    choices: dict[str, tuple[str, ...]] = {}
     readers: list[Reader] = []
     for index, (kind, meta) in enumerate(zip(kinds, metadata, strict=True)):
         # Without a collation it is no text.
         decode = charsets.decoder(collations[index], names[index]) if index in collations else bytes
         values: list[str] = []
         if kind in {_ENUM, _SET}:
-            values = [_choice(decode(value), names[index]) for value in next(enums if kind == _ENUM else sets, ())]
+            values = [_choice(decode, value, names[index]) for value in next(enums if kind == _ENUM else sets, ())]
+            choices[names[index]] = tuple(values)
         if mariadb and kind in _OLD_TEMPORAL:
             readers.append(unreadable_reader(f"column {names[index]} is of the format before MySQL 5.6, {_REBUILD}"))
             continue
         readers.append(_reader(kind, meta, decode, values, names[index], unsigned=index in unsigned))
-    return TableMap(schema, name, names, tuple(readers))
+    return TableMap(schema, name, names, tuple(readers), choices)
 
 
-def _choice(value: str | bytes, column: str) -> str:
+def _choice(decode: Decode, value: bytes, column: str) -> str:
     """One of the list of an ENUM or SET, which may be of the character set binary."""
     try:
-        return value if isinstance(value, str) else value.decode()
+        text = decode(value)
+        return text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
-        raise UndecodableError(f"column {column} has choices of bytes that are no text: {error}") from error
+        raise UndecodableError(f"column {column} has choices that are no text of its character set: {error}") from error
 
 
 def column_kinds(body: bytes) -> bytes:

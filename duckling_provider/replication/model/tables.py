@@ -6,7 +6,8 @@ Plain values without behaviour of their own: `source` and `stream` make them, `c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 _FILE_NUMBER = re.compile(r"\.(\d+)$")
@@ -80,6 +81,7 @@ class RowChange:
     An insert has no `before`, a deletion no `after`.
 
     :param unchecked: made with ``foreign_key_checks`` off: rows of other tables did not go with it.
+    :param choices: of each ENUM and SET, as the binlog has them.
     """
 
     kind: Literal["insert", "update", "delete"]
@@ -88,6 +90,7 @@ class RowChange:
     before: tuple[Any, ...] | None
     after: tuple[Any, ...] | None
     unchecked: bool = False
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,9 @@ def _options(query: str) -> tuple[dict[str, str], tuple[str, ...]]:
     return known, tuple(ignored)
 
 
+#: Errors of MySQL: the table was altered since the statement began; a column or the table does not exist (any more).
+CHANGED = frozenset({1412, 1054, 1146, 1051})
+
 # ---- connections -------------------------------------------------------------------------------------------
 
 #: Zero dates stay readable and backslashes, quotes and CHARs mean the same everywhere. The server waits for a slow

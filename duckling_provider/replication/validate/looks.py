@@ -35,9 +35,6 @@ _UNSEEN = 1.0
 #: Bytes of values that are read at once.
 _VALUE_BYTES = 8 << 20
 
-#: The table was altered since the statement began; a column or the table does not exist (any more).
-CHANGED = frozenset({1412, 1054, 1146, 1051})
-
 
 class Asker:
     """Puts the questions of a validation to the server, over one connection; a context manager."""
