@@ -41,6 +41,7 @@ from duckling_provider.base.errors import (
     StoreError,
 )
 from duckling_provider.base.file_lock import FileLock
+from duckling_provider.base.host_load import return_freed_memory
 from duckling_provider.base.interruptible import AbandonedError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
@@ -427,6 +428,7 @@ def back_up(
     upload = verified = None
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
+        return_freed_memory()
         try:
             verified = verify_upload(database, store, upload.key, control=control)
         except StoreError as error:
