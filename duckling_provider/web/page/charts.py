@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 560, 150
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 12, 10, 24
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
