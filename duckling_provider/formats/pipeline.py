@@ -126,7 +126,8 @@ class DurableWriter:
     _SECTOR = 4096
 
     def __init__(self, fd: int) -> None:
-        self._fd, self._position = fd, os.lseek(fd, 0, os.SEEK_CUR)
+        self._fd = fd
+        self._begin = self._position = os.lseek(fd, 0, os.SEEK_CUR)
         self._direct: int | None = None
         self._unsynced = 0
         self._error: OSError | None = None
@@ -151,7 +152,8 @@ class DurableWriter:
         if self._direct is None or not whole or self._position % self._SECTOR:
             return 0
         try:
-            return os.pwrite(self._direct, view[:whole], self._position)
+            os.lseek(self._direct, self._position, os.SEEK_SET)
+            return os.write(self._direct, view[:whole])
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -159,7 +161,8 @@ class DurableWriter:
             return 0
 
     def _write_through(self, view: memoryview) -> int:
-        written = os.pwrite(self._fd, view[: self.PIECE], self._position)
+        os.lseek(self._fd, self._position, os.SEEK_SET)
+        written = os.write(self._fd, view[: self.PIECE])
         self._unsynced += written
         if self._unsynced >= self.STEP:
             self._unsynced = 0
@@ -199,6 +202,7 @@ class DurableWriter:
         self._orders.put(False)
         self._thread.join()
         self._close_direct()
+        os.lseek(self._fd, self._begin, os.SEEK_SET)
         if error is None:
             self._raise()
             os.fsync(self._fd)
