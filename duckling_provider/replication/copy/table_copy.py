@@ -40,7 +40,8 @@ from duckling_provider.base.errors import CancelledError, DucklingError, Replica
 from duckling_provider.base.interruptible import Workers, interruptible
 from duckling_provider.replication.copy.copy_file import REPLICA, Writer, drop_copied, opened_copy, place_of
 from duckling_provider.replication.copy.ranges import KeyRange, Pace, Statistics, is_rangeable, key_ranges
-from duckling_provider.replication.copy.transport import Transport, can_be_fast
+from duckling_provider.replication.copy.transport import Transport, can_be_fast, holders
+from duckling_provider.replication.model.families import CHOICES
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import collisions, quote, quote_mysql
 from duckling_provider.replication.model.tables import Position, Table
@@ -58,6 +59,13 @@ if TYPE_CHECKING:
 TRIES = 5
 #: Seconds before it is.
 _PAUSE = 1.0
+
+#: By the number nothing is lost; an ENUM that is modified to an ENUM loses what the server has no text for.
+_LOST_CHOICES = (
+    "ALTER TABLE … CONVERT TO CHARACTER SET left the list of the ENUM or SET as it was: MODIFY the column to BIGINT "
+    "UNSIGNED first and then to the ENUM or SET with its list, or exclude the table."
+)
+_LOST_TEXT = "Correct the values there, or exclude the table."
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +190,7 @@ class _Job:
                 # Whatever a change of its columns does to a table that is being read, the change is what counts.
                 if self._table(name) == before:
                     if not fast or not self._is_conversion(error):
-                        explained = self._explained(name, error)
+                        explained = self._explained(before, error)
                         if explained is error:
                             raise
                         raise explained from error
@@ -304,10 +312,13 @@ class _Job:
 
         return isinstance(error, (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException))
 
-    def _explained(self, name: str, error: Exception) -> Exception:
+    def _explained(self, table: Table, error: Exception) -> Exception:
         import duckdb
         import pymysql.err
 
+        name = table.name
+        if isinstance(error, UnicodeDecodeError):
+            return self._not_text(table, error)
         if isinstance(error, duckdb.Error):
             message = str(error).splitlines()[0]
             return ReplicaError(f"DuckDB refused its rows: {message}", subject=name, operation="copy")
@@ -319,6 +330,18 @@ class _Job:
         if isinstance(error, DucklingError):
             error.operation = error.operation or f"copy {name}"
         return error
+
+    def _not_text(self, table: Table, error: UnicodeDecodeError) -> ReplicaError:
+        """Which column the server could not send as text: it keeps no record of what the bytes once meant."""
+        with translated(self._source, f"copy {table.name}"):
+            columns = holders(self._connection, table, error.object)
+        names = " and ".join(column.name for column in columns) or "a column"
+        return ReplicaError(
+            f"{names} holds the bytes {error.object[:40].hex(' ')}, which are no text of its character set",
+            subject=table.name,
+            operation="copy",
+            hint=_LOST_CHOICES if any(column.data_type in CHOICES for column in columns) else _LOST_TEXT,
+        )
 
 
 def _keep_usable(

@@ -20,7 +20,7 @@ from urllib.parse import quote as percent
 
 from duckling_provider.replication.copy.ranges import KeyRange, Pace
 from duckling_provider.replication.model.names import quote_mysql
-from duckling_provider.replication.model.tables import Table
+from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.model.types import select_expression, transport_arrow
 from duckling_provider.replication.mysql.source import Source, connect, query, variable
 
@@ -110,6 +110,16 @@ class Transport:
         import pyarrow as pa
 
         return pa.schema([(f"c{n}", transport_arrow(column)) for n, column in enumerate(self._table.columns)])
+
+
+def holders(connection: Any, table: Table, value: bytes) -> list[Column]:
+    """The columns of `table` that hold text of just these bytes, in the first row found; empty when there is none."""
+    texts = [column for column in table.columns if column.charset]
+    if not texts:
+        return []
+    tests = [f"HEX({quote_mysql(column.name)}) = '{value.hex().upper()}'" for column in texts]
+    sql = f"SELECT {', '.join(tests)} FROM {quote_mysql(table.name)} WHERE {' OR '.join(tests)} LIMIT 1"
+    return [column for row in query(connection, sql) for column, holds in zip(texts, row, strict=True) if holds]
 
 
 def can_be_fast(source: Source, connection: Any) -> bool:

@@ -282,6 +282,13 @@ def translated(source: Source, operation: str) -> Iterator[None]:
             subject=source.subject,
             hint="Find out what answers at that address before anything else is trusted",
         ) from error
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"it sent text that is not UTF-8: the bytes {error.object[:40].hex(' ')}",
+            operation=operation,
+            subject=source.subject,
+            hint="Find the column that holds them and correct its values, or exclude the table.",
+        ) from error
     except (OSError, EOFError) as error:
         raise SourceError(
             f"{type(error).__name__}: {error}", operation=operation, subject=source.subject, retryable=True
