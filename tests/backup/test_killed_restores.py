@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 from fixtures.delta import KINDS, SEGMENT, DeltaSite
 
-from duckling_provider.backup import segment_records
+from duckling_provider.backup import restore, segment_records
 from duckling_provider.backup.delta import Received
 from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import take_snapshot
@@ -30,6 +30,21 @@ pytestmark = pytest.mark.slow
 HAD = 5
 
 
+def _killing_after(limit):
+    """A writer that ends this process when so many bytes are written."""
+    written = 0
+
+    class Killing(DurableWriter):
+        def write(self, chunk):
+            nonlocal written
+            if written >= limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().write(chunk)
+            written += len(chunk)
+
+    return Killing
+
+
 class Site(DeltaSite):
     """As on a new machine: neither replica nor local backup, and on request no record either."""
 
@@ -41,20 +56,12 @@ class Site(DeltaSite):
         return self
 
     def killed_restore(self, had=HAD, **more):
-        """A restore in a process of its own that gets SIGKILL when it has written `had` segments."""
+        """A restore in a process of its own that gets SIGKILL when it has fetched and written `had` segments."""
         child = os.fork()
         if child == 0:
             try:
-                written, write = 0, DurableWriter.write
-
-                def killing(writer, chunk):
-                    nonlocal written
-                    if written >= had * SEGMENT:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    write(writer, chunk)
-                    written += len(chunk)
-
-                DurableWriter.write = killing
+                # Not that of `delta`, which writes what this machine lends.
+                restore.DurableWriter = _killing_after(had * SEGMENT)
                 self.restore(**more)
             finally:
                 os._exit(1)
