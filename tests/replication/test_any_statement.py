@@ -41,7 +41,8 @@ TYPES = (
     "ENUM('p','q') CHARACTER SET binary", "SET('x','p') CHARACTER SET latin1", "LONGTEXT COLLATE utf8mb4_bin",
     "ENUM('X','x','2','1')", "REAL", "NUMERIC(6,3) UNSIGNED", "VARCHAR(8) CHARACTER SET swe7", "SMALLINT",
     "TINYTEXT CHARACTER SET utf16", "TINYTEXT CHARACTER SET utf32", "DOUBLE(8,2)", "BIT(64)", "TIME(6)", "DATETIME(6)",
-    "CHAR(5) CHARACTER SET latin1 COLLATE latin1_german2_ci",
+    "CHAR(5) CHARACTER SET latin1 COLLATE latin1_german2_ci", "ENUM('x','é') CHARACTER SET latin1", "ENUM('x','Ã©')",
+    "SET('p','é') CHARACTER SET utf8mb4", "SET('x','ж') CHARACTER SET cp1251",
 )  # fmt: skip
 MYSQL_TYPES = ("VECTOR(2)", "POINT SRID 4326", "INT INVISIBLE")
 MARIADB_TYPES = ("UUID", "INET6", "INT INVISIBLE")
@@ -51,6 +52,7 @@ VALUES = (
     "'-12:00:01'", """'{"a": [1, null, "ü"]}'""", "x'3f8000003f800000'", "18446744073709551615", "CURRENT_TIMESTAMP",
     "ST_GeomFromText('POINT(1 2)')", "-0e0", "'-838:59:59'", "'1970-01-01 00:00:01'", "'2038-01-19 03:14:07'",
     "'2024-10-27 02:30:00'", "'-00:00:00.000001'", "'[a]'", "REPEAT('ab', 60)", "b'1'", "'2'", "_latin1 x'fc'",
+    "'é'", "'x,ж'",
 )  # fmt: skip
 DEFAULTS = ("", "", "NULL", "NOT NULL", "DEFAULT 1", "DEFAULT 'X'", "NOT NULL DEFAULT 'x'", "DEFAULT 1.5",
             r"DEFAULT 'a\n'", "DEFAULT '2020-01-01 10:00:00.7'", "DEFAULT '2020-01-01'", "DEFAULT (1 + 1)",
