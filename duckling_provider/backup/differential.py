@@ -175,6 +175,8 @@ def _unusable(
     """Why segments of a backup can't be copied; empty when they can."""
     if (uploaded.store, uploaded.key) != (store.url, backup.key):
         return f"{backup.key} was uploaded to another bucket"
+    if uploaded.size != earlier.size:  # the plain file and nothing else is as long as the file
+        return f"{backup.key} was encrypted before it was sent"
     mine, other = Origin.parse(snapshot.origin), Origin.parse(earlier.origin)
     if mine is None or other is None or not mine.owns(other, backup.created):
         return f"{backup.key} is of another replica"

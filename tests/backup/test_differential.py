@@ -137,6 +137,23 @@ def test_the_source_is_the_newest_that_was_verified_in_full(site):
     assert one.key in site.store.objects
 
 
+def test_two_hosts_with_one_prefix_copy_from_their_own_backups_only(site, installation, tmp_path, monkeypatch):
+    here, there = some_bytes(SIZE), some_bytes(SIZE, seed=2)
+    folder = replace(installation, data_path=tmp_path / "there", backup_path=tmp_path / "there" / "backups")
+    folder.data_path.mkdir()
+    site.upload(here)
+    with monkeypatch.context() as environment:
+        environment.setenv("DATA_PATH", str(folder.data_path))
+        environment.setenv("BACKUP_PATH", str(folder.backup_path))
+        other = Site(folder)
+        other.store, other.moment = site.store, site.moment
+        assert other.upload(there).because == "no earlier upload to this bucket is recorded on this machine"
+        assert other.upload(changed(there, 1)).bytes_sent == SEGMENT
+        site.moment = other.moment
+    assert site.upload(changed(here, 2)).bytes_sent == SEGMENT
+    assert len(list_backups(site.store)) == 4
+
+
 def test_every_so_many_are_sent_in_full(site):
     site.configure(fullUploadEvery=3)
     first = some_bytes(SIZE)
@@ -415,6 +432,28 @@ def test_the_second_backup_sends_less_and_is_verified(real, request, server, mod
     assert done.upload.bytes_copied >= 8 * MIB
     assert done.verified.evidence == "sent"
     assert site.is_whole(done.upload.key)
+
+
+@pytest.mark.server
+def test_another_mode_in_between_copies_what_the_store_encrypts_itself_and_else_sends_all(real, moto_server):
+    site = real(moto_server)
+    site.back_up()
+    site.through(site.proxy.server, encryption="sse-s3")
+    done = site.back_up().upload
+    assert (done.because, done.bytes_sent, site.is_whole(done.key)) == ("", 0, True)
+    head = site.client.head_object(Bucket=site.bucket, Key=done.key)
+    assert head["ServerSideEncryption"] == "AES256"
+    site.through(site.proxy.server, encryption="client-aes256", encryptionKey="c4" * 32, objectFormat=2)
+    done = site.back_up().upload
+    assert done.because
+    assert (done.bytes_copied, site.is_whole(done.key)) == (0, True)
+    site.through(site.proxy.server)
+    done = site.back_up().upload
+    assert site.is_whole(done.key)
+    assert (
+        site.client.get_object(Bucket=site.bucket, Key=done.key)["Body"].read()
+        == site.installation.replica().read_bytes()
+    )
 
 
 @pytest.mark.server
