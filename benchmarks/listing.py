@@ -17,7 +17,7 @@ from benchmarks import BUCKET, DATABASE, ROOT
 from benchmarks.cases import Case, Target
 from benchmarks.servers import ACCESS_KEY, SECRET_KEY, rclone
 from benchmarks.site import site
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.stores.store import StoredObject
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.cases import Case, Target
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.moments import stamp_of
 
 #: Runs of backups that each database has.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.cases import Case, Target
 from duckling_provider import config
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.record import Transfer, note
 from duckling_provider.oversight.watch import look_at_all

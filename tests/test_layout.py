@@ -23,6 +23,7 @@ CORE = [
     "replica",
     "stores",
     "formats",
+    "backup.inventory",
     "backup",
     "replication.model",
     "replication.mysql",
@@ -67,7 +68,7 @@ UNIQUE = ("Report", "Server", "Status", "Finding", "Checksum", "identify", "LOCK
 
 
 def modules() -> dict[str, Path]:
-    """Dotted names below the package, ``backup.names``; a folder's ``__init__`` has the folder's own name."""
+    """Dotted names below the package, ``inventory.names``; a folder's ``__init__`` has the folder's own name."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts

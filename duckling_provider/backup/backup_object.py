@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from duckling_provider.backup.key_choice import choose_key, find_trailer, is_format_2
-from duckling_provider.backup.names import (
+from duckling_provider.backup.inventory.key_choice import choose_key, find_trailer, is_format_2
+from duckling_provider.backup.inventory.names import (
     LATEST,
     LATEST_TESTED,
     MAC_SUFFIX,
@@ -28,8 +28,8 @@ from duckling_provider.backup.names import (
     choose,
     parse_name,
 )
+from duckling_provider.backup.inventory.states import choose_by_state
 from duckling_provider.backup.snapshot import find_snapshot
-from duckling_provider.backup.states import choose_by_state
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
     AccessDeniedError,

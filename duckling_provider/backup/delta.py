@@ -24,10 +24,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.backup import segment_records
 from duckling_provider.backup.backup_object import StoredBackup
-from duckling_provider.backup.names import parse_name
-from duckling_provider.backup.segment_records import record_of
+from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.names import parse_name
+from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.snapshot import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import clone, write_durably

@@ -22,11 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.backup.backup_object import list_backups, origin_of
-from duckling_provider.backup.key_choice import find_trailer
-from duckling_provider.backup.names import ListedBackup
-from duckling_provider.backup.segment_records import SegmentRecord, Uploaded, record_of, records, records_folder
+from duckling_provider.backup.inventory.key_choice import find_trailer
+from duckling_provider.backup.inventory.names import ListedBackup
+from duckling_provider.backup.inventory.segment_records import (
+    SegmentRecord,
+    Uploaded,
+    record_of,
+    records,
+    records_folder,
+)
+from duckling_provider.backup.inventory.states import BackupState, read_states
 from duckling_provider.backup.snapshot import Snapshot
-from duckling_provider.backup.states import BackupState, read_states
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError
 from duckling_provider.base.moments import iso, parse_moment, stamp_of

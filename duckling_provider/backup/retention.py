@@ -29,11 +29,18 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.names import (
+    COMPANION_SUFFIXES,
+    SKEW,
+    ListedBackup,
+    assemble,
+    date_faults,
+    parse_name,
+)
+from duckling_provider.backup.inventory.segment_records import forget_records
+from duckling_provider.backup.inventory.states import BackupState, State, read_state
 from duckling_provider.backup.local_backups import LocalBackups
-from duckling_provider.backup.names import COMPANION_SUFFIXES, SKEW, ListedBackup, assemble, date_faults, parse_name
-from duckling_provider.backup.segment_records import forget_records
 from duckling_provider.backup.snapshot import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX, clear_partials
-from duckling_provider.backup.states import BackupState, State, read_state
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors
 from duckling_provider.base.errors import (

@@ -28,8 +28,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.backup.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
-from duckling_provider.backup.segment_records import FOLDER, SegmentChecksums, SegmentRecord, checksum_key
+from duckling_provider.backup.inventory.names import PIN_SUFFIX, STATE_SUFFIX, backup_name, parse_name
+from duckling_provider.backup.inventory.segment_records import FOLDER, SegmentChecksums, SegmentRecord, checksum_key
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import (

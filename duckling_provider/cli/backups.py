@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from duckling_provider.backup.names import LATEST, parse_name
+from duckling_provider.backup.inventory.names import LATEST, parse_name
 from duckling_provider.base.errors import DamagedError, DucklingError, StateFileError
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.cli.options import EncryptionMode, Id, Json, Key, KeyFile, Local, Wait
@@ -181,7 +181,7 @@ def unpin(context: typer.Context, id: Id, key: NamedKey, local: Local = False, a
 
 
 def _set_pin(session: Session, id: str, key: str, *, local: bool, pinned: bool) -> None:
-    from duckling_provider.backup import states
+    from duckling_provider.backup.inventory import states
     from duckling_provider.oversight.audit import audited
 
     database = session.database(id)

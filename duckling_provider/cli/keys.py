@@ -185,7 +185,7 @@ def _backups_by_key(session: Session, store: Store, keys: list[EncryptionKey]) -
     last whose date can't be true.
     """
     from duckling_provider.backup.backup_object import list_backups
-    from duckling_provider.backup.key_choice import key_of
+    from duckling_provider.backup.inventory.key_choice import key_of
 
     found: dict[str | None, list[str]] = {}
     with session.control() as control:

@@ -18,7 +18,7 @@ from duckling_provider.cli.options import AnyId, Json
 from duckling_provider.cli.session import BAD_USAGE, Session, code_of, session_of
 
 if TYPE_CHECKING:
-    from duckling_provider.backup.names import ListedBackup
+    from duckling_provider.backup.inventory.names import ListedBackup
     from duckling_provider.config.databases import Database
     from duckling_provider.replica.origin import Origin
     from duckling_provider.stores.store import BackupSource
@@ -28,7 +28,7 @@ _COLUMNS = ("WHERE", "KEY", "SIZE>", "TAKEN (UTC)", "AGE>", "STATE", "MODE", "FI
 
 @dataclass(frozen=True)
 class _Row:
-    """One backup. `state` is that of `backup.states`, or ``incomplete`` for an object that can't be restored, and
+    """One backup. `state` is that of `inventory.states`, or ``incomplete`` for an object that can't be restored, and
     `state_at` the moment of the evidence for it; `remark` says what is odd about it. `mode` and `fingerprint` are None
     where nothing tells, `bytes_sent` (the rest was copied by the store) where this machine does not know.
     """
@@ -192,8 +192,8 @@ def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str, shown: t
 
 def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:
     from duckling_provider.backup.backup_object import is_complete, list_backups
-    from duckling_provider.backup.segment_records import bytes_sent
-    from duckling_provider.backup.states import read_states
+    from duckling_provider.backup.inventory.segment_records import bytes_sent
+    from duckling_provider.backup.inventory.states import read_states
     from duckling_provider.config.s3 import CLIENT
     from duckling_provider.oversight.check import Look, looks
 

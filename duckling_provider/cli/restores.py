@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from duckling_provider.backup.names import LATEST, RULES
+from duckling_provider.backup.inventory.names import LATEST, RULES
 from duckling_provider.base.disk_space import room
 from duckling_provider.base.errors import DucklingError, RequestError
 from duckling_provider.base.moments import iso, parse_moment

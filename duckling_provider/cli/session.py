@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from duckling_provider.backup.names import RULES, checked_key
+from duckling_provider.backup.inventory.names import RULES, checked_key
 from duckling_provider.base.errors import CancelledError, ConfigError, DucklingError, NotFoundError, RequestError
 from duckling_provider.cli.terminal import Terminal
 
@@ -212,7 +212,7 @@ class Session:
         """
         if encryption is None and key_file is None:
             return database
-        from duckling_provider.backup.key_choice import read_as
+        from duckling_provider.backup.inventory.key_choice import read_as
 
         if local:
             raise UsageError("local backups are not encrypted", hint="Leave --encryption and the key out.")

@@ -67,10 +67,10 @@ class DucklingHook(BaseHook):
         """The entry as a run's conf wants it to be read.
 
         :param encryption: in place of the entry's; empty means the entry's.
-        :raises RequestError: see `backup.key_choice.read_as`; or it is weaker than ``DUCKLING_MIN_ENCRYPTION``, since
+        :raises RequestError: see `key_choice.read_as`; or it is weaker than ``DUCKLING_MIN_ENCRYPTION``, since
             those who may trigger a run may be others than those who configure.
         """
-        from duckling_provider.backup.key_choice import read_as
+        from duckling_provider.backup.inventory.key_choice import read_as
 
         least = self._installation.settings.min_encryption
         return read_as(self.database, key, encryption=(encryption or "").strip() or None, least=least)

@@ -13,7 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.backup.snapshot import (
     Seal,
     Snapshot,

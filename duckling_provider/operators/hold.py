@@ -85,7 +85,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> None:
         with self.core_call() as control:
-            from duckling_provider.backup.names import wanted_before
+            from duckling_provider.backup.inventory.names import wanted_before
             from duckling_provider.replica.locks import HOLD_SUFFIX, place_hold, release_hold, state_path
 
             self._refuse_unknown_conf(context["dag_run"].conf or {})

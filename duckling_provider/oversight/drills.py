@@ -3,7 +3,7 @@
 It comes whole from the store, is verified on the way as by any restore, and lies in a scratch file that no other
 program sees. DuckDB, in a process of its own, reads every table; the rows are compared with those that were counted
 when the backup was made, the entry's ``drillQueries`` must each yield true, and MySQL is asked whether the replica
-could catch up from there. What is found is recorded beside the backup (`backup.states`): it is ``tested``, or disproved
+could catch up from there. What is found is recorded beside the backup (`states`): it is ``tested``, or disproved
 where a second try from the beginning failed as well. Nothing else is touched.
 """
 
@@ -20,9 +20,9 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
-from duckling_provider.backup.names import LATEST, RULES
+from duckling_provider.backup.inventory.names import LATEST, RULES
+from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.backup.snapshot import find_snapshot
-from duckling_provider.backup.states import record_state
 from duckling_provider.backup.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space

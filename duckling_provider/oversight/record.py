@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from duckling_provider.backup.names import date_faults, find_name, parse_name
+from duckling_provider.backup.inventory.names import date_faults, find_name, parse_name
 from duckling_provider.base.durable_files import make_folder, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError, WrongHostError
 from duckling_provider.base.file_lock import FileLock
@@ -301,7 +301,7 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
     """
     # Here: this module is loaded whenever Airflow parses DAG files, and these load ciphers.
     from duckling_provider.backup.backup_object import is_complete, list_backups
-    from duckling_provider.backup.states import read_states
+    from duckling_provider.backup.inventory.states import read_states
 
     listed = list_backups(source)
     good = [b for b in listed if is_complete(b, source.mode) and not b.misdated(now)]

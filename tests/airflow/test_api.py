@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.backup.names import backup_name
-from duckling_provider.backup.states import record_state
+from duckling_provider.backup.inventory.names import backup_name
+from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.audit import read_audit
 from duckling_provider.replica.origin import plain_host

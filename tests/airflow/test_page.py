@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.page import multiply
-from duckling_provider.backup.states import record_state
+from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.names import ListedBackup
+from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.base.units import human_bytes
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, axis, chart

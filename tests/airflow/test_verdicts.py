@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.moments import stamp_of
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.errors import StoreError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.record import note

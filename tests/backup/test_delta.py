@@ -9,8 +9,8 @@ import sys
 import pytest
 from fixtures.delta import KINDS, SEGMENT, DeltaSite
 
-from duckling_provider.backup import segment_records
-from duckling_provider.backup.segment_records import record_of
+from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.formats import segments

@@ -12,14 +12,15 @@ import pytest
 from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup import differential, segment_records
+from duckling_provider.backup import differential
 from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.differential import remembered_refusal
+from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.segment_records import record_of
+from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import clean_up
-from duckling_provider.backup.segment_records import record_of
 from duckling_provider.backup.snapshot import Seal, published, take_snapshot
-from duckling_provider.backup.states import read_state, record_state
 from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import read_verified, verify_upload
 from duckling_provider.base.errors import IntegrityError, StoreError

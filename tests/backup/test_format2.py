@@ -13,7 +13,7 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.backup_object import identify_backup, list_backups, resolve
-from duckling_provider.backup.key_choice import key_of
+from duckling_provider.backup.inventory.key_choice import key_of
 from duckling_provider.backup.restore import plan_restore, restore_backup
 from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
 from duckling_provider.backup.upload import upload_snapshot

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.backup_object import describe, identify_backup
-from duckling_provider.backup.key_choice import read_as
+from duckling_provider.backup.inventory.key_choice import read_as
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import ModeError, RequestError, WrongKeyError

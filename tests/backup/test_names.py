@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.names import ListedBackup, assemble, backup_name, checked_key, choose, parse_name
+from duckling_provider.backup.inventory.names import (
+    ListedBackup,
+    assemble,
+    backup_name,
+    checked_key,
+    choose,
+    parse_name,
+)
 from duckling_provider.backup.retention import _kept_by
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.base.moments import parse_moment, readable, stamp_of

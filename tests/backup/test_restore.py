@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.backup_object import describe
+from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import plan_restore, restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.states import record_state
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN

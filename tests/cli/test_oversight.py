@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fixtures.command_line import run_here
 
-from duckling_provider.backup.states import record_state
+from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.cli.session import who
 from duckling_provider.stores.s3 import open_store
 

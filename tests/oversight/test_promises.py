@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.promises import LOCAL_ONLY, Standing, standing_of

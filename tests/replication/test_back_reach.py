@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.names import backup_name
+from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.back_reach import Stood, note_reach, stood_at, with_position
 from duckling_provider.oversight.promises import standing_of

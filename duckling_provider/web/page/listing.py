@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from duckling_provider.backup.names import ListedBackup
-from duckling_provider.backup.states import BackupState
+from duckling_provider.backup.inventory.names import ListedBackup
+from duckling_provider.backup.inventory.states import BackupState
 from duckling_provider.oversight.check import Look
 from duckling_provider.replica.origin import Origin
 from duckling_provider.web.services.records import Backup, Tested
@@ -29,7 +29,7 @@ class Item:
     :param is_foreign: that is another one than the one that is meant.
     :param tested: the newest drill that restored it; None when none did.
     :param listed: as the store lists it, or where it is only here, this host.
-    :param state: see `backup.states`; empty where that was not looked up. `state_at` is the moment of its evidence, and
+    :param state: see `states`; empty where that was not looked up. `state_at` is the moment of its evidence, and
         `state_reason` says of a disproved one why it is.
     :param pinned: it stays whatever its age; None where that was not looked up.
     :param fault: why it can't be whole, by its size; empty when nothing says so.

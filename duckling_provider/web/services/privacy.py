@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from urllib.parse import unquote, urlsplit
 
-from duckling_provider.backup.names import find_name
+from duckling_provider.backup.inventory.names import find_name
 from duckling_provider.base.errors import ConfigError, ErrorRecord
 from duckling_provider.config.databases import Database
 from duckling_provider.web.services.access import Caller

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from duckling_provider.backup.names import SKEW, find_name, parse_name
+from duckling_provider.backup.inventory.names import SKEW, find_name, parse_name
 from duckling_provider.base.errors import ErrorRecord, sentences
 from duckling_provider.base.moments import parse_moment
 from duckling_provider.dags.ids import CLEANUP, DRILL, SNAPSHOT, SYNC, UPLOAD, VERIFY, Kind

@@ -19,7 +19,7 @@ from duckling_provider.base.units import span
 from duckling_provider.stores.store import StoredObject
 
 MAC_SUFFIX = ".mac"
-#: Of what is known of a backup, and of the note that keeps it; see `backup.states`.
+#: Of what is known of a backup, and of the note that keeps it; see `inventory.states`.
 STATE_SUFFIX = ".state"
 PIN_SUFFIX = ".pin"
 #: All that lies beside a backup under its name, and goes with it.

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.backup.names import backup_name, parse_name
+from duckling_provider.backup.inventory.names import backup_name, parse_name
 from duckling_provider.base.durable_files import make_folder, write_durably
 from duckling_provider.base.errors import StateFileError
 from duckling_provider.base.state_files import open_state, read_state

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, get_args
 
-from duckling_provider.backup.names import PIN_SUFFIX, SKEW, STATE_SUFFIX, ListedBackup
+from duckling_provider.backup.inventory.names import PIN_SUFFIX, SKEW, STATE_SUFFIX, ListedBackup
 from duckling_provider.base.errors import (
     CancelledError,
     DamagedError,

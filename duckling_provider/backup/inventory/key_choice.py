@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from duckling_provider.backup.names import RULES
+from duckling_provider.backup.inventory.names import RULES
 from duckling_provider.base.errors import DucklingError, IntegrityError, RequestError, StoreError, WrongKeyError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.databases import Database
