@@ -286,7 +286,7 @@ def _take_snapshot(place: Site) -> Path:
 def place_object(path: Path, folder: Path) -> None:
     """Put the object of a snapshot, and its ``.mac`` if it has one, where the servers find it."""
     from duckling_provider import config
-    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.inventory.sidecar import find_snapshot
     from duckling_provider.formats.crypto import CtrCipher
     from duckling_provider.formats.upload_body import SnapshotBody
 

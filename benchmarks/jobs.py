@@ -41,7 +41,7 @@ def _database() -> tuple[Any, Any]:
 
 def upload(filename: str) -> Work:
     """A finished snapshot to the store, as the entry is configured."""
-    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.inventory.sidecar import find_snapshot
     from duckling_provider.backup.upload import upload_snapshot
 
     database, store = _database()
@@ -275,7 +275,7 @@ def _send_share(
 ) -> list[dict[str, Any]]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from duckling_provider.backup.snapshot import find_snapshot
+    from duckling_provider.backup.inventory.sidecar import find_snapshot
     from duckling_provider.formats.crypto import CtrCipher
     from duckling_provider.formats.upload_body import SnapshotBody
     from duckling_provider.stores.s3_client import send_whole_blocks, sign_known_payloads

@@ -28,8 +28,8 @@ from duckling_provider.backup.inventory.names import (
     choose,
     parse_name,
 )
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import choose_by_state
-from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (
     AccessDeniedError,

@@ -28,7 +28,7 @@ from duckling_provider.backup.backup_object import StoredBackup
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.names import parse_name
 from duckling_provider.backup.inventory.segment_records import record_of
-from duckling_provider.backup.snapshot import sidecar_of
+from duckling_provider.backup.inventory.sidecar import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import clone, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, StateFileError

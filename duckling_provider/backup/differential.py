@@ -31,8 +31,8 @@ from duckling_provider.backup.inventory.segment_records import (
     records,
     records_folder,
 )
+from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.backup.inventory.states import BackupState, read_states
-from duckling_provider.backup.snapshot import Snapshot
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError
 from duckling_provider.base.moments import iso, parse_moment, stamp_of

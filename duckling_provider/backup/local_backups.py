@@ -15,7 +15,7 @@ from typing import Final
 
 from duckling_provider.backup.backup_object import describe, list_backups
 from duckling_provider.backup.inventory.names import PIN_SUFFIX, STATE_SUFFIX, ListedBackup, parse_name
-from duckling_provider.backup.snapshot import Snapshot, companions, find_snapshot, sidecar_of
+from duckling_provider.backup.inventory.sidecar import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.durable_files import write_durably

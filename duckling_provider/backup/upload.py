@@ -24,9 +24,10 @@ from duckling_provider.backup.differential import (
 )
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, ListedBackup
 from duckling_provider.backup.inventory.segment_records import record_of
+from duckling_provider.backup.inventory.sidecar import Snapshot, find_snapshot
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import CleanupResult, clean_up, trim_local
-from duckling_provider.backup.snapshot import Snapshot, find_snapshot, sealed_for, take_snapshot
+from duckling_provider.backup.snapshot import sealed_for, take_snapshot
 from duckling_provider.backup.verify import VerifyResult, verify_upload
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors

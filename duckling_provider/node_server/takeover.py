@@ -22,7 +22,7 @@ from typing import Literal
 from duckling_provider import config
 from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.inventory.names import ListedBackup
-from duckling_provider.backup.snapshot import sidecar_of
+from duckling_provider.backup.inventory.sidecar import sidecar_of
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import make_folder
 from duckling_provider.base.errors import BusyError, ConfigError, DucklingError, NotFoundError, WrongHostError

@@ -86,7 +86,8 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> BackupUploaded:
         with self.core_call() as control:
-            from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+            from duckling_provider.backup.inventory.sidecar import find_snapshot
+            from duckling_provider.backup.snapshot import take_snapshot
             from duckling_provider.backup.upload import upload_snapshot
 
             hook = DucklingHook(self.database_id)

@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeAlias
 
 from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space

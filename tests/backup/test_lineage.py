@@ -13,9 +13,10 @@ from fixtures.memory_store import MemoryStore
 from duckling_provider.backup import differential
 from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.snapshot import Seal, find_snapshot, published
+from duckling_provider.backup.snapshot import Seal, published
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_upload
 from duckling_provider.base.cancellation import Control

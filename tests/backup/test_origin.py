@@ -18,9 +18,10 @@ from fixtures.memory_store import MemoryStore
 from duckling_provider import config
 from duckling_provider.backup.backup_object import identify_backup, resolve
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, backup_name
+from duckling_provider.backup.inventory.sidecar import Snapshot, sidecar_of
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import RestoreResult, restore_backup
-from duckling_provider.backup.snapshot import Snapshot, sidecar_of, take_snapshot
+from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import ConfigError, IntegrityError, ModeError, RequestError, StateFileError

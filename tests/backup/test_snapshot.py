@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.snapshot import clear_partials, find_snapshot, take_snapshot
+from duckling_provider.backup.inventory.sidecar import find_snapshot
+from duckling_provider.backup.snapshot import clear_partials, take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (

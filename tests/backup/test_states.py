@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, LATEST_TESTED, backup_name
+from duckling_provider.backup.inventory.sidecar import companions
 from duckling_provider.backup.inventory.states import (
     BackupState,
     Evidence,
@@ -25,7 +26,7 @@ from duckling_provider.backup.inventory.states import (
 )
 from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import clean_up, delete_backup
-from duckling_provider.backup.snapshot import companions, take_snapshot
+from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import AccessDeniedError, IntegrityError, NotFoundError, RequestError
 from duckling_provider.base.moments import stamp_of

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.backup.snapshot import find_snapshot, sealed_for
+from duckling_provider.backup.inventory.sidecar import find_snapshot
+from duckling_provider.backup.snapshot import sealed_for
 from duckling_provider.backup.upload import interrupted_upload
 from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.downloads import clear_downloads

@@ -15,7 +15,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from duckling_provider.backup.snapshot import find_snapshot, sidecar_of, take_snapshot
+from duckling_provider.backup.inventory.sidecar import find_snapshot, sidecar_of
+from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import back_up, interrupted_upload, unfinished_backup, upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
@@ -43,7 +44,7 @@ import sys
 from duckling_provider import config
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.stores.s3 import open_store
-from duckling_provider.backup.snapshot import find_snapshot
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 
 database = config.load().database("production")
 print("uploading")

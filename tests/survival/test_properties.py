@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.snapshot import Snapshot
+from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.replica.exchange import Journal
 from duckling_provider.replica.locks import Hold

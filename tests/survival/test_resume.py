@@ -11,7 +11,8 @@ from collections import defaultdict
 
 import pytest
 
-from duckling_provider.backup.snapshot import find_snapshot, take_snapshot
+from duckling_provider.backup.inventory.sidecar import find_snapshot
+from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.errors import DamagedError, DucklingError
 from duckling_provider.stores.s3 import open_store
@@ -25,7 +26,7 @@ import sys
 from duckling_provider import config
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.stores.s3 import open_store
-from duckling_provider.backup.snapshot import find_snapshot
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 
 database = config.load().database("production")
 upload_snapshot(database, open_store(database), find_snapshot(database, sys.argv[1]))

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.snapshot import find_snapshot
 from duckling_provider.backup.upload import back_up, upload_snapshot
 from duckling_provider.backup.verify import verify_backup
 from duckling_provider.base.errors import IntegrityError, StoreError

@@ -88,7 +88,7 @@ class Uploaded:
 @dataclass(frozen=True)
 class SegmentRecord:
     """`size` of the ``.db`` file in bytes, `sha256` of it in hex; `checksums` (32 hex digits each) under `key` (64) of
-    its segments of `segment` bytes, the last one shorter; `origin` as in `snapshot.Snapshot`.
+    its segments of `segment` bytes, the last one shorter; `origin` as in `sidecar.Snapshot`.
     """
 
     path: Path
