@@ -132,7 +132,7 @@ class _Files:
 
 def read_back(target: str, size: int, number: int) -> Callable[[], object]:
     """The object in `target`, proven and decrypted, its DuckDB blocks checked; nothing is written."""
-    from duckling_provider.backup.backup_object import StoredBackup
+    from duckling_provider.backup.inventory.backup_object import StoredBackup
     from duckling_provider.backup.verify import read_verified
     from duckling_provider.formats.crypto import IV_BYTES
     from duckling_provider.formats.trailer import END_BYTES, read_trailer, trailer_start

@@ -51,7 +51,7 @@ def upload(filename: str) -> Work:
 
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
-    from duckling_provider.backup.backup_object import identify_backup
+    from duckling_provider.backup.inventory.backup_object import identify_backup
     from duckling_provider.backup.verify import read_verified
     from duckling_provider.formats.pipeline import DurableWriter
 

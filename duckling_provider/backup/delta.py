@@ -24,8 +24,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.backup.backup_object import StoredBackup
 from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.backup_object import StoredBackup
 from duckling_provider.backup.inventory.names import parse_name
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.sidecar import sidecar_of

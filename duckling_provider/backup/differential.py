@@ -21,7 +21,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.backup.backup_object import list_backups, origin_of
+from duckling_provider.backup.inventory.backup_object import list_backups, origin_of
 from duckling_provider.backup.inventory.key_choice import find_trailer
 from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.backup.inventory.segment_records import (

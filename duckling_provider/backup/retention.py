@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import (
     COMPANION_SUFFIXES,
     SKEW,
@@ -40,7 +41,6 @@ from duckling_provider.backup.inventory.names import (
 from duckling_provider.backup.inventory.segment_records import forget_records
 from duckling_provider.backup.inventory.sidecar import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX
 from duckling_provider.backup.inventory.states import BackupState, State, read_state
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.snapshot import clear_partials
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TypedDict
 
-from duckling_provider.backup.backup_object import describe, identify_backup, list_backups
 from duckling_provider.backup.differential import (
     Basis,
     SegmentedBody,
@@ -22,10 +21,11 @@ from duckling_provider.backup.differential import (
     remember_refusal,
     remember_upload,
 )
+from duckling_provider.backup.inventory.backup_object import describe, identify_backup, list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, ListedBackup
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.sidecar import Snapshot, find_snapshot
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import CleanupResult, clean_up, trim_local
 from duckling_provider.backup.snapshot import sealed_for, take_snapshot
 from duckling_provider.backup.verify import VerifyResult, verify_upload

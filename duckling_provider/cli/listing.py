@@ -160,7 +160,7 @@ def _show(session: Session, found: Sequence[_Found], *, named: bool) -> None:
 
 def _find(session: Session, database: Database, *, is_chosen: bool) -> _Found:
     """:param is_chosen: that local backups are on another machine is an error; else they are passed over."""
-    from duckling_provider.backup.local_backups import LocalBackups
+    from duckling_provider.backup.inventory.local_backups import LocalBackups
 
     local: list[_Row] = []
     remote: list[_Row] = []
@@ -191,7 +191,7 @@ def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str, shown: t
 
 
 def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:
-    from duckling_provider.backup.backup_object import is_complete, list_backups
+    from duckling_provider.backup.inventory.backup_object import is_complete, list_backups
     from duckling_provider.backup.inventory.segment_records import bytes_sent
     from duckling_provider.backup.inventory.states import read_states
     from duckling_provider.config.s3 import CLIENT

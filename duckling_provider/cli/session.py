@@ -246,7 +246,7 @@ class Session:
 
     def source(self, database: Database, *, local: bool) -> BackupSource:
         """Where backups are taken from: S3 where it is configured, unless the local ones are asked for."""
-        from duckling_provider.backup.local_backups import backups_of
+        from duckling_provider.backup.inventory.local_backups import backups_of
 
         return backups_of(database, None if local else self.store(database))
 

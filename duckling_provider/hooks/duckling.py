@@ -95,7 +95,7 @@ class DucklingHook(BaseHook):
 
         :param database: the entry as `read_as` made it.
         """
-        from duckling_provider.backup.local_backups import backups_of
+        from duckling_provider.backup.inventory.local_backups import backups_of
 
         return backups_of(self.database, self.store(database) if self.database.s3 is not None else None)
 

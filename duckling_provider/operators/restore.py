@@ -108,8 +108,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> BackupRestored:
         with self.core_call() as control, contextlib.ExitStack() as acting:
+            from duckling_provider.backup.inventory.local_backups import LocalBackups
             from duckling_provider.backup.inventory.names import wanted_before
-            from duckling_provider.backup.local_backups import LocalBackups
             from duckling_provider.backup.restore import restore_backup
             from duckling_provider.base.durable_files import make_folder
             from duckling_provider.base.ownership import as_owner_of
@@ -174,7 +174,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         self, context: Context, control: Control, database: Database, target: Path | None, key: str
     ) -> BackupRestored | None:
         """A restore to a moment; None where none is wanted."""
-        from duckling_provider.backup.local_backups import LocalBackups
+        from duckling_provider.backup.inventory.local_backups import LocalBackups
         from duckling_provider.replication.until import Goal, restore_until
 
         goal = Goal.of_restore(

@@ -115,7 +115,7 @@ class DucklingWatchOperator(BaseOperator):
 
 
 def _source(database: Database) -> BackupSource | None:
-    from duckling_provider.backup.local_backups import LocalBackups
+    from duckling_provider.backup.inventory.local_backups import LocalBackups
 
     if database.s3 is None:
         return LocalBackups(database) if database.is_here else None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
-from duckling_provider.backup.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.inventory.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.backup.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, parse_name
 from duckling_provider.backup.restore import RestorePlan, RestoreResult, plan_restore, restore_backup
 from duckling_provider.base.cancellation import Control

@@ -1,7 +1,7 @@
 """Where backups live, as narrow as the rest of the core needs it.
 
-A `Store` speaks of objects and bytes; `backup.backup_object` knows what they mean. `stores.s3` implements it on S3,
-`backup.local_backups` a `BackupSource` on the folder of local backups.
+A `Store` speaks of objects and bytes; `inventory.backup_object` knows what they mean. `stores.s3` implements it on S3,
+`inventory.local_backups` a `BackupSource` on the folder of local backups.
 """
 
 from __future__ import annotations

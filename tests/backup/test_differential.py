@@ -13,9 +13,9 @@ from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential
-from duckling_provider.backup.backup_object import identify_backup, list_backups
 from duckling_provider.backup.differential import remembered_refusal
 from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.restore import restore_backup

@@ -12,7 +12,7 @@ import threading
 import pytest
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.backup_object import identify_backup, list_backups, resolve
+from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups, resolve
 from duckling_provider.backup.inventory.key_choice import key_of
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.restore import plan_restore, restore_backup

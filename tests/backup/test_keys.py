@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.backup_object import describe, identify_backup
+from duckling_provider.backup.inventory.backup_object import describe, identify_backup
 from duckling_provider.backup.inventory.key_choice import read_as
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.verify import verify_backup

@@ -16,10 +16,10 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider import config
-from duckling_provider.backup.backup_object import identify_backup, resolve
+from duckling_provider.backup.inventory.backup_object import identify_backup, resolve
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, backup_name
 from duckling_provider.backup.inventory.sidecar import Snapshot, sidecar_of
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import RestoreResult, restore_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot

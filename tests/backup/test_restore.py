@@ -25,9 +25,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.backup_object import describe
+from duckling_provider.backup.inventory.backup_object import describe
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import plan_restore, restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot
@@ -97,7 +97,7 @@ _LOCAL_RESTORE = """
 import os, resource, signal, sys
 from duckling_provider import config
 from duckling_provider.base.cancellation import Control
-from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.restore import plan_restore, restore_backup
 
 database = config.load().database("production")

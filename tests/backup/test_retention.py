@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider import config
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup, backup_name
 from duckling_provider.backup.inventory.sidecar import companions, sidecar_of
 from duckling_provider.backup.inventory.states import State
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import Room, clean_up, delete_backup, plan_retention, trim_local, trimmed
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import back_up

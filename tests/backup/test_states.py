@@ -12,7 +12,8 @@ from fixtures.memory_store import MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import LATEST, LATEST_TESTED, backup_name
 from duckling_provider.backup.inventory.sidecar import companions
 from duckling_provider.backup.inventory.states import (
@@ -24,7 +25,6 @@ from duckling_provider.backup.inventory.states import (
     record_state,
     unpin,
 )
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import clean_up, delete_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.verify import verify_backup

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.states import read_state
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import verify_backup

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from duckling_provider import config
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot

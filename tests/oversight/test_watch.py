@@ -10,10 +10,10 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider import config
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.local_backups import LocalBackups
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot

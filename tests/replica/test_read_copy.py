@@ -8,7 +8,7 @@ import subprocess
 import duckdb
 import pytest
 
-from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control

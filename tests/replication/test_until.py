@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from fixtures.command_line import run_here
 
-from duckling_provider.backup.local_backups import LocalBackups
+from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.base.errors import NotFoundError, ReplicationError, RequestError
 from duckling_provider.base.moments import iso

@@ -19,7 +19,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from fixtures.s3_servers import S3Server
 
-from duckling_provider.backup.backup_object import list_backups
+from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import ABANDONED_AFTER, clean_up, delete_backup
 from duckling_provider.backup.snapshot import take_snapshot

@@ -14,8 +14,8 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential
-from duckling_provider.backup.backup_object import list_backups
 from duckling_provider.backup.inventory import segment_records
+from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.states import read_state
 from duckling_provider.backup.snapshot import take_snapshot
 from duckling_provider.backup.upload import upload_snapshot

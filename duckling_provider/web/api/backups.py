@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.backup.backup_object import is_complete
+from duckling_provider.backup.inventory.backup_object import is_complete
+from duckling_provider.backup.inventory.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.inventory.names import LATEST, ListedBackup
 from duckling_provider.backup.inventory.segment_records import bytes_sent
 from duckling_provider.backup.inventory.states import BackupState
-from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.databases import Database

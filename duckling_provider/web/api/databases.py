@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from duckling_provider.backup.local_backups import listed_here
+from duckling_provider.backup.inventory.local_backups import listed_here
 from duckling_provider.base.errors import DucklingError, StoreError
 from duckling_provider.base.moments import iso
 from duckling_provider.config.editing import change_s3

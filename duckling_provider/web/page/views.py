@@ -12,10 +12,10 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.backup.backup_object import origin_of, resolve
+from duckling_provider.backup.inventory.backup_object import origin_of, resolve
+from duckling_provider.backup.inventory.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.inventory.names import LATEST, MAC_SUFFIX, RULES, parse_name
 from duckling_provider.backup.inventory.states import BackupState
-from duckling_provider.backup.local_backups import LocalBackups, listed_here
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database

@@ -15,8 +15,8 @@ from airflow.models.log import Log
 from airflow.utils.session import create_session
 from sqlalchemy.exc import SQLAlchemyError
 
-from duckling_provider.backup.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory import states
+from duckling_provider.backup.inventory.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.inventory.states import BackupState
 from duckling_provider.backup.retention import delete_backup
