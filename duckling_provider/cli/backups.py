@@ -24,8 +24,8 @@ from duckling_provider.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from duckling_provider.backup.flow import FlowResult
     from duckling_provider.backup.retention import CleanupResult, Decision
-    from duckling_provider.backup.upload import FlowResult
     from duckling_provider.config.databases import Database
     from duckling_provider.oversight.record import Change
     from duckling_provider.stores.store import BackupSource, Store
@@ -52,7 +52,7 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Back up now: local copy, upload to S3, read back and verify, then delete what is older than the retention."""
-    from duckling_provider.backup.upload import back_up, interrupted_upload
+    from duckling_provider.backup.flow import back_up, interrupted_upload
     from duckling_provider.base.host_load import cpu_seconds
     from duckling_provider.oversight.audit import audit
     from duckling_provider.oversight.record import noted

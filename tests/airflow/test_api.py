@@ -160,7 +160,7 @@ def shop(installation, s3_server, make_replica, add_dags):
 
 
 def back_up(database: Any) -> str:
-    from duckling_provider.backup.upload import back_up
+    from duckling_provider.backup.flow import back_up
     from duckling_provider.stores.s3 import open_store
 
     done = back_up(database, open_store(database))
@@ -783,7 +783,7 @@ def test_the_connection_test_speaks_the_contracts_words(client, shop):
 def test_a_database_without_s3_lists_its_local_backups_and_refuses_the_rest(
     client, installation, make_replica, add_dags
 ):
-    from duckling_provider.backup.upload import back_up
+    from duckling_provider.backup.flow import back_up
 
     installation.write(installation.entry("shop"))
     make_replica(installation.replica("shop"), rows=10)

@@ -274,7 +274,7 @@ def test_a_database_with_local_backups_only_is_backed_up_and_restored(page, inst
     installation.write(installation.entry("shop"))
     make_replica(installation.replica("shop"), rows=50)
     (runs,) = add_dags("shop")
-    from duckling_provider.backup.upload import back_up as make
+    from duckling_provider.backup.flow import back_up as make
 
     name = make(installation.database("shop"), None).snapshot.path.name
     runs.add("backup", results={"snapshot": {"key": name, "size": 10, "duration": 3}})

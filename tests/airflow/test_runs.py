@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fixtures.secret_search import leaks
 
-from duckling_provider.backup.upload import back_up
+from duckling_provider.backup.flow import back_up
 from duckling_provider.stores.s3 import open_store
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]

@@ -14,6 +14,7 @@ from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup import differential
 from duckling_provider.backup.differential import remembered_refusal
+from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
 from duckling_provider.backup.inventory.segment_records import record_of
@@ -21,7 +22,7 @@ from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.restore import restore_backup
 from duckling_provider.backup.retention import clean_up
 from duckling_provider.backup.snapshot import Seal, published, take_snapshot
-from duckling_provider.backup.upload import back_up, upload_snapshot
+from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.backup.verify import read_verified, verify_upload
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.moments import stamp_of

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckling_provider import config
+from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup, backup_name
@@ -25,7 +26,6 @@ from duckling_provider.backup.inventory.sidecar import companions, sidecar_of
 from duckling_provider.backup.inventory.states import State
 from duckling_provider.backup.retention import Room, clean_up, delete_backup, plan_retention, trim_local, trimmed
 from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import back_up
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError, StoreError

@@ -15,9 +15,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from duckling_provider.backup.flow import back_up, interrupted_upload, unfinished_backup
 from duckling_provider.backup.inventory.sidecar import find_snapshot, sidecar_of
 from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import back_up, interrupted_upload, unfinished_backup, upload_snapshot
+from duckling_provider.backup.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,

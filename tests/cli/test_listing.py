@@ -64,7 +64,7 @@ def duckling(installation, capsys, monkeypatch):
 @pytest.fixture
 def two(installation, s3_server, make_replica):
     """Two databases in one bucket, each with a backup; returns their S3 settings."""
-    from duckling_provider.backup.upload import back_up
+    from duckling_provider.backup.flow import back_up
     from duckling_provider.stores.s3 import open_store
 
     s3 = s3_server.s3(s3_server.new_bucket())
