@@ -42,7 +42,7 @@ def _database() -> tuple[Any, Any]:
 def upload(filename: str) -> Work:
     """A finished snapshot to the store, as the entry is configured."""
     from duckling_provider.backup.inventory.sidecar import find_snapshot
-    from duckling_provider.backup.upload import upload_snapshot
+    from duckling_provider.backup.making.upload import upload_snapshot
 
     database, store = _database()
     snapshot = find_snapshot(database, filename)
@@ -52,7 +52,7 @@ def upload(filename: str) -> Work:
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
     from duckling_provider.backup.inventory.backup_object import identify_backup
-    from duckling_provider.backup.verify import read_verified
+    from duckling_provider.backup.reading.verify import read_verified
     from duckling_provider.formats.pipeline import DurableWriter
 
     database, store = _database()
@@ -66,7 +66,7 @@ def download(key: str, target: str) -> Work:
 
 def verify(key: str) -> Work:
     """The same without a file: the object is read back and proven."""
-    from duckling_provider.backup.verify import verify_backup
+    from duckling_provider.backup.reading.verify import verify_backup
 
     database, store = _database()
     return lambda: verify_backup(database, store, key, note=False)
@@ -74,7 +74,7 @@ def verify(key: str) -> Work:
 
 def restore(key: str, target: str) -> Work:
     """A whole restore, DuckDB opening the file in a process of its own included."""
-    from duckling_provider.backup.restore import restore_backup
+    from duckling_provider.backup.reading.restore import restore_backup
 
     database, store = _database()
     return lambda: restore_backup(database, store, key, to=Path(target))
@@ -82,7 +82,7 @@ def restore(key: str, target: str) -> Work:
 
 def snapshot() -> Work:
     """A whole snapshot: locks, copy, SHA-256, part checksums, block checksums, HMAC of the ciphertext, fsync."""
-    from duckling_provider.backup.snapshot import take_snapshot
+    from duckling_provider.backup.making.snapshot import take_snapshot
 
     database, _ = _database()
     return lambda: take_snapshot(database)
@@ -110,7 +110,9 @@ def import_everything() -> None:
     """What the commands import late, so that only the work itself counts as growth."""
     import numpy as np  # noqa: F401
 
-    from duckling_provider.backup import restore, retention, upload, verify  # noqa: F401
+    from duckling_provider.backup.making import upload  # noqa: F401
+    from duckling_provider.backup.reading import restore, verify  # noqa: F401
+    from duckling_provider.backup.retention import clean_up  # noqa: F401
     from duckling_provider.oversight import record  # noqa: F401
     from duckling_provider.stores import s3  # noqa: F401
 

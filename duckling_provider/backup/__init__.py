@@ -1,1 +1,1 @@
-"""Backups: their names, encryption, making, listing, verifying, restoring and clean-up."""
+"""Backups: which there are, how one is made, read back and removed; and the whole of a backup in one call."""

@@ -11,10 +11,10 @@ from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.backup.inventory.sidecar import Snapshot, find_snapshot
-from duckling_provider.backup.retention import CleanupResult, clean_up, trim_local
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import BackupResult, upload_snapshot
-from duckling_provider.backup.verify import VerifyResult, verify_upload
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import BackupResult, upload_snapshot
+from duckling_provider.backup.reading.verify import VerifyResult, verify_upload
+from duckling_provider.backup.retention.clean_up import CleanupResult, clean_up, trim_local
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     CancelledError,

@@ -25,7 +25,7 @@ from duckling_provider.cli.session import (
 
 if TYPE_CHECKING:
     from duckling_provider.backup.flow import FlowResult
-    from duckling_provider.backup.retention import CleanupResult, Decision
+    from duckling_provider.backup.retention.clean_up import CleanupResult, Decision
     from duckling_provider.config.databases import Database
     from duckling_provider.oversight.record import Change
     from duckling_provider.stores.store import BackupSource, Store
@@ -134,7 +134,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a backup can be restored: read it whole and check HMAC or SHA-256, length and DuckDB's checksums."""
-    from duckling_provider.backup.verify import verify_backup
+    from duckling_provider.backup.reading.verify import verify_backup
     from duckling_provider.oversight.record import noted
 
     session = session_of(context, as_json)
@@ -218,7 +218,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete one backup, with its .mac. Asks first; without a terminal, --yes is needed."""
-    from duckling_provider.backup.retention import delete_backup
+    from duckling_provider.backup.retention.clean_up import delete_backup
     from duckling_provider.oversight import record
     from duckling_provider.oversight.audit import audited
     from duckling_provider.stores.store import KEPT_VERSIONS
@@ -254,7 +254,7 @@ def cleanup(
     as_json: Json = False,
 ) -> None:
     """Delete backups older than the retention. The newest complete one always stays."""
-    from duckling_provider.backup.retention import clean_up
+    from duckling_provider.backup.retention.clean_up import clean_up
     from duckling_provider.oversight.audit import audit
     from duckling_provider.oversight.record import noted
 

@@ -39,8 +39,8 @@ class DucklingSnapshotOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> SnapshotTaken:
         with self.core_call() as control:
-            from duckling_provider.backup.retention import trim_local
-            from duckling_provider.backup.snapshot import take_snapshot
+            from duckling_provider.backup.making.snapshot import take_snapshot
+            from duckling_provider.backup.retention.clean_up import trim_local
 
             database = DucklingHook(self.database_id).database
             if gone := trim_local(database, control=control):
@@ -87,8 +87,8 @@ class DucklingBackupOperator(CoreTask, BaseOperator):
     def execute(self, context: Context) -> BackupUploaded:
         with self.core_call() as control:
             from duckling_provider.backup.inventory.sidecar import find_snapshot
-            from duckling_provider.backup.snapshot import take_snapshot
-            from duckling_provider.backup.upload import upload_snapshot
+            from duckling_provider.backup.making.snapshot import take_snapshot
+            from duckling_provider.backup.making.upload import upload_snapshot
 
             hook = DucklingHook(self.database_id)
             store = hook.store()
@@ -135,7 +135,7 @@ class DucklingCleanupOperator(CoreTask, BaseOperator):
 
     def execute(self, context: Context) -> CleanedUp:
         with self.core_call() as control:
-            from duckling_provider.backup.retention import clean_up
+            from duckling_provider.backup.retention.clean_up import clean_up
 
             hook = DucklingHook(self.database_id)
             store = hook.store_or_none()

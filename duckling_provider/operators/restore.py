@@ -110,7 +110,7 @@ class S3RestoreOperator(CoreTask, BaseOperator):
         with self.core_call() as control, contextlib.ExitStack() as acting:
             from duckling_provider.backup.inventory.local_backups import LocalBackups
             from duckling_provider.backup.inventory.names import wanted_before
-            from duckling_provider.backup.restore import restore_backup
+            from duckling_provider.backup.reading.restore import restore_backup
             from duckling_provider.base.durable_files import make_folder
             from duckling_provider.base.ownership import as_owner_of
 

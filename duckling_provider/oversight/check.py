@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.differential import remember_refusal
 from duckling_provider.backup.inventory.backup_object import (
     is_complete,
     list_backups,
@@ -25,6 +24,7 @@ from duckling_provider.backup.inventory.backup_object import (
 )
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup, date_faults
+from duckling_provider.backup.making.differential import remember_refusal
 from duckling_provider.base.disk_space import require_space
 from duckling_provider.base.errors import (
     DamagedError,

@@ -23,17 +23,11 @@ from duckling_provider.backup.inventory.backup_object import StoredBackup, ident
 from duckling_provider.backup.inventory.names import LATEST, RULES
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.verify import read_verified
+from duckling_provider.backup.reading.verify import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import make_folder, partial_file
-from duckling_provider.base.errors import (
-    CancelledError,
-    DamagedError,
-    DucklingError,
-    IntegrityError,
-    WrongKeyError,
-)
+from duckling_provider.base.errors import CancelledError, DamagedError, DucklingError, IntegrityError, WrongKeyError
 from duckling_provider.base.moments import iso
 from duckling_provider.base.units import human_bytes, human_seconds
 from duckling_provider.config.databases import Database

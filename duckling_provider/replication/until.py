@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from duckling_provider.backup.inventory.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, parse_name
-from duckling_provider.backup.restore import RestorePlan, RestoreResult, plan_restore, restore_backup
+from duckling_provider.backup.reading.restore import RestorePlan, RestoreResult, plan_restore, restore_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import NotFoundError, ReplicationError, RequestError
 from duckling_provider.base.moments import iso, parse_moment

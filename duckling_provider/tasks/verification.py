@@ -18,7 +18,7 @@ def verify_stored(database_id: str, key: str, *, control: Control) -> BackupProv
     :return: None when the object is not there.
     :raises IntegrityError: when it is not what was uploaded.
     """
-    from duckling_provider.backup.verify import verify_upload
+    from duckling_provider.backup.reading.verify import verify_upload
 
     hook = DucklingHook(database_id)
     database, store = hook.database, hook.store()  # outside `try`: an unknown database is no missing object

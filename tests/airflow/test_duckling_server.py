@@ -58,7 +58,7 @@ def connect(monkeypatch):
 @pytest.fixture
 def replica(installation, make_replica):
     """A replica of "shop" with a local backup of another content."""
-    from duckling_provider.backup.snapshot import take_snapshot
+    from duckling_provider.backup.making.snapshot import take_snapshot
 
     installation.write(installation.entry("shop", writer="duckling-server"))
     replica = make_replica(installation.replica("shop"))

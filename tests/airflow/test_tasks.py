@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from duckling_provider.backup import snapshot
+from duckling_provider.backup.making import snapshot
 from duckling_provider.base.errors import ConfigError, DucklingError, NotFoundError
 
 pytestmark = pytest.mark.airflow
@@ -76,7 +76,7 @@ def shop(installation, s3_server, make_replica):
 def test_a_killed_upload_leaves_nothing_in_the_store_and_the_next_try_succeeds(
     shop, run_task, installation, s3_server, interceptor
 ):
-    from duckling_provider.backup.snapshot import take_snapshot
+    from duckling_provider.backup.making.snapshot import take_snapshot
 
     parts = []
 
@@ -154,7 +154,7 @@ def test_a_task_works_at_the_priority_that_the_host_sets_and_leaves_it_after(sho
 def test_a_dry_cleanup_names_what_would_go_and_deletes_nothing(installation, make_replica, run_task, monkeypatch):
     from datetime import datetime, timezone
 
-    from duckling_provider.backup.snapshot import take_snapshot
+    from duckling_provider.backup.making.snapshot import take_snapshot
 
     monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
     make_replica(installation.replica("shop"))

@@ -29,8 +29,8 @@ with DAG("verify_only", schedule=None):
 @pytest.fixture
 def stored(installation, s3_server, make_replica):
     """A client-aes256 backup in a bucket, made without Airflow."""
-    from duckling_provider.backup.snapshot import take_snapshot
-    from duckling_provider.backup.upload import upload_snapshot
+    from duckling_provider.backup.making.snapshot import take_snapshot
+    from duckling_provider.backup.making.upload import upload_snapshot
     from duckling_provider.stores.s3 import open_store
 
     class Stored:

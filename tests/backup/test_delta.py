@@ -11,7 +11,7 @@ from fixtures.delta import KINDS, SEGMENT, DeltaSite
 
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.segment_records import record_of
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.errors import IntegrityError
 from duckling_provider.formats import segments
 

@@ -12,18 +12,18 @@ import pytest
 from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup import differential
-from duckling_provider.backup.differential import remembered_refusal
 from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.states import read_state, record_state
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.retention import clean_up
-from duckling_provider.backup.snapshot import Seal, published, take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import read_verified, verify_upload
+from duckling_provider.backup.making import differential
+from duckling_provider.backup.making.differential import remembered_refusal
+from duckling_provider.backup.making.snapshot import Seal, published, take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import read_verified, verify_upload
+from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.oversight.check import check_database
@@ -324,7 +324,7 @@ def test_sent_reads_what_was_sent_and_finds_damage_there(duckdb_site):
 
 def test_sent_reads_other_copied_segments_each_time_until_all_were_read(duckdb_site, monkeypatch):
     site = duckdb_site
-    monkeypatch.setattr("duckling_provider.backup.verify._SAMPLE", 4)
+    monkeypatch.setattr("duckling_provider.backup.reading.verify._SAMPLE", 4)
     site.configure(fullUploadEvery=100)
     first = site.head + some_bytes(SIZE)
     site.upload(first)
@@ -364,7 +364,7 @@ def test_how_much_is_read_follows_the_setting_and_the_last_time(duckdb_site, fie
     assert done.bytes_copied
     asked = []
     monkeypatch.setattr(
-        "duckling_provider.backup.verify.verify_backup",
+        "duckling_provider.backup.reading.verify.verify_backup",
         lambda *_, full=True, **__: asked.append("full" if full else "head"),
     )
     result = verify_upload(site.database, site.store, done.key)

@@ -15,10 +15,10 @@ from fixtures.memory_store import MemoryStore
 from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups, resolve
 from duckling_provider.backup.inventory.key_choice import key_of
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.restore import plan_restore, restore_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import read_verified, verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import plan_restore, restore_backup
+from duckling_provider.backup.reading.verify import read_verified, verify_backup
 from duckling_provider.base.errors import (
     DucklingError,
     IntegrityError,

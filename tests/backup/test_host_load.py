@@ -6,9 +6,9 @@ import time
 import pytest
 
 from duckling_provider.backup.flow import back_up
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.bandwidth import Bandwidth
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.host_load import forget

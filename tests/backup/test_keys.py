@@ -11,8 +11,8 @@ from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.inventory.backup_object import describe, identify_backup
 from duckling_provider.backup.inventory.key_choice import read_as
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.errors import ModeError, RequestError, WrongKeyError
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.stores.store import BytesBody

@@ -12,12 +12,12 @@ from contextlib import closing
 import pytest
 from fixtures.delta import KINDS, SEGMENT, DeltaSite
 
-from duckling_provider.backup import restore
-from duckling_provider.backup.delta import Received
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.segment_records import record_of
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading import restore
+from duckling_provider.backup.reading.delta import Received
 from duckling_provider.base.errors import NotFoundError
 from duckling_provider.formats import segments
 from duckling_provider.formats.pipeline import DurableWriter

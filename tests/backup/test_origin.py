@@ -20,10 +20,10 @@ from duckling_provider.backup.inventory.backup_object import identify_backup, re
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, backup_name
 from duckling_provider.backup.inventory.sidecar import Snapshot, sidecar_of
-from duckling_provider.backup.restore import RestoreResult, restore_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import RestoreResult, restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.errors import ConfigError, IntegrityError, ModeError, RequestError, StateFileError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.config.databases import Database

@@ -24,8 +24,15 @@ from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup, backup_name
 from duckling_provider.backup.inventory.sidecar import companions, sidecar_of
 from duckling_provider.backup.inventory.states import State
-from duckling_provider.backup.retention import Room, clean_up, delete_backup, plan_retention, trim_local, trimmed
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.retention.clean_up import (
+    Room,
+    clean_up,
+    delete_backup,
+    plan_retention,
+    trim_local,
+    trimmed,
+)
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError, StoreError

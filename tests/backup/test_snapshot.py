@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.snapshot import clear_partials, take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import clear_partials, take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     BusyError,
@@ -97,7 +97,7 @@ _SLOW_SNAPSHOT = """
 import sys
 from duckling_provider import config
 from duckling_provider.base.cancellation import Control
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 
 def progress(step, done, total):
     if step == "snapshot" and 0 < done:
@@ -112,7 +112,7 @@ _LIMITED_SNAPSHOT = """
 import resource
 from duckling_provider import config
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:

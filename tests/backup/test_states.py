@@ -25,9 +25,9 @@ from duckling_provider.backup.inventory.states import (
     record_state,
     unpin,
 )
-from duckling_provider.backup.retention import clean_up, delete_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.reading.verify import verify_backup
+from duckling_provider.backup.retention.clean_up import clean_up, delete_backup
 from duckling_provider.base.errors import AccessDeniedError, IntegrityError, NotFoundError, RequestError
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.stores.store import BytesBody

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from duckling_provider.backup.retention import delete_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.verify import verify_backup
+from duckling_provider.backup.retention.clean_up import delete_backup
 from duckling_provider.base.errors import StoreError
 from duckling_provider.stores import parts
 from duckling_provider.stores.s3 import open_store

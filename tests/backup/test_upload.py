@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from duckling_provider.backup.flow import back_up, interrupted_upload, unfinished_backup
 from duckling_provider.backup.inventory.sidecar import find_snapshot, sidecar_of
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,
@@ -43,7 +43,7 @@ MODES = ["none", "sse-s3", "sse-kms", "client-aes256"]
 _UPLOAD = """
 import sys
 from duckling_provider import config
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.stores.s3 import open_store
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 

@@ -12,9 +12,9 @@ import pytest
 from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.states import read_state
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,
@@ -40,7 +40,7 @@ import json
 import resource
 from duckling_provider import config
 from duckling_provider.stores.s3 import open_store
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.reading.verify import verify_backup
 
 database = config.load().database("production")
 store = open_store(database)

@@ -20,7 +20,7 @@ from fixtures.command_line import run_here
 
 import duckling_provider
 from duckling_provider import config
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.durable_files import make_folder, write_durably
 from duckling_provider.base.errors import DucklingError, FileSystemError
 from duckling_provider.base.ownership import as_owner_of

@@ -15,8 +15,8 @@ import pytest
 
 from duckling_provider import config
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.moments import stamp_of
 from duckling_provider.cli import recovery_kit as kit
 from duckling_provider.cli.app import app

@@ -9,11 +9,11 @@ from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.retention import clean_up
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
+from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.errors import ConfigError, WrongHostError
 from duckling_provider.config.fields import is_same_host
 from duckling_provider.oversight.check import check_database

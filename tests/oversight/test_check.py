@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.oversight.check import check_database
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX, NEW_SUFFIX
 from duckling_provider.replica.locks import LOCK_SUFFIX, place_hold, release_hold

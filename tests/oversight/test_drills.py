@@ -16,9 +16,9 @@ from fixtures.memory_store import MemoryStore
 from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.sidecar import sidecar_of
 from duckling_provider.backup.inventory.states import read_state, record_state
-from duckling_provider.backup.retention import clean_up
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.errors import DamagedError, IntegrityError, NoSpaceError
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.oversight import drills

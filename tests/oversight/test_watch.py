@@ -14,10 +14,10 @@ from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.retention import clean_up
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.verify import verify_backup
+from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base import state_files
 from duckling_provider.base.errors import DucklingError, StoreError
 from duckling_provider.base.moments import stamp_of

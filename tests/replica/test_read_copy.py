@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from duckling_provider.backup.inventory.local_backups import LocalBackups
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, ConfigError, NoSpaceError, ReplicaError
 from duckling_provider.oversight.check import check_database

@@ -18,7 +18,7 @@ import pytest
 from fixtures.command_line import run_here
 
 from duckling_provider.backup.inventory.sidecar import Snapshot
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.moments import iso

@@ -12,7 +12,7 @@ import time
 import duckdb
 import pytest
 
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import ConfigError, DucklingError, ReplicaError
 from duckling_provider.replica.access import replica_access

@@ -10,7 +10,7 @@ import pytest
 from fixtures.command_line import run_here
 
 from duckling_provider.backup.inventory.local_backups import LocalBackups
-from duckling_provider.backup.snapshot import take_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.errors import NotFoundError, ReplicationError, RequestError
 from duckling_provider.base.moments import iso
 from duckling_provider.replica.duckdb_file import wal_files

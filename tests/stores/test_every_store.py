@@ -21,11 +21,11 @@ from fixtures.s3_servers import S3Server
 
 from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory.backup_object import list_backups
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.retention import ABANDONED_AFTER, clean_up, delete_backup
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
+from duckling_provider.backup.retention.clean_up import ABANDONED_AFTER, clean_up, delete_backup
 from duckling_provider.base.errors import DucklingError, StoreError
 from duckling_provider.oversight.check import check_database
 from duckling_provider.stores import s3_client

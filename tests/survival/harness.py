@@ -136,7 +136,9 @@ def prepare():
     import pymysql  # noqa: F401
 
     from duckling_provider import config  # noqa: F401
-    from duckling_provider.backup import restore, retention, upload, verify  # noqa: F401
+    from duckling_provider.backup.making import upload  # noqa: F401
+    from duckling_provider.backup.reading import restore, verify  # noqa: F401
+    from duckling_provider.backup.retention import clean_up  # noqa: F401
     from duckling_provider.config.s3 import S3Settings
     from duckling_provider.replication import run, sync  # noqa: F401
     from duckling_provider.stores import s3, s3_client  # noqa: F401

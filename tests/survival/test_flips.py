@@ -13,12 +13,12 @@ import sys
 import pytest
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup import differential
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import list_backups
 from duckling_provider.backup.inventory.states import read_state
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making import differential
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.errors import DucklingError
 from duckling_provider.formats import segments
 from duckling_provider.oversight.drills import drill

@@ -12,8 +12,8 @@ from collections import defaultdict
 import pytest
 
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.snapshot import take_snapshot
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.snapshot import take_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.errors import DamagedError, DucklingError
 from duckling_provider.stores.s3 import open_store
 
@@ -24,7 +24,7 @@ full_only = pytest.mark.full
 _UPLOAD = """
 import sys
 from duckling_provider import config
-from duckling_provider.backup.upload import upload_snapshot
+from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.stores.s3 import open_store
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 

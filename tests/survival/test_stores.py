@@ -8,9 +8,9 @@ import pytest
 
 from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.restore import restore_backup
-from duckling_provider.backup.upload import upload_snapshot
-from duckling_provider.backup.verify import verify_backup
+from duckling_provider.backup.making.upload import upload_snapshot
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.formats.crypto import IV_BYTES
 from duckling_provider.stores import fetch, s3_client

@@ -19,7 +19,7 @@ from duckling_provider.backup.inventory import states
 from duckling_provider.backup.inventory.backup_object import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.inventory.states import BackupState
-from duckling_provider.backup.retention import delete_backup
+from duckling_provider.backup.retention.clean_up import delete_backup
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DucklingError, StoreError
 from duckling_provider.config.databases import Database

@@ -20,11 +20,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-from duckling_provider.backup.delta import Lent, Patch, Received, identity_of, is_provable, lend
 from duckling_provider.backup.inventory.backup_object import StoredBackup, identify_backup, resolve
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import LATEST, RULES, parse_name
-from duckling_provider.backup.verify import read_again, read_verified
+from duckling_provider.backup.reading.delta import Lent, Patch, Received, identity_of, is_provable, lend
+from duckling_provider.backup.reading.verify import read_again, read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors, require_space
 from duckling_provider.base.durable_files import sync_folder

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import BinaryIO, cast
 
-from duckling_provider.backup.delta import Lent
 from duckling_provider.backup.inventory.backup_object import StoredBackup, identify_backup, list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES
 from duckling_provider.backup.inventory.segment_records import SegmentRecord, Uploaded, record_of
 from duckling_provider.backup.inventory.states import note_damage, read_states, record_state
+from duckling_provider.backup.reading.delta import Lent
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     DamagedError,

@@ -41,7 +41,7 @@ from duckling_provider.backup.inventory.names import (
 from duckling_provider.backup.inventory.segment_records import forget_records
 from duckling_provider.backup.inventory.sidecar import UPLOAD_LOCK_SUFFIX, UPLOAD_SUFFIX
 from duckling_provider.backup.inventory.states import BackupState, State, read_state
-from duckling_provider.backup.snapshot import clear_partials
+from duckling_provider.backup.making.snapshot import clear_partials
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN, disk_errors
 from duckling_provider.base.errors import (

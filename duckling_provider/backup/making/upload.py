@@ -7,7 +7,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
-from duckling_provider.backup.differential import (
+from duckling_provider.backup.inventory.backup_object import describe, identify_backup
+from duckling_provider.backup.inventory.names import MAC_SUFFIX
+from duckling_provider.backup.inventory.segment_records import record_of
+from duckling_provider.backup.inventory.sidecar import Snapshot
+from duckling_provider.backup.making.differential import (
     Basis,
     SegmentedBody,
     UploadPlan,
@@ -17,11 +21,7 @@ from duckling_provider.backup.differential import (
     remember_refusal,
     remember_upload,
 )
-from duckling_provider.backup.inventory.backup_object import describe, identify_backup
-from duckling_provider.backup.inventory.names import MAC_SUFFIX
-from duckling_provider.backup.inventory.segment_records import record_of
-from duckling_provider.backup.inventory.sidecar import Snapshot
-from duckling_provider.backup.snapshot import sealed_for
+from duckling_provider.backup.making.snapshot import sealed_for
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (

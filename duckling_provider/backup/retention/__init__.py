@@ -1,0 +1,1 @@
+"""Which backups stay, and the removal of the others and of what killed runs left."""
