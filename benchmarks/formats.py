@@ -61,7 +61,7 @@ def _key() -> Any:
 
 
 def _seal(size: int, number: int) -> Any:
-    from duckling_provider.backup.making.snapshot import Seal
+    from duckling_provider.backup.making.seal import Seal
     from duckling_provider.formats.trailer import Footer
 
     footer = Footer("production", _STAMP, size, bytes(16), _key().fingerprint) if number == 2 else None
@@ -133,7 +133,7 @@ class _Files:
 def read_back(target: str, size: int, number: int) -> Callable[[], object]:
     """The object in `target`, proven and decrypted, its DuckDB blocks checked; nothing is written."""
     from duckling_provider.backup.inventory.backup_object import StoredBackup
-    from duckling_provider.backup.reading.verify import read_verified
+    from duckling_provider.backup.reading.verified_read import read_verified
     from duckling_provider.formats.crypto import IV_BYTES
     from duckling_provider.formats.trailer import END_BYTES, read_trailer, trailer_start
 

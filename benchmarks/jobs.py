@@ -52,7 +52,7 @@ def upload(filename: str) -> Work:
 def download(key: str, target: str) -> Work:
     """The heart of a restore: download, verify, decrypt, check DuckDB's blocks, write, fsync."""
     from duckling_provider.backup.inventory.backup_object import identify_backup
-    from duckling_provider.backup.reading.verify import read_verified
+    from duckling_provider.backup.reading.verified_read import read_verified
     from duckling_provider.formats.pipeline import DurableWriter
 
     database, store = _database()

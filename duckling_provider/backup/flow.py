@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.backup.inventory.sidecar import Snapshot, find_snapshot

@@ -25,7 +25,8 @@ from duckling_provider.cli.session import (
 
 if TYPE_CHECKING:
     from duckling_provider.backup.flow import FlowResult
-    from duckling_provider.backup.retention.clean_up import CleanupResult, Decision
+    from duckling_provider.backup.retention.clean_up import CleanupResult
+    from duckling_provider.backup.retention.rules import Decision
     from duckling_provider.config.databases import Database
     from duckling_provider.oversight.record import Change
     from duckling_provider.stores.store import BackupSource, Store

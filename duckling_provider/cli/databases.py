@@ -87,7 +87,7 @@ def _show_databases(terminal: Terminal, installation: Installation) -> None:
 
 
 def _facts(database: Database) -> dict[str, Any]:
-    from duckling_provider.backup.inventory.backup_object import list_backups
+    from duckling_provider.backup.inventory.choice import list_backups
     from duckling_provider.backup.inventory.local_backups import LocalBackups
 
     s3 = database.s3

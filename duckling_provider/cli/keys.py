@@ -128,7 +128,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Try the entry's keys on the newest backups in S3, by their first bytes; fails when one can't be read."""
-    from duckling_provider.backup.inventory.backup_object import identify_backup, is_complete, list_backups
+    from duckling_provider.backup.inventory.backup_object import identify_backup
+    from duckling_provider.backup.inventory.choice import is_complete, list_backups
 
     session = session_of(context, as_json)
     database = session.database(id)
@@ -184,7 +185,7 @@ def _backups_by_key(session: Session, store: Store, keys: list[EncryptionKey]) -
     """The keys of the backups in S3 by the fingerprint of what reads them (`key_choice.key_of`): newest first, those
     last whose date can't be true.
     """
-    from duckling_provider.backup.inventory.backup_object import list_backups
+    from duckling_provider.backup.inventory.choice import list_backups
     from duckling_provider.backup.inventory.key_choice import key_of
 
     found: dict[str | None, list[str]] = {}

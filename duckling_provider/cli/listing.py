@@ -191,7 +191,7 @@ def _tell_of_waiting(session: Session, local: Sequence[_Row], url: str, shown: t
 
 
 def _rows(session: Session, database: Database, where: str, source: BackupSource) -> list[_Row]:
-    from duckling_provider.backup.inventory.backup_object import is_complete, list_backups
+    from duckling_provider.backup.inventory.choice import is_complete, list_backups
     from duckling_provider.backup.inventory.segment_records import bytes_sent
     from duckling_provider.backup.inventory.states import read_states
     from duckling_provider.config.s3 import CLIENT

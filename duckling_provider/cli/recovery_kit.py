@@ -143,8 +143,9 @@ def recovery_kit(
 
 def _newest(session: Session, database: Database) -> tuple[list[Found], str | None]:
     """The newest backups that may be good, or why they can't be listed: the page is worth having all the same."""
-    from duckling_provider.backup.inventory.backup_object import is_complete, list_backups, origin_of
+    from duckling_provider.backup.inventory.choice import is_complete, list_backups
     from duckling_provider.backup.inventory.key_choice import is_format_2, key_of
+    from duckling_provider.backup.inventory.metadata import origin_of
     from duckling_provider.backup.inventory.states import read_state
 
     try:

@@ -28,7 +28,7 @@ from duckling_provider.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from duckling_provider.backup.reading.restore import RestorePlan
+    from duckling_provider.backup.reading.restore_plan import RestorePlan
     from duckling_provider.config.databases import Database
     from duckling_provider.replication.until import Goal
     from duckling_provider.stores.store import BackupSource
@@ -74,7 +74,8 @@ def restore(
 
     On a terminal it asks before it replaces a replica.
     """
-    from duckling_provider.backup.reading.restore import plan_restore, restore_backup
+    from duckling_provider.backup.reading.restore import restore_backup
+    from duckling_provider.backup.reading.restore_plan import plan_restore
     from duckling_provider.config.targets import require_free_name
     from duckling_provider.oversight.audit import audited
     from duckling_provider.oversight.record import Transfer, expected_seconds, note

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.backup.inventory.sidecar import Snapshot, sidecar_of
-from duckling_provider.backup.making.snapshot import Seal, partial_backup, partial_of, prepared_folder, published
+from duckling_provider.backup.making.partials import partial_backup, partial_of, prepared_folder, published
+from duckling_provider.backup.making.seal import Seal
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import clone

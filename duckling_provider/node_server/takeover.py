@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from duckling_provider import config
-from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.backup.inventory.sidecar import sidecar_of
 from duckling_provider.base.cancellation import Control

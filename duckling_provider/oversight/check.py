@@ -15,16 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from duckling_provider.backup.inventory.backup_object import (
-    is_complete,
-    list_backups,
-    origin_fault,
-    origin_of,
-    size_fault,
-)
+from duckling_provider.backup.inventory.choice import is_complete, list_backups, origin_fault
 from duckling_provider.backup.inventory.local_backups import LocalBackups
+from duckling_provider.backup.inventory.metadata import origin_of, size_fault
 from duckling_provider.backup.inventory.names import ListedBackup, date_faults
-from duckling_provider.backup.making.differential import remember_refusal
+from duckling_provider.backup.making.copy_refusals import remember_refusal
 from duckling_provider.base.disk_space import require_space
 from duckling_provider.base.errors import (
     DamagedError,

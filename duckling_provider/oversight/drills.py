@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
-from duckling_provider.backup.inventory.backup_object import StoredBackup, identify_backup, resolve
+from duckling_provider.backup.inventory.backup_object import StoredBackup, identify_backup
+from duckling_provider.backup.inventory.choice import resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.reading.verify import read_verified
+from duckling_provider.backup.reading.verified_read import read_verified
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors, require_space
 from duckling_provider.base.durable_files import make_folder, partial_file

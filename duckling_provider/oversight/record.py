@@ -300,7 +300,7 @@ def renewed_from(database: Database, source: BackupSource, *, now: datetime) -> 
     :raises DucklingError: the store refuses or fails.
     """
     # Here: this module is loaded whenever Airflow parses DAG files, and these load ciphers.
-    from duckling_provider.backup.inventory.backup_object import is_complete, list_backups
+    from duckling_provider.backup.inventory.choice import is_complete, list_backups
     from duckling_provider.backup.inventory.states import read_states
 
     listed = list_backups(source)

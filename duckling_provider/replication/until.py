@@ -20,9 +20,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duckling_provider.backup.inventory.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.choice import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, parse_name
-from duckling_provider.backup.reading.restore import RestorePlan, RestoreResult, plan_restore, restore_backup
+from duckling_provider.backup.reading.restore import RestoreResult, restore_backup
+from duckling_provider.backup.reading.restore_plan import RestorePlan, plan_restore
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import NotFoundError, ReplicationError, RequestError
 from duckling_provider.base.moments import iso, parse_moment

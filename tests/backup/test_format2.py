@@ -12,13 +12,16 @@ import threading
 import pytest
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups, resolve
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.choice import list_backups, resolve
 from duckling_provider.backup.inventory.key_choice import key_of
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
-from duckling_provider.backup.reading.restore import plan_restore, restore_backup
-from duckling_provider.backup.reading.verify import read_verified, verify_backup
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.restore_plan import plan_restore
+from duckling_provider.backup.reading.verified_read import read_verified
+from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.errors import (
     DucklingError,
     IntegrityError,

@@ -13,7 +13,7 @@ import pytest
 
 from duckling_provider.backup.flow import interrupted_upload
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.making.snapshot import sealed_for
+from duckling_provider.backup.making.seal import sealed_for
 from duckling_provider.base.errors import BusyError
 from duckling_provider.replica.downloads import clear_downloads
 from duckling_provider.replica.exchange import JOURNAL_SUFFIX, identity, recover

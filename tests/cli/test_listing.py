@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from duckling_provider.backup.retention import clean_up
+from duckling_provider.backup.retention import leftovers
 from duckling_provider.base.moments import iso
 from duckling_provider.cli import terminal
 from duckling_provider.cli.app import run
@@ -321,7 +321,7 @@ def test_a_cleanup_names_each_upload_that_stays_and_ends_with_an_error(
         moto_server.client().create_multipart_upload(Bucket=bucket, Key=key)
     refused = {"AbortMultipartUpload": (403, "AccessDenied")}
     proxy.before = lambda seen: refused.get(seen.operation) if seen.key != names[1] else None
-    monkeypatch.setattr(clean_up, "ABANDONED_AFTER", timedelta(0))
+    monkeypatch.setattr(leftovers, "ABANDONED_AFTER", timedelta(0))
     done = duckling("cleanup", "production", "--json")
     assert done.code == 1
     assert (done.json["success"], done.json["uploadsAborted"]) == (False, 1)

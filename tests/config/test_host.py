@@ -6,7 +6,7 @@ import pytest
 
 from duckling_provider import config
 from duckling_provider.backup.flow import back_up
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.making.snapshot import take_snapshot

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.sidecar import sidecar_of
 from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.making.snapshot import take_snapshot

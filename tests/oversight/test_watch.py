@@ -10,7 +10,7 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider import config
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import backup_name
 from duckling_provider.backup.inventory.states import record_state

@@ -20,12 +20,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fixtures.s3_servers import S3Server
 
 from duckling_provider.backup.flow import back_up
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading.restore import restore_backup
 from duckling_provider.backup.reading.verify import verify_backup
-from duckling_provider.backup.retention.clean_up import ABANDONED_AFTER, clean_up, delete_backup
+from duckling_provider.backup.retention.clean_up import clean_up, delete_backup
+from duckling_provider.backup.retention.leftovers import ABANDONED_AFTER
 from duckling_provider.base.errors import DucklingError, StoreError
 from duckling_provider.oversight.check import check_database
 from duckling_provider.stores import s3_client

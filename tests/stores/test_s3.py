@@ -22,7 +22,7 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from fixtures.stores import server_at
 from urllib3 import HTTPResponse
 
-from duckling_provider.backup.inventory.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.choice import list_backups, resolve
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (
     AccessDeniedError,

@@ -14,7 +14,7 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.inventory import segment_records
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.states import read_state
 from duckling_provider.backup.making import differential
 from duckling_provider.backup.making.snapshot import take_snapshot

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from duckling_provider.backup.inventory.backup_object import describe, list_backups
+from duckling_provider.backup.inventory.choice import list_backups
+from duckling_provider.backup.inventory.metadata import describe
 from duckling_provider.backup.inventory.names import PIN_SUFFIX, STATE_SUFFIX, ListedBackup, parse_name
 from duckling_provider.backup.inventory.sidecar import Snapshot, companions, find_snapshot, sidecar_of
 from duckling_provider.base.cancellation import Control

@@ -32,7 +32,6 @@ from duckling_provider.base.errors import (
     DamagedError,
     DucklingError,
     IntegrityError,
-    NotFoundError,
     StateFileError,
     WrongKeyError,
 )
@@ -285,76 +284,6 @@ def _parse(database: Database, backup: ListedBackup, data: bytes) -> tuple[Evide
     if late := [piece for piece in evidence if piece.at > limit]:
         raise ValueError(f"it is of {iso(late[0].at)}, which is in the future")
     return evidence
-
-
-def choose_by_state(
-    database: Database,
-    source: BackupSource,
-    candidates: Sequence[ListedBackup],
-    *,
-    tested: bool = False,
-) -> tuple[ListedBackup, list[str]]:
-    """The newest of `candidates` that is proven; where nothing is recorded of any, the newest. With it, what is to be
-    logged should it be taken: what was passed over, and why.
-
-    One request for each backup that is newer than the one that is chosen and has a state file, and one for that.
-
-    :param candidates: complete ones, newest first, at least one.
-    :param tested: only what a drill restored will do.
-    :raises NotFoundError: every one was disproved; or none was tested.
-    """
-    passed: list[ListedBackup] = []
-    disproved: list[tuple[ListedBackup, Evidence]] = []
-    for backup in candidates:
-        state = read_state(database, source, backup)
-        if state.name == "disproved" and state.decisive is not None:
-            disproved.append((backup, state.decisive))
-        elif state.name == "tested" or (state.is_proven and not tested):
-            break
-        else:
-            passed.append(backup)
-            # With `s3.verify: head` nothing is ever recorded, and the user decided that this is enough.
-            if source.presumed == "uploaded" and not database.verifies_bytes and not tested:
-                break
-    else:
-        backup = _unproven(database, passed, disproved, tested=tested)
-    told = [
-        f"{source.url}{other.key} is passed over: {_disproof(evidence)}"
-        for other, evidence in disproved
-        if other.created > backup.created
-    ]
-    newer = ", ".join(other.key for other in passed if other.created > backup.created)
-    if newer:
-        told.append(f"{source.url}{backup.key} is taken; newer, but not {'tested' if tested else 'verified'}: {newer}")
-    if passed and backup is passed[0] and database.verifies_bytes:
-        told.append(f"{source.url}{backup.key} is taken, though nothing says that it was verified")
-    return backup, told
-
-
-def _unproven(
-    database: Database,
-    unknown: Sequence[ListedBackup],
-    disproved: Sequence[tuple[ListedBackup, Evidence]],
-    *,
-    tested: bool,
-) -> ListedBackup:
-    """What is to be done where no backup is proven."""
-    if tested:
-        raise NotFoundError(
-            "no backup was tested by a drill", subject=database.id, hint="latest takes the newest verified one."
-        )
-    if not unknown:
-        newest, evidence = disproved[0]
-        raise NotFoundError(
-            f"every backup was disproved, the newest, {newest.key}: {_disproof(evidence)}",
-            subject=database.id,
-            hint="Make a new backup. To restore one of these all the same, name its key.",
-        )
-    return unknown[0]
-
-
-def _disproof(evidence: Evidence) -> str:
-    return f"disproved at {iso(evidence.at)} on {evidence.host}: {evidence.reason}"
 
 
 def note_damage(database: Database, source: BackupSource, key: str, error: IntegrityError | DamagedError) -> None:

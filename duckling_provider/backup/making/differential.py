@@ -13,46 +13,30 @@ A store that refuses is asked again after a week, or once ``duckling check`` fin
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from duckling_provider.backup.inventory.backup_object import list_backups, origin_of
-from duckling_provider.backup.inventory.key_choice import find_trailer
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.names import ListedBackup
-from duckling_provider.backup.inventory.segment_records import (
-    SegmentRecord,
-    Uploaded,
-    record_of,
-    records,
-    records_folder,
-)
+from duckling_provider.backup.inventory.segment_records import SegmentRecord, Uploaded, record_of, records
 from duckling_provider.backup.inventory.sidecar import Snapshot
-from duckling_provider.backup.inventory.states import BackupState, read_states
-from duckling_provider.base.durable_files import write_durably
+from duckling_provider.backup.inventory.states import read_states
+from duckling_provider.backup.making.basis import LOOKED_AT, Basis, disproof_since, find_basis
+from duckling_provider.backup.making.copy_refusals import remembered_refusal
 from duckling_provider.base.errors import CancelledError, DucklingError
-from duckling_provider.base.moments import iso, parse_moment, stamp_of
-from duckling_provider.base.state_files import read_state
+from duckling_provider.base.moments import iso, parse_moment
 from duckling_provider.config.databases import Database
-from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.config.s3 import CLIENT, S3Settings
 from duckling_provider.formats import segments
-from duckling_provider.formats.segments import TAG_BYTES
-from duckling_provider.formats.trailer import Lineage, Trailer
 from duckling_provider.formats.upload_body import SnapshotBody
 from duckling_provider.replica.origin import Origin
 from duckling_provider.stores.parts import MIN_PART, Cut, Limits, plan_copies
 from duckling_provider.stores.store import Copies, Store, StoredObject, UploadLog
 
-#: So many of the newest backups are looked at for what is known of them.
-_LOOKED_AT = 30
-#: How long a store's refusal is believed.
-_BELIEVED = timedelta(days=7)
-_REFUSAL = "copies.json"
 _ONE_REQUEST = "it is sent in one request"
 _NOT_RECORDED = "its segments were not recorded when it was made"
 _ANOTHER_SOURCE = "what an earlier try copied from is another object by now"
@@ -145,9 +129,9 @@ def _source(
         return "no earlier upload to this bucket is recorded on this machine"
     if last.since_full + 1 >= settings.full_upload_every:
         return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
-    backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:_LOOKED_AT]
+    backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:LOOKED_AT]
     states = read_states(database, store, backups)
-    if disproof := _disproof(backups, states, since=parse_moment(last.full_at)):
+    if disproof := disproof_since(backups, states, since=parse_moment(last.full_at)):
         return disproof
     reasons = []
     for backup in backups:
@@ -164,15 +148,6 @@ def _source(
                 return source, record.unchanged_since(earlier)
             reasons.append(f"{backup.key} is another object than was uploaded")
     return reasons[0] if reasons else "no earlier backup was verified in full"
-
-
-def _disproof(backups: list[ListedBackup], states: dict[str, BackupState], *, since: datetime) -> str:
-    """Which backup was disproved after everything was sent the last time; empty where none was."""
-    for backup in backups:
-        decisive = states[backup.key].decisive
-        if decisive is not None and decisive.state == "disproved" and decisive.at >= since:
-            return f"{backup.key} was disproved at {iso(decisive.at)}"
-    return ""
 
 
 def _unusable(
@@ -195,112 +170,6 @@ def _same(source: StoredObject, uploaded: Uploaded) -> bool:
         bool(source.etag)
         and (source.etag.strip('"'), source.size) == (uploaded.etag, uploaded.size)
         and (not uploaded.version or source.version == uploaded.version)
-    )
-
-
-# ---- format 2 ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Basis:
-    """An object in the store that a new one may share segments with, as its HEAD told before, and what its trailer
-    says; `generation` is the new one's.
-    """
-
-    source: StoredObject
-    trailer: Trailer
-    generation: int
-
-    @property
-    def lineage(self) -> Lineage:
-        """What the new object is to be sealed under."""
-        return Lineage(self.trailer.footer.lineage, self.generation)
-
-    def unchanged(self, snapshot: Snapshot) -> list[bool]:
-        """Of each segment of a snapshot that was sealed under `lineage`, whether the object has the same bytes."""
-        index, footer = bytes.fromhex(snapshot.index or ""), self.trailer.footer
-        if snapshot.lineage != footer.lineage.hex():
-            return [False] * (len(index) // TAG_BYTES)
-        # A segment of another length has another V.
-        return [index[at : at + TAG_BYTES] == self.trailer.index[at : at + TAG_BYTES] for at in _starts(index)]
-
-
-def _starts(index: bytes) -> range:
-    return range(0, len(index), TAG_BYTES)
-
-
-def find_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | str:
-    """What a snapshot's object may share segments with; or why all of it is to be sent.
-
-    :raises CancelledError: the caller asked to stop. Whatever else goes wrong is a reason to send all.
-    """
-    try:
-        return _newest_basis(database, store, snapshot)
-    except CancelledError:
-        raise
-    except (DucklingError, OSError) as error:
-        return f"no earlier backup could be looked at: {error}"
-
-
-def _newest_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | str:
-    settings = database.s3
-    key = None if settings is None else settings.encryption_key
-    if settings is None or key is None:
-        return "the entry has no key"
-    now, made = datetime.now(timezone.utc), datetime.fromisoformat(snapshot.created_at)
-    backups = [b for b in list_backups(store) if b.has_mac and b.created < made and not b.misdated(now)][:_LOOKED_AT]
-    states = read_states(database, store, backups)
-    generation: int | None = None
-    reasons = []
-    for backup in backups:
-        found = _trailer(database, store, backup, key)
-        if isinstance(found, str):
-            reasons.append(found)
-            continue
-        source, trailer = found
-        # Of the newest one, whether or not anything is copied from it.
-        generation = trailer.footer.generation + 1 if generation is None else generation
-        if generation >= settings.full_upload_every:
-            return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
-        if not states[backup.key].is_whole:
-            reasons.append(f"{backup.key} was not verified in full")
-        elif not _is_ours(source, trailer, snapshot, backup):
-            reasons.append(f"{backup.key} is of another replica")
-        elif disproof := _disproof(backups, states, since=backup.modified or backup.created):
-            return disproof
-        else:
-            return Basis(source, trailer, generation)
-    return reasons[0] if reasons else "there is no earlier backup"
-
-
-def _trailer(
-    database: Database, store: Store, backup: ListedBackup, key: EncryptionKey
-) -> tuple[StoredObject, Trailer] | str:
-    """The object and its proven trailer; or why segments of it can't be shared."""
-    try:
-        source = store.head(backup.key)
-        found = find_trailer(store, source, [key])
-    except CancelledError:
-        raise
-    except DucklingError as error:
-        return f"{backup.key}: {error.cause}"
-    if found is None:
-        return f"{backup.key} is of format 1"
-    footer = found[1].footer
-    if (footer.database, footer.stamp) != (database.id, stamp_of(backup.created)):
-        return f"{backup.key} is a copy of another backup"
-    return (source, found[1]) if source.etag else f"the store tells no ETag of {backup.key}"
-
-
-def _is_ours(source: StoredObject, trailer: Trailer, snapshot: Snapshot, backup: ListedBackup) -> bool:
-    """Whether an object is of the snapshot's replica, as its footer says and its metadata don't deny."""
-    mine, other = Origin.parse(snapshot.origin), Origin.parse(trailer.footer.origin)
-    told = origin_of(source)
-    return (
-        mine is not None
-        and other is not None
-        and mine.owns(other, backup.created)
-        and (told is None or told.replica == other.replica)
     )
 
 
@@ -391,31 +260,6 @@ def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         waiting = (start, stop)
     if waiting is not None:
         yield waiting
-
-
-def remember_refusal(database: Database, store: Store, because: str) -> None:
-    """The store copies nothing: not to be asked again with each backup. An empty reason forgets that."""
-    if not database.is_here or not records_folder(database).is_dir():
-        return
-    path = records_folder(database) / _REFUSAL
-    try:
-        if because:
-            facts = {"store": store.url, "because": because, "at": iso(datetime.now(timezone.utc))}
-            write_durably(path, json.dumps(facts).encode())
-        else:
-            path.unlink(missing_ok=True)
-    except (DucklingError, OSError) as error:
-        log.warning("that %s copies no parts could not be noted: %s", store.url, error)
-
-
-def remembered_refusal(database: Database, store: Store) -> str:
-    """Why the store is not asked for copies; empty when it is."""
-    try:
-        facts = json.loads(read_state(records_folder(database) / _REFUSAL))
-        recent = datetime.now(timezone.utc) - parse_moment(facts["at"]) < _BELIEVED
-        return str(facts["because"]) if recent and facts["store"] == store.url else ""
-    except (OSError, DucklingError, ValueError, KeyError, TypeError):
-        return ""
 
 
 # ---- the bytes ---------------------------------------------------------------------------------------------

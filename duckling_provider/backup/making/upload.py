@@ -7,21 +7,22 @@ import time
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
-from duckling_provider.backup.inventory.backup_object import describe, identify_backup
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.metadata import describe
 from duckling_provider.backup.inventory.names import MAC_SUFFIX
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.sidecar import Snapshot
+from duckling_provider.backup.making.basis import Basis
+from duckling_provider.backup.making.copy_refusals import remember_refusal
 from duckling_provider.backup.making.differential import (
-    Basis,
     SegmentedBody,
     UploadPlan,
     basis_of,
     copies_binding,
     plan_upload,
-    remember_refusal,
     remember_upload,
 )
-from duckling_provider.backup.making.snapshot import sealed_for
+from duckling_provider.backup.making.seal import sealed_for
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import (

@@ -14,36 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import logging
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import StoredBackup
 from duckling_provider.backup.inventory.names import parse_name
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.sidecar import sidecar_of
+from duckling_provider.backup.reading.received import Received, gmac
 from duckling_provider.base.cancellation import Control
-from duckling_provider.base.durable_files import clone, write_durably
-from duckling_provider.base.errors import CancelledError, DucklingError, StateFileError
+from duckling_provider.base.durable_files import clone
+from duckling_provider.base.errors import CancelledError, DucklingError
 from duckling_provider.base.host_load import Passing, forget
-from duckling_provider.base.state_files import open_state, read_state
+from duckling_provider.base.state_files import open_state
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
-from duckling_provider.formats.crypto import BytesLike, CtrCipher, PartMac
+from duckling_provider.formats.crypto import BytesLike, CtrCipher
 from duckling_provider.formats.pipeline import DurableWriter, Fanout
 from duckling_provider.formats.segments import SegmentKeys
-from duckling_provider.formats.upload_body import PartChecksums
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import Download
 from duckling_provider.stores.fetch import PIECE, fetch
-from duckling_provider.stores.parts import PartPlan
 from duckling_provider.stores.store import BackupSource
 
 log = logging.getLogger(__name__)
@@ -125,84 +120,6 @@ class Patch:
         self._position += len(chunk)
 
 
-class Received:
-    """Checksums of a download's segments as they arrive, so that a restore that goes on with it can prove what it finds
-    where neither an index nor a record does.
-
-    On disk: a line of JSON, ``{"segment": bytes, "key": 64 hex digits}``, then a line of 32 hex digits for each
-    segment that has arrived, from the first on: GMACs, as in `segment_records`. What a crash tore has not arrived.
-
-    :param path: beside the note of the download.
-    :param size: of the file in bytes.
-    :param goes_on: whether what is there may be used; else it begins with nothing.
-    """
-
-    def __init__(self, path: Path, size: int, *, goes_on: bool) -> None:
-        self.segment = segment_records.SEGMENT_BYTES
-        self._path, self._size = path, size
-        self._key, self._known = (_received(path, self.segment) if goes_on else None) or (secrets.token_hex(32), [])
-        self._begin()
-
-    def _begin(self) -> None:
-        self._made = PartChecksums(PartPlan(self._size, self.segment), lead=0, key=bytes.fromhex(self._key))
-        self._written, self._fd = len(self._known), -1
-        head = json.dumps({"segment": self.segment, "key": self._key})
-        with contextlib.suppress(OSError, StateFileError):  # then no restore goes on with it
-            write_durably(self._path, "".join(f"{line}\n" for line in (head, *self._known)).encode())
-            self._fd = open_state(self._path, os.O_WRONLY | os.O_APPEND)
-
-    def forget(self) -> None:
-        """It begins with nothing: the bytes that it knows are not the backup's."""
-        self.close()
-        self._key, self._known = secrets.token_hex(32), []
-        self._begin()
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
-    def proves(self, number: int, data: memoryview) -> bool:
-        """Whether these bytes are the segment of that number that had arrived."""
-        return number < len(self._known) and _gmac(self._key, number, data) == self._known[number]
-
-    def update(self, chunk: BytesLike) -> None:
-        """The next bytes of the file, in chunks of any length, which are written already."""
-        self._made.update(chunk)
-        if len(self._made.complete) > self._written and self._fd >= 0:
-            more = self._made.complete[self._written :]
-            self._written += len(more)
-            with contextlib.suppress(OSError):  # torn, it proves less
-                os.write(self._fd, "".join(f"{line}\n" for line in more).encode())
-
-
-def _received(path: Path, segment: int) -> tuple[str, list[str]] | None:
-    """(key, checksums) of the file that `Received` keeps; None where there is none that can be used."""
-    try:
-        head, *lines = read_state(path).decode().split("\n")
-        data = json.loads(head)
-        key, whole = data["key"], [line for line in lines[:-1] if len(bytes.fromhex(line)) == PartMac.BYTES]
-        usable = len(bytes.fromhex(key)) == 32 and data["segment"] == segment and len(whole) == len(lines) - 1
-    except (OSError, StateFileError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return (key, whole) if usable else None
-
-
-def _gmac(key: str, number: int, data: memoryview) -> str:
-    checksum = PartMac(bytes.fromhex(key), number)
-    checksum.update(data)
-    return checksum.hexdigest()
-
-
-def identity_of(store: BackupSource, backup: StoredBackup) -> str:
-    """What tells this object, read with this key, from every other: 64 hex digits; empty where nothing does."""
-    digest = backup.mac or backup.sha256
-    if not (backup.etag or digest):
-        return ""
-    facts = (store.url, backup.key, backup.etag, backup.size, backup.object_size, backup.mode, digest)
-    return hashlib.sha256(json.dumps([*facts, backup.key_fingerprint]).encode()).hexdigest()
-
-
 def lend(
     database: Database,
     backup: StoredBackup,
@@ -278,7 +195,7 @@ def _proof(database: Database, backup: StoredBackup) -> tuple[Proof | None, int]
         return None, 1
 
     def by_record(number: int, data: memoryview) -> bool:
-        return _gmac(record.key, number, data) == record.checksums[number]
+        return gmac(record.key, number, data) == record.checksums[number]
 
     return by_record, record.segment
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from duckling_provider.backup.inventory.backup_object import is_complete
+from duckling_provider.backup.inventory.choice import is_complete
 from duckling_provider.backup.inventory.local_backups import LocalBackups, listed_here
 from duckling_provider.backup.inventory.names import LATEST, ListedBackup
 from duckling_provider.backup.inventory.segment_records import bytes_sent

@@ -12,8 +12,9 @@ from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.backup.inventory.backup_object import origin_of, resolve
+from duckling_provider.backup.inventory.choice import resolve
 from duckling_provider.backup.inventory.local_backups import LocalBackups, listed_here
+from duckling_provider.backup.inventory.metadata import origin_of
 from duckling_provider.backup.inventory.names import LATEST, MAC_SUFFIX, RULES, parse_name
 from duckling_provider.backup.inventory.states import BackupState
 from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError

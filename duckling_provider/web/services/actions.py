@@ -16,7 +16,7 @@ from airflow.utils.session import create_session
 from sqlalchemy.exc import SQLAlchemyError
 
 from duckling_provider.backup.inventory import states
-from duckling_provider.backup.inventory.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.choice import list_backups, resolve
 from duckling_provider.backup.inventory.names import LATEST, RULES, ListedBackup, checked_key, parse_name
 from duckling_provider.backup.inventory.states import BackupState
 from duckling_provider.backup.retention.clean_up import delete_backup

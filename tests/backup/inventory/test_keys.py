@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.inventory.backup_object import describe, identify_backup
+from duckling_provider.backup.inventory.backup_object import identify_backup
 from duckling_provider.backup.inventory.key_choice import read_as
+from duckling_provider.backup.inventory.metadata import describe
 from duckling_provider.backup.reading.restore import restore_backup
 from duckling_provider.backup.reading.verify import verify_backup
 from duckling_provider.base.errors import ModeError, RequestError, WrongKeyError

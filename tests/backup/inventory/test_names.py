@@ -16,7 +16,7 @@ from duckling_provider.backup.inventory.names import (
     choose,
     parse_name,
 )
-from duckling_provider.backup.retention.clean_up import _kept_by
+from duckling_provider.backup.retention.rules import _kept_by
 from duckling_provider.base.errors import DucklingError, NotFoundError
 from duckling_provider.base.moments import parse_moment, readable, stamp_of
 from duckling_provider.config.s3 import Retention

@@ -16,7 +16,8 @@ import pytest
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider import config
-from duckling_provider.backup.inventory.backup_object import identify_backup, resolve
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.choice import resolve
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import MAC_SUFFIX, backup_name
 from duckling_provider.backup.inventory.sidecar import Snapshot, sidecar_of

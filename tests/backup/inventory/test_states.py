@@ -12,7 +12,7 @@ from fixtures.memory_store import MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duckling_provider.backup.inventory.backup_object import list_backups, resolve
+from duckling_provider.backup.inventory.choice import list_backups, resolve
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import LATEST, LATEST_TESTED, backup_name
 from duckling_provider.backup.inventory.sidecar import companions

@@ -14,15 +14,19 @@ from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory import segment_records
-from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.making import differential
-from duckling_provider.backup.making.differential import remembered_refusal
-from duckling_provider.backup.making.snapshot import Seal, published, take_snapshot
+from duckling_provider.backup.making.copy_refusals import remembered_refusal
+from duckling_provider.backup.making.partials import published
+from duckling_provider.backup.making.seal import Seal
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading.restore import restore_backup
-from duckling_provider.backup.reading.verify import read_verified, verify_upload
+from duckling_provider.backup.reading.verified_read import read_verified
+from duckling_provider.backup.reading.verify import verify_upload
 from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.errors import IntegrityError, StoreError
 from duckling_provider.base.moments import stamp_of

@@ -11,11 +11,13 @@ from fixtures.any_bytes import HEAD
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.inventory import segment_records
-from duckling_provider.backup.inventory.backup_object import identify_backup, list_backups
+from duckling_provider.backup.inventory.backup_object import identify_backup
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.backup.making import differential
-from duckling_provider.backup.making.snapshot import Seal, published
+from duckling_provider.backup.making.partials import published
+from duckling_provider.backup.making.seal import Seal
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading.restore import restore_backup
 from duckling_provider.backup.reading.verify import verify_upload
@@ -271,7 +273,7 @@ def test_the_pass_of_the_snapshot_is_the_only_one_once_a_lineage_is_known_here(s
     first = some_bytes(SIZE)
     site.upload(first)
     passes = []
-    monkeypatch.setattr("duckling_provider.backup.making.snapshot.one_pass", lambda *_: passes.append(1))
+    monkeypatch.setattr("duckling_provider.backup.making.seal.one_pass", lambda *_: passes.append(1))
     for number in range(1, 4):
         assert site.upload(changed(first, number)).because == ""
     assert passes == []

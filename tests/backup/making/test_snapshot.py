@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.inventory.sidecar import find_snapshot
-from duckling_provider.backup.making.snapshot import clear_partials, take_snapshot
+from duckling_provider.backup.making.partials import clear_partials
+from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import (

@@ -16,8 +16,8 @@ from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
-from duckling_provider.backup.reading import restore
-from duckling_provider.backup.reading.delta import Received
+from duckling_provider.backup.reading import receive
+from duckling_provider.backup.reading.received import Received
 from duckling_provider.base.errors import NotFoundError
 from duckling_provider.formats import segments
 from duckling_provider.formats.pipeline import DurableWriter
@@ -62,7 +62,7 @@ class Site(DeltaSite):
         if child == 0:
             try:
                 # Not that of `delta`, which writes what this machine lends.
-                restore.DurableWriter = _killing_after(had * SEGMENT)
+                receive.DurableWriter = _killing_after(had * SEGMENT)
                 self.restore(**more)
             finally:
                 os._exit(1)

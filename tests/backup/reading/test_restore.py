@@ -25,12 +25,13 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fixtures.memory_store import MemoryStore
 
-from duckling_provider.backup.inventory.backup_object import describe
 from duckling_provider.backup.inventory.local_backups import LocalBackups
+from duckling_provider.backup.inventory.metadata import describe
 from duckling_provider.backup.inventory.states import record_state
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
-from duckling_provider.backup.reading.restore import plan_restore, restore_backup
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.restore_plan import plan_restore
 from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import MARGIN
@@ -98,7 +99,8 @@ import os, resource, signal, sys
 from duckling_provider import config
 from duckling_provider.base.cancellation import Control
 from duckling_provider.backup.inventory.local_backups import LocalBackups
-from duckling_provider.backup.reading.restore import plan_restore, restore_backup
+from duckling_provider.backup.reading.restore import restore_backup
+from duckling_provider.backup.reading.restore_plan import plan_restore
 
 database = config.load().database("production")
 how = sys.argv[1]

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.states import read_state
 from duckling_provider.backup.making.snapshot import take_snapshot

@@ -19,20 +19,14 @@ from hypothesis import strategies as st
 
 from duckling_provider import config
 from duckling_provider.backup.flow import back_up
-from duckling_provider.backup.inventory.backup_object import list_backups
+from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.inventory.names import ListedBackup, backup_name
 from duckling_provider.backup.inventory.sidecar import companions, sidecar_of
 from duckling_provider.backup.inventory.states import State
 from duckling_provider.backup.making.snapshot import take_snapshot
-from duckling_provider.backup.retention.clean_up import (
-    Room,
-    clean_up,
-    delete_backup,
-    plan_retention,
-    trim_local,
-    trimmed,
-)
+from duckling_provider.backup.retention.clean_up import clean_up, delete_backup, trim_local
+from duckling_provider.backup.retention.rules import Room, plan_retention, trimmed
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.errors import CancelledError, ConfigError, FileSystemError, StoreError
