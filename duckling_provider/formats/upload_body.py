@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import DamagedError
-from duckling_provider.base.host_load import forget
+from duckling_provider.base.host_load import forget, page_memory
 from duckling_provider.formats.crypto import IV_BYTES, BytesLike, CtrCipher, CtrStream, PartMac
 from duckling_provider.formats.segments import SegmentCipher, SegmentStream
 from duckling_provider.stores.parts import Cut, PartPlan
@@ -87,7 +87,8 @@ class SnapshotBody:
 
     While it is open it holds a shared `flock` on the snapshot, which keeps retention from deleting it.
 
-    Memory: one MiB for each part that is open, whatever the part size.
+    Memory: one MiB for each part that was ever open at once with others, whatever the part size. It is the system's,
+    not the C library's, which would keep what a thread has freed for that thread.
 
     :param checksums: one per part, from `PartChecksums`, made with `checksum_key`.
     :param cipher: what encrypts the file's bytes; None for the modes without client encryption.
@@ -114,6 +115,7 @@ class SnapshotBody:
         self._file_size = plan.size - len(lead) - len(tail)
         self._control = control or Control()
         self._fd = -1
+        self._spare: list[memoryview] = []
 
     @property
     def size(self) -> int:
@@ -136,6 +138,7 @@ class SnapshotBody:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
+        self._spare.clear()
 
     def open(self, index: int) -> PartReader:
         """Part `index` (from 0) as a binary file.
@@ -146,7 +149,10 @@ class SnapshotBody:
         first, last = (min(max(0, at), self._file_size) for at in (start, stop))
         prefix = self._lead if index == 0 else b""
         suffix = self._tail[max(0, start - self._file_size) : max(0, stop - self._file_size)]
-        block = memoryview(bytearray(_READ))
+        try:
+            block = self._spare.pop()
+        except IndexError:
+            block = page_memory(_READ)
         sha256 = self._checked(index, first, last, block)
         if sha256 is not None:
             sha256.update(suffix)
@@ -159,6 +165,7 @@ class SnapshotBody:
             suffix=suffix,
             sha256=None if sha256 is None else sha256.hexdigest(),
             block=block,
+            spare=self._spare,
             control=self._control,
         )
 
@@ -200,7 +207,7 @@ class PartReader(io.RawIOBase):
     file that got the number.
 
     :param sha256: of the part's bytes in hex, for a signature; None where none covers them.
-    :param block: writable memory that the bytes are made in.
+    :param block: writable memory that the bytes are made in; it goes to `spare` when this is closed.
     """
 
     def __init__(
@@ -214,6 +221,7 @@ class PartReader(io.RawIOBase):
         suffix: bytes,
         sha256: str | None,
         block: memoryview,
+        spare: list[memoryview],
         control: Control,
     ) -> None:
         super().__init__()
@@ -222,7 +230,7 @@ class PartReader(io.RawIOBase):
         self._prefix, self._suffix, self._cipher, self._control = prefix, suffix, cipher, control
         self._length = len(prefix) + last - first + len(suffix)
         # Fresh memory for every piece would be mapped, cleared and given back each time.
-        self._block = block
+        self._block, self._spare = block, spare
         self._seek_to(0)
 
     def __len__(self) -> int:
@@ -233,6 +241,9 @@ class PartReader(io.RawIOBase):
             # It has been read for the last time, but for a retry.
             forget(self._fd, self._first, self._last - self._first)
             os.close(self._fd)
+            self._spare.append(self._block)
+            # What a request that is over may still refer to keeps none of it.
+            self._block = self._buffer = memoryview(b"")
         super().close()
 
     def readable(self) -> bool:

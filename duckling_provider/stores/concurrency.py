@@ -17,6 +17,8 @@ FIRST = 4
 _GAIN = 1.1
 #: Rounds without a trial after one that was of no use.
 _REST = 8
+#: Seconds that a request may take in the first leap, should more at once be of no use.
+_LEAP = 10.0
 #: Seconds between two tries of a request, at most.
 _LONGEST_PAUSE = 16.0
 
@@ -43,15 +45,18 @@ class Load:
     rest: int = 0
 
 
-def after_round(load: Load, rate: float, *, refused: bool, most: int) -> Load:
+def after_round(load: Load, rate: float, *, refused: bool, most: int, took: float = _LEAP) -> Load:
     """What to do next, after a round of `load` moved `rate` bytes a second.
 
     :param refused: the store throttled or broke off a request of the round.
     :param most: requests at once, never more.
+    :param took: seconds of the round. The first one tells a long line from a narrow one, on which requests share what
+        there is: where they are over soon, many at once do no harm, so all that may be are tried; else twice as many.
     """
     if refused:
         return Load(max(1, load.count // 2), careful=True, rest=_REST)
-    more = min(most, load.count + 1 if load.careful else load.count * 2)
+    times = 2 if load.best else max(2, int(_LEAP / took))
+    more = min(most, load.count + 1 if load.careful else load.count * times)
     if load.count > load.best > 0 and rate < load.rate * _GAIN:  # a trial that was of no use
         return replace(load, count=load.best, rest=_REST)
     if load.rest > 0:
@@ -63,10 +68,11 @@ class Concurrency:
     """The count for one transfer. Thread-safe.
 
     :param most: requests at once, never more.
+    :param leaps: whether the first trial may be of more than twice as many, see `after_round`.
     """
 
-    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, most: int, *, leaps: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._leaps, self._clock = most, leaps, clock
         self._lock = threading.Lock()
         self._load = Load(min(FIRST, most))
         self._begin()
@@ -84,8 +90,11 @@ class Concurrency:
             self._size += size
             self._requests += 1
             if self._requests >= self._load.count:
-                rate = self._size / max(self._clock() - self._begun, 1e-6)
-                self._load = after_round(self._load, rate, refused=self._refused, most=self._most)
+                took = max(self._clock() - self._begun, 1e-6)
+                told = took if self._leaps else _LEAP
+                self._load = after_round(
+                    self._load, self._size / took, refused=self._refused, most=self._most, took=told
+                )
                 self._begin()
 
     def refused(self) -> None:

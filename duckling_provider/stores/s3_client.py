@@ -80,6 +80,8 @@ _PASSING_CODES = frozenset(
 )
 
 _SIGNATURE = "s3v4"
+#: In a request's context: whether it asks before it sends, see `ask_once`.
+_ASKED = "duckling_asked"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def make_client(settings: S3Settings, credentials: Credentials, *, silent_attemp
     client = cast("S3Client", made)  # its stubs are boto3's, which gives it no more than uploads of whole files
     sign_known_payloads(client, unsigned=not settings.signs_payloads)
     send_whole_blocks(client)
+    ask_once(client)
     refuse_strange_answers(client, endpoint=settings.endpoint)
     try_again(client, silent_attempts=SILENT_ATTEMPTS if silent_attempts is None else silent_attempts)
     return client
@@ -181,12 +184,17 @@ def try_again(client: S3Client, *, silent_attempts: int) -> None:
         attempts: int,
         response: tuple[Any, dict[str, Any]] | None,
         caught_exception: Exception | None,
+        request_dict: dict[str, Any],
         **_: object,
     ) -> float | None:
         if response is not None:
             answered.set()
         refused = ATTEMPTS if answered.is_set() else REFUSED_ATTEMPTS
-        most = min(ATTEMPTS, _attempts(response, caught_exception, silent=silent_attempts, refused=refused))
+        if isinstance(caught_exception, SSLError) and request_dict["context"].get(_ASKED) is False:
+            # The store has ended the connection while a part was sent: TLS tells that so. The next try hears why.
+            most = ATTEMPTS
+        else:
+            most = min(ATTEMPTS, _attempts(response, caught_exception, silent=silent_attempts, refused=refused))
         return max(concurrency.pause_after(attempts), _wish(response)) if attempts < most else None
 
     client.meta.events.register("needs-retry.s3", pause)  # type: ignore[arg-type]  # the stubs know no answers
@@ -349,3 +357,32 @@ def send_whole_blocks(client: S3Client) -> None:
 
     for operation in ("PutObject", "UploadPart"):
         client.meta.events.register(f"before-send.s3.{operation}", choose)
+
+
+def ask_once(client: S3Client) -> None:
+    """Let `client` send parts without asking first (Expect: 100-continue, RFC 9110) once the store has taken one.
+
+    botocore asks before each part, and waits for the answer, or a second where none comes: a whole round trip, half of
+    what a part takes over a long line. What the question is good for, to learn of a refusal before the bytes are sent,
+    is wanted where one is likely: for the first part, and from any refusal or broken connection on until a part that
+    was asked for is taken. A refusal that comes while a part is sent may be lost with the connection; the next try asks
+    and hears it.
+    """
+    welcome = threading.Event()
+
+    def create(request: AWSRequest, **_: object) -> None:
+        context = request.context
+        context[_ASKED] = not welcome.is_set() or context.get("retries", {}).get("attempt", 1) > 1
+        if not context[_ASKED]:
+            del request.headers["Expect"]
+
+    def look(response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: object) -> None:
+        if response is None or response[0].status_code >= 300:
+            welcome.clear()
+        elif request_dict["context"].get(_ASKED):
+            welcome.set()
+
+    events = client.meta.events
+    # Before it is signed, and before `try_again` judges.
+    events.register_first("request-created.s3.UploadPart", create)
+    events.register_first("needs-retry.s3.UploadPart", look)

@@ -378,6 +378,8 @@ class MultipartUpload:
         if len(order) > parts.SAFE_PARTS:
             # The last one first: a store that takes fewer refuses it before the others are sent for nothing.
             order.insert(0, order.pop())
+        # Its first round begins now.
+        self._load = Concurrency(self._concurrency, leaps=True)
         self._in_parallel([part for part in order if part not in self._etags], self._send, self._load)
 
     def _in_parallel(self, missing: list[int], transfer: Callable[[int], None], load: Concurrency) -> None:

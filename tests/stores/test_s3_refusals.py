@@ -65,6 +65,33 @@ def test_a_store_that_restarts_in_the_middle_is_waited_for(store_at, make_double
     assert len(waited) == s3_client.ATTEMPTS - 1
 
 
+def test_a_part_is_sent_unasked_once_the_store_has_taken_one_until_it_refuses(store_at, make_double):
+    double = make_double()
+    double.size = 3 * PART
+    store = store_at(server_at(double.endpoint), "bucket", maxConcurrency=1)
+    store.put(KEY, Parts(3))
+    assert double.asked == [True, False, False]
+    double.answers("UploadPart", error(403, "AccessDenied"))
+    failure("multipart", store)
+    assert double.asked[3:] == [False]
+    double.answers("", Answer())
+    store.put(KEY, Parts(3))
+    assert double.asked[4:] == [True, False, False]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_part_that_is_refused_while_it_is_sent_is_asked_for_and_sent_again(
+    store_at, make_double, certificate, monkeypatch, tls
+):
+    sound = certificate("sound")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(sound.authority))
+    double = make_double(sound.context() if tls else None)
+    double.hasty, double.size = True, 6 * PART
+    store = store_at(server_at(double.endpoint), "bucket", maxConcurrency=1)
+    assert store.put(KEY, Parts(6)).size == 6 * PART
+    assert double.asked == [True, False, True, False, True, False, True, False, True, False, True]
+
+
 @pytest.mark.parametrize(
     "told,least",
     [("7", 7), ("86400", 30), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0), ("²", 0), ("9" * 400, 0)],
