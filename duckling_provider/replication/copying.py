@@ -13,7 +13,7 @@ from duckling_provider.base.file_lock import FileLock
 from duckling_provider.replica.exchange import replace_replica
 from duckling_provider.replica.locks import state_path
 from duckling_provider.replication.again import known_tables, mark_misshapen, read_present, within_bounds
-from duckling_provider.replication.copy.table_copy import Copy, copy_tables
+from duckling_provider.replication.copy.table_copy import Copy, copy_tables, require_all
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger, TableState
 from duckling_provider.replication.model.names import literal, quote, twin
@@ -44,6 +44,8 @@ def copy_all(run: Run) -> None:
         if run.look_at_replica() and run.look_at_binlog():
             return  # another run has made it while this one waited
         copy = _copy(run, target)
+        # What is complete stays for the next run; without the others it would be no replica.
+        require_all(copy.refused)
         with opened(target) as connection:
             # Each table knows what it has already; from here on nothing is missing in any.
             ledger = Ledger.open(connection)
@@ -62,6 +64,8 @@ def copy_all(run: Run) -> None:
 
 def renew_tables(run: Run, following: Following) -> bool:
     """Copy the tables again that could not be followed, and those that came into sight by the configuration.
+
+    What can't be copied stays as it is, marked, and in `run.refused`.
 
     :returns: whether there were any.
     """
@@ -84,7 +88,8 @@ def renew_tables(run: Run, following: Following) -> bool:
                 run, names, target.parent, {name: known[name].note for name in names if name in known}
             )
             log.info("copying again: %s", ", ".join(names))
-            names = list(_copy(run, target, names).tables)
+            copy = _copy(run, target, names)
+            names, run.refused = list(copy.tables), copy.refused
         with run.access("sync"), run.opened() as connection:
             names = _exchange(connection, target, names, gone)
         remove(target)

@@ -135,6 +135,8 @@ class Run:
         self.position: Position | None = None
         #: Foreign keys of the server by which rows change without a word in the binlog.
         self.references: list[Reference] = []
+        #: Why tables can't be copied: the run does all else, then fails.
+        self.refused: tuple[ReplicaError, ...] = ()
         #: Tables of kinds that are not mirrored: their rows would be taken for those of tables.
         self.unmirrored: frozenset[str] = frozenset()
         #: Binlog files that the server had when it lacked what follows the position.

@@ -21,6 +21,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.exchange import identity
 from duckling_provider.replica.freshness import Freshness, read_freshness, require_turn, write_freshness
 from duckling_provider.replica.read_copy import require_read_copy
+from duckling_provider.replication.copy.table_copy import require_all
 from duckling_provider.replication.copying import copy_all, renew_tables
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger, TableState, adopt
@@ -60,7 +61,8 @@ def sync(
     :raises ConfigError: the entry names no MySQL server, or a copy for readers that can't be made there.
     :raises SourceError: the server can't be reached or lacks what replication needs.
     :raises PositionLostError: the server has purged what comes next, and ``onPositionLost`` is ``"fail"``.
-    :raises ReplicaError: the file at ``duckdbPath`` is not ours.
+    :raises ReplicaError: the file at ``duckdbPath`` is not ours, or a table can't be copied; the others are then up to
+        date.
     :raises ReplicationError: it made way, as ``maxSyncYields`` runs in a row have.
     """
     control = control or Control()
@@ -94,6 +96,8 @@ def sync(
         run.done.outcome, run.done.reason = "made way", str(error)
     run.done.position = run.position
     _note_freshness(run, following, before, is_known=is_known)
+    # Only now: the tables beside them are up to date, and their readers have them.
+    require_all(run.refused)
     return run.done
 
 

@@ -159,6 +159,27 @@ def test_every_kind_of_table_is_equal_row_by_row(
     assert not target.with_name("new.db.wal").exists()
 
 
+@pytest.mark.mysql_too
+@pytest.mark.parametrize("fast", [True, False], ids=["connectorx", "pymysql"])
+def test_choices_of_bytes_come_as_their_text(
+    mariadb: Any, database: str, source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fast: bool
+) -> None:
+    """DuckDB would write bytes as escapes, a backslash as \\x5C."""
+    from duckling_provider.replication.copy import table_copy
+
+    mariadb.execute(
+        [
+            r"CREATE TABLE c (id INT PRIMARY KEY, e ENUM('a\\b', 'ä'), s SET('a\\b', 'ä')) CHARACTER SET binary",
+            r"INSERT INTO c VALUES (1, 'a\\b', 'a\\b,ä'), (2, 'ä', ''), (3, NULL, NULL)",
+        ],
+        database,
+    )
+    if not fast:
+        monkeypatch.setattr(table_copy, "can_be_fast", lambda *_: False)
+    copy(source, tmp_path / "new.db", ["c"])
+    assert in_duckdb(tmp_path / "new.db", "c") == Counter([(1, r"a\b", r"a\b,ä"), (2, "ä", ""), (3, None, None)])
+
+
 @pytest.mark.usefixtures("filled")
 def test_the_file_has_the_storage_version_asked_for(source: Any, tmp_path: Path) -> None:
     import struct

@@ -16,10 +16,10 @@ from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import ConfigError, DucklingError, ReplicaError
 from duckling_provider.replica.access import replica_access
-from duckling_provider.replica.locks import place_hold, release_hold
+from duckling_provider.replica.locks import place_hold, release_hold, state_path
 from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.copy.table_copy import copy_tables
-from duckling_provider.replication.copying import TABLES_SUFFIX
+from duckling_provider.replication.copying import COPY_SUFFIX, TABLES_SUFFIX
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.mysql.source import Source, connect, current_position
 from duckling_provider.replication.sync import adopt_replica, sync, validate_replica
@@ -318,6 +318,55 @@ def test_new_copies_that_a_killed_run_left_are_not_used(site):
     assert sync(entry).copied == ("log",)
     is_equal(entry)
     assert not left.exists()
+
+
+#: Statements that leave an ENUM a list of bytes, of which the first is no text.
+_UNREADABLE = (
+    "CREATE TABLE {0} (id INT PRIMARY KEY, v ENUM('ä', 'b', 'c\\\\d')) CHARACTER SET latin1",
+    "ALTER TABLE {0} CONVERT TO CHARACTER SET binary",
+    "ALTER TABLE {0} CONVERT TO CHARACTER SET utf8mb4",
+    "INSERT INTO {0} VALUES (1, 3)",
+)
+
+
+def unreadable(name):
+    return [statement.format(name) for statement in _UNREADABLE]
+
+
+@pytest.mark.mysql_too
+def test_a_table_that_cannot_be_copied_holds_no_other_back(site):
+    site.run(*unreadable("a"), "CREATE TABLE t (id INT PRIMARY KEY, v INT)", "INSERT INTO t VALUES (1, 1)")
+    entry = site()
+    sync(entry)
+    assert rows(entry, "FROM a") == [(1, "c\\d")]
+    # Both are copied again: t, since what its new column holds is not in the binlog.
+    site.run("INSERT INTO a VALUES (2, 1)", "ALTER TABLE t ADD c TIMESTAMP DEFAULT CURRENT_TIMESTAMP")
+    with pytest.raises(ReplicaError, match=r"^a: copy: v holds the bytes e4"):
+        sync(entry)
+    assert rows(entry, "SELECT id, c IS NOT NULL FROM t") == [(1, True)]
+    # It stays what it was, and marked, so the next run says the same.
+    assert rows(entry, "FROM a") == [(1, "c\\d")]
+    site.run("INSERT INTO t (id) VALUES (2)")
+    with pytest.raises(ReplicaError, match="MODIFY the column to BIGINT"):
+        sync(entry)
+    assert rows(entry, "SELECT id FROM t") == [(1,), (2,)]
+    site.run("ALTER TABLE a MODIFY v BIGINT UNSIGNED", "ALTER TABLE a MODIFY v ENUM('ä', 'b', 'c')")
+    sync(entry)
+    assert rows(entry, "FROM a ORDER BY id") == [(1, "c"), (2, "ä")]
+    is_equal(entry)
+
+
+def test_a_first_copy_names_every_table_that_it_cannot_copy_and_keeps_the_others(site):
+    site.run(*unreadable("a"), *unreadable("y"), "UPDATE a SET v = 1", "UPDATE y SET v = 1")
+    site.run("CREATE TABLE t (id INT PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    entry = site()
+    with pytest.raises(ReplicaError, match=r"2 tables can't be copied: a: copy: v holds .*; y: copy: v holds "):
+        sync(entry)
+    assert not entry.replica.exists()
+    with duckdb.connect(str(state_path(entry.replica, COPY_SUFFIX)), read_only=True) as unfinished:
+        assert unfinished.execute("FROM t").fetchall() == [(1,)]
+    entry = site(excludeTables=["a", "y"])
+    assert sync(entry).copied == ("t",)
 
 
 def test_a_renamed_table_is_not_copied_again(site):

@@ -29,7 +29,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +79,7 @@ class Copy:
     :param tables: all that are in the file.
     :param copied: names of those that this run copied; the others were there from a run that was interrupted.
     :param vanished: were asked for and do not exist any more.
+    :param refused: were asked for and can't be copied, with the reason; the others are complete.
     """
 
     position: Position
@@ -86,6 +87,22 @@ class Copy:
     tables: dict[str, TableState]
     copied: tuple[str, ...] = ()
     vanished: tuple[str, ...] = ()
+    refused: tuple[ReplicaError, ...] = ()
+
+
+def require_all(refused: Sequence[ReplicaError]) -> None:
+    """:raises ReplicaError: a table can't be copied; it names every one."""
+    if not refused:
+        return
+    first = refused[0]
+    if len(refused) == 1:
+        raise first
+    raise ReplicaError(
+        f"{len(refused)} tables can't be copied: {'; '.join(error.what for error in refused)}",
+        operation="copy",
+        hint=first.hint,
+        retryable=all(error.retryable for error in refused),
+    ) from first
 
 
 def copy_tables(
@@ -110,7 +127,7 @@ def copy_tables(
     :param memory_limit: DuckDB's, while it writes.
     :raises SourceError: MySQL can't be read.
     :raises BusyError: another process has `target` open.
-    :raises ReplicaError: a table can't be copied or `target` not be written.
+    :raises ReplicaError: `target` can't be written. That a table can't be copied is in the result, see `refused`.
     :raises CancelledError: `control` was cancelled; what is complete stays for the next run.
     """
     names = sorted(set(tables))
@@ -126,11 +143,20 @@ def copy_tables(
             present = _keep_usable(replica, ledger, connection, source, names)
         vanished: list[str] = []
         copied: list[str] = []
+        refused: list[ReplicaError] = []
         with Workers(workers, name="duckling-copy", control=control) as pool:
             with contextlib.closing(_Job(source, replica, ledger, pool, control, workers)) as job:
                 for name in names:
-                    if name not in present:
+                    if name in present:
+                        continue
+                    try:
                         (copied if job.copy(name) else vanished).append(name)
+                    except ReplicaError as error:
+                        if not _is_of_the_table(error, name):
+                            raise
+                        # The tables after it can do without it, and whoever repairs it wants to know them all at once.
+                        log.error("%s; the other tables are copied meanwhile", error)
+                        refused.append(error)
         replica.execute(f"CHECKPOINT {REPLICA}")
         states = ledger.tables()
     starts = [position, *(state.start for state in states.values() if state.start is not None)]
@@ -140,7 +166,15 @@ def copy_tables(
         states,
         tuple(copied),
         tuple(vanished),
+        tuple(refused),
     )
+
+
+def _is_of_the_table(error: ReplicaError, name: str) -> bool:
+    """Whether it is the rows or columns of this table that can't be copied, not the file that can't be written."""
+    import duckdb
+
+    return error.subject == name and not isinstance(error.__cause__, (duckdb.IOException, duckdb.OutOfMemoryException))
 
 
 class _Job:

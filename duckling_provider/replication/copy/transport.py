@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent
 
 from duckling_provider.replication.copy.ranges import KeyRange, Pace
+from duckling_provider.replication.model.families import CHOICES
 from duckling_provider.replication.model.names import quote_mysql
 from duckling_provider.replication.model.tables import Column, Table
 from duckling_provider.replication.model.types import select_expression, transport_arrow
@@ -61,7 +62,7 @@ class Transport:
         sql = self._select(key_range.where)
         if (url := self._url) is not None:
             try:
-                found = _read_by_connectorx(url, self._source, sql, self.empty())
+                found = _as_text(_read_by_connectorx(url, self._source, sql, self.empty()), self._schema())
             except _UnfitError as error:
                 log.warning("%s: read by pymysql, because connectorx says: %s", self._table.name, error)
                 self._url = None
@@ -114,7 +115,7 @@ class Transport:
 
 def holders(connection: Any, table: Table, value: bytes) -> list[Column]:
     """The columns of `table` that hold text of just these bytes, in the first row found; empty when there is none."""
-    texts = [column for column in table.columns if column.charset]
+    texts = [column for column in table.columns if column.charset or column.data_type in CHOICES]
     if not texts:
         return []
     tests = [f"HEX({quote_mysql(column.name)}) = '{value.hex().upper()}'" for column in texts]
@@ -178,6 +179,21 @@ def _read_by_connectorx(url: str, source: Source, sql: str, empty: pa.Table) -> 
             raise
         raise _UnfitError(_without_secrets(str(error), url, source)) from None
     return found if found.num_columns else empty
+
+
+def _as_text(found: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """`found` with text where `wanted` has text: of an ENUM or SET of bytes come bytes, which DuckDB would write as
+    escapes.
+    """
+    import pyarrow as pa
+
+    for place, field in enumerate(wanted):
+        if pa.types.is_large_string(field.type) and pa.types.is_large_binary(found.schema.field(place).type):
+            try:
+                found = found.set_column(place, field.name, found.column(place).cast(pa.large_string()))
+            except pa.ArrowInvalid as error:
+                raise _UnfitError(f"{field.name} is no text: {error}") from None
+    return found
 
 
 def _without_secrets(text: str, url: str, source: Source) -> str:

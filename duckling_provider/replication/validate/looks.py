@@ -114,7 +114,7 @@ class Asker:
     def where(self, table: Table, condition: str) -> list[pa.Table]:
         """The rows that `condition` holds for, as a copy reads them, in pieces."""
         transport = Transport(self._source, table, Pace(), fast=False)
-        return self._ask(lambda: list(transport.stream(self._connection, condition)))
+        return self._ask(lambda: list(transport.stream(self._connection, condition)), f"validate {table.name}")
 
     def buckets(self, checksum: TableChecksum) -> dict[str | None, Bucket]:
         return self._ask(lambda: checksum.of_mysql(self._connection))
@@ -122,14 +122,14 @@ class Asker:
     def _rows(self, sql: str) -> list[tuple[str | None, ...]]:
         return [tuple(map(_text, row)) for row in self._ask(lambda: query(self._connection, sql))]
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _ask(self, question: Callable[[], T], operation: str = "validate") -> T:
         """A cancellation ends the question at the server too, which would go on scanning for nothing.
 
         :raises SourceError: the server can't be asked.
         """
 
         def asked() -> T:
-            with translated(self._source, "validate"):
+            with translated(self._source, operation):
                 return question()
 
         try:
