@@ -68,6 +68,7 @@ def test_the_table_compares_with_boto3_and_with_the_fastest_and_names_what_is_mi
     assert "Not installed, so not measured: s5cmd." in table
 
 
+@pytest.mark.slow  # the first time, matplotlib asks the system for its fonts
 def test_the_table_replaces_the_one_before_and_nothing_else(document, tmp_path):
     pytest.importorskip("matplotlib")
     page, results = tmp_path / "page.md", tmp_path / "results.json"

@@ -77,12 +77,13 @@ def live(make_replica, copy_airflow_database) -> Iterator[Live]:
                 # The first would be due within a quarter of an hour, in the middle of the tests.
                 "drillIntervalDays": 0,
             },
-            # Nothing listens there, and there is no backup.
+            # Nothing listens there, and there is no backup; nor a drill that fails for that.
             {
                 "id": "crm",
                 "name": "Customers <b>",
                 "duckdbPath": "data/crm.db",
                 "s3": {**where, "endpoint": "http://127.0.0.1:9", "encryption": "none"},
+                "drillIntervalDays": 0,
             },
             {"id": "broken", "name": "Broken", "duckdbPath": "data/broken.db", "s3": {**where, "bucket": ""}},
         ]

@@ -452,8 +452,9 @@ def test_a_table_that_changes_all_the_time_is_given_up_with_its_name(
         if table == "int_key":
             mariadb.execute(f"ALTER TABLE {table} ADD COLUMN extra{time} INT", database)
 
-    with pytest.raises(DucklingError, match="int_key: copy: its columns changed"):
-        copy(source, tmp_path / "new.db", ["emptied", "int_key"], control=Interfering(alter))
+    done = copy(source, tmp_path / "new.db", ["int_key", "emptied"], control=Interfering(alter))
+    (error,) = done.refused
+    assert str(error).startswith("int_key: copy: its columns changed")
     assert tables_in(tmp_path / "new.db") == {"emptied"}
 
 
