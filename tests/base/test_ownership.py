@@ -60,6 +60,9 @@ def usable_program(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return
     except FileSystemError:
         pass
+    installed = Path(duckdb.__file__).parents[1]
+    if not all(folder.stat().st_mode & 0o001 for folder in (installed, *installed.parents)):
+        pytest.skip(f"the environment is root's alone, as no other user may enter a folder around {installed}")
     importlib.import_module("numpy")  # by this process, which is later a user that can't
     copy, python = home.parent / "python", Path(sys.base_prefix)
     library = Path(os.__file__).parent.relative_to(python)
@@ -283,9 +286,6 @@ print(json.dumps([done, os.getresuid(), os.getgroups()]))
 def test_another_user_does_all_of_it_in_their_own_folder_and_is_refused_in_another_s(
     home: Path, usable_program: None, make_replica: Callable[..., Path], tmp_path: Path
 ):
-    installed = Path(duckdb.__file__).parents[1]
-    if not all(folder.stat().st_mode & 0o001 for folder in (installed, *installed.parents)):
-        pytest.skip(f"the environment is root's alone, as no other user may enter a folder around {installed}")
     other = home.parent / "other"
     for folder, user in ((home, OWNER), (other, OTHER)):
         (folder / "data").mkdir(parents=True)
