@@ -1,6 +1,6 @@
 """Has `duckdb_program` work with DuckDB, and tells what came of it.
 
-See there for why DuckDB needs a process to itself. Its start takes a quarter of a second, mostly for importing
+See there for why DuckDB needs a process to itself. Its start takes a tenth of a second, half of it for importing
 DuckDB. So one that has done its job waits for the next for a while, and a snapshot needs one start for the checkpoint,
 the counting and what follows.
 """

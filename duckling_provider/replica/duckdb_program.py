@@ -21,10 +21,15 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeAlias
 
-import duckdb
-
 from duckling_provider.replica.child_process import RESULT, is_lock_conflict
 from duckling_provider.replica.reading import Rows, count_rows, read_rows
+
+# The engine alone: the package around it, which builds queries in Python, takes twice as long to import, and each
+# command that looks at a replica would wait for it.
+try:
+    import _duckdb as duckdb
+except ImportError:
+    import duckdb  # type: ignore[no-redef]
 
 #: ``busy``: another process has it open. ``damaged``: DuckDB can't make sense of the bytes. ``unsupported``: this
 #: DuckDB can't open it, another may. ``failed``: the machine's fault (permissions, memory, disk).
