@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from fixtures.any_text import any_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
@@ -1200,12 +1201,14 @@ def test_the_guide_has_every_field_and_variable() -> None:
 PLANTED = "Pl4nted/S3cr3t+Value"
 WORDS = st.sampled_from(["", "none", "client-aes256", "auto", "x/", "https://h", PLANTED, f"mysql://u:{PLANTED}@h"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(categories=["Cs"]) | WORDS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text() | st.characters(categories=["Cs"]) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text(max_size=8), inner, max_size=3),
     max_leaves=10,
 )
 # Messages show a relative path, an id and a prefix on purpose, so no secret is planted there.
-SHOWN = st.one_of(st.none(), st.integers(), st.text(), st.sampled_from(["data/x.db", "/x.db", "../x", "a", "a/", ".."]))
+SHOWN = st.one_of(
+    st.none(), st.integers(), any_text(), st.sampled_from(["data/x.db", "/x.db", "../x", "a", "a/", ".."])
+)
 S3_NAMES = [*S3, "endpoint", "forcePathStyle", "encryption", "kmsKeyId", "encryptionKey", "s3BackupIntervalHours"]
 S3_NAMES += ["s3BackupRetentionDays", "awsConnId", "storageClass", "tags", "verify", "partSizeMiB", "maxParts", "more"]
 
@@ -1246,7 +1249,7 @@ def test_no_json_value_whatever_breaks_the_reader_or_leaks_into_messages(tmp_pat
 
 
 @settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: f'[{{"secret": "{text}'.encode()))
+@given(content=st.binary(max_size=40) | any_text(max_size=40).map(lambda text: f'[{{"secret": "{text}'.encode()))
 def test_no_file_content_whatever_raises_anything_but_a_config_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "databases.json").write_bytes(content)
     try:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
+from fixtures.any_text import any_text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,8 +61,8 @@ def test_decoration_around_the_digits_is_refused(text: str) -> None:
 
 
 @given(
-    st.text(max_size=130)
-    | st.text(min_size=64, max_size=64)
+    any_text(max_size=130)
+    | any_text(min_size=64, max_size=64)
     | st.text(alphabet=HEX, max_size=130)
     | st.text(alphabet=HEX + "xyz _-\n", min_size=64, max_size=64)
 )
