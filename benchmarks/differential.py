@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.cases import Case, Target
 from benchmarks.measure import Row, Run, run_job
 from benchmarks.replicas import sparse, wide
 from benchmarks.site import ENCRYPTION_KEY, entry, site
-from demo.store import SeaweedStore
+from demo.store import BUCKET, SeaweedStore
 
 _MBIT = 100
 _CHANGES = {
@@ -33,6 +34,8 @@ _CHANGES = {
 #: Of the object's bytes, at most so many are sent.
 _SENT = {"identical": 0.002, "1% appended": 0.05, "1% of rows updated at random": 0.09}
 _FETCHED = 0.09
+#: Seconds until SeaweedFS has given up the pieces of an object that was deleted.
+_FORGOTTEN_AFTER = 3
 _MODES: dict[str, dict[str, Any]] = {
     "none": {"encryption": "none"},
     "client-aes256, format 2": {
@@ -69,29 +72,28 @@ def differential(mib: int, *, line: bool = True) -> Iterator[Case]:
     if shutil.which("weed", path=str(Path(sys.executable).parent)) is None:
         yield Case("Backups of what changed", missing=("SeaweedFS",))
         return
-    replicas = {name: _changed(mib, name) for name in _CHANGES}
+    base = wide(mib)
     for mode, fields in _MODES.items():
-        with _Bench(fields, mbit=0) as bench:
-            yield from _Tables(bench, mode, replicas).all()
+        with _Bench(base, fields, mbit=0) as bench:
+            yield from _Tables(bench, mode).all()
     if line:
         mode, fields = list(_MODES.items())[-1]
-        with _Bench(fields, mbit=_MBIT) as bench:
-            yield from _Tables(bench, f"{mode}, over {_MBIT} Mbit/s", replicas).over_a_line()
+        with _Bench(base, fields, mbit=_MBIT) as bench:
+            yield from _Tables(bench, f"{mode}, over {_MBIT} Mbit/s").over_a_line()
 
 
 class _Tables:
-    def __init__(self, bench: _Bench, mode: str, replicas: Mapping[str, Path]) -> None:
-        self._bench, self._mode, self._replicas = bench, mode, replicas
-        self._size = replicas["identical"].stat().st_size
+    def __init__(self, bench: _Bench, mode: str) -> None:
+        self._bench, self._mode, self._size = bench, mode, bench.size
 
     def all(self) -> Iterator[Case]:
         full = self._backup("identical")
         first = self._bench.newest()
-        later = {name: self._backup(name) for name in self._replicas}
+        later = {name: self._later(first, name) for name in _CHANGES}
         targets = [Target(f"{name}: sent / size", done.up / self._size, _SENT[name]) for name, done in later.items()]
         yield self._case("Backups of what changed", {"all of it": full, **later}, full, targets)
         whole = self._restore(first, "identical", "--no-delta")
-        names = [name for name in self._replicas if name != "identical"]
+        names = [name for name in _CHANGES if name != "identical"]
         parts = {f"by a replica with {name}": self._restore(first, name) for name in names}
         targets = [Target(f"{name}: fetched / size", done.down / self._size, _FETCHED) for name, done in parts.items()]
         yield self._case("Restores of what differs", {"all of it": whole, **parts}, whole, targets)
@@ -99,7 +101,7 @@ class _Tables:
     def over_a_line(self) -> Iterator[Case]:
         full = self._backup("identical")
         first = self._bench.newest()
-        later = {name: self._backup(name) for name in self._replicas if name != "identical"}
+        later = {name: self._later(first, name) for name in _CHANGES if name != "identical"}
         targets = [self._shorter(name, full, done) for name, done in later.items()]
         yield self._case("Backups of what changed", {"all of it": full, **later}, full, targets)
         whole = self._restore(first, "identical", "--no-delta")
@@ -118,29 +120,54 @@ class _Tables:
         notes = tuple(each.note(name, self._size) for name, each in done.items())
         return Case(f"{title}; {self._mode}; store: SeaweedFS", rows, [*targets, growth], notes=notes)
 
+    def _later(self, first: str, name: str) -> _Passed:
+        done = self._backup(name)
+        self._bench.forget_objects(but=first)
+        return done
+
     def _backup(self, name: str) -> _Passed:
-        self._bench.put(self._replicas[name])
+        self._bench.put(name)
         done = self._bench.duckling("backup", DATABASE)
         self._bench.forget_copies()
         return done
 
     def _restore(self, key: str, name: str, *options: str) -> _Passed:
-        self._bench.put(self._replicas[name])
+        self._bench.put(name)
         return self._bench.duckling("restore", DATABASE, key, "--yes", *options)
 
 
-class _Bench:
-    """A site whose store is SeaweedFS behind the line; a context manager."""
+class _Store(SeaweedStore):
+    """With a way to its master, which gives room back when it is asked."""
 
-    def __init__(self, fields: Mapping[str, Any], *, mbit: int) -> None:
-        self._fields, self._mbit = fields, mbit
+    def _command(self, port: int, access_key: str, secret_key: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        command, environ = super()._command(port, access_key, secret_key)
+        (master,) = (part.partition("=")[2] for part in command if part.startswith("-master.port="))
+        (self.folder / "master").write_text(master)
+        return command, environ
+
+    def empty(self, where: Mapping[str, Any], *, but: str) -> None:
+        client = self.client(where)
+        for found in client.list_objects_v2(Bucket=BUCKET)["Contents"]:
+            if but not in found["Key"]:
+                client.delete_object(Bucket=BUCKET, Key=found["Key"])
+        time.sleep(_FORGOTTEN_AFTER)
+        url = f"http://127.0.0.1:{(self.folder / 'master').read_text()}/vol/vacuum?garbageThreshold=0.01"
+        urllib.request.urlopen(url, timeout=600).close()
+
+
+class _Bench:
+    """A site whose store is SeaweedFS behind the line, and a replica that begins as `base`; a context manager."""
+
+    def __init__(self, base: Path, fields: Mapping[str, Any], *, mbit: int) -> None:
+        self._base, self._fields, self._mbit = base, fields, mbit
+        self.size = base.stat().st_size
 
     @contextmanager
     def _entered(self) -> Iterator[_Bench]:
         with site() as self._place:
-            store = SeaweedStore(self._place.folder / "store")
+            self._store = store = _Store(self._place.folder / "store")
             try:
-                where = store.start()
+                where = self._where = store.start()
                 with _line(int(where["endpoint"].rpartition(":")[2]), self._mbit) as (port, self._told):
                     s3 = {**where, "endpoint": f"http://127.0.0.1:{port}", **self._fields}
                     self._place.write([entry(DATABASE, self._place.replica, s3)])
@@ -155,18 +182,24 @@ class _Bench:
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(*error)  # type: ignore[arg-type]
 
-    def put(self, source: Path) -> None:
-        """The content of `source` as the replica: in the same file, as a sync would write it."""
+    def put(self, name: str) -> None:
+        """One of `_CHANGES`, of `base`, as the replica: in the same file, as a sync would write it."""
         replica: Path = self._place.replica
-        with source.open("rb") as old, replica.open("r+b" if replica.exists() else "wb") as new:
+        with self._base.open("rb") as old, replica.open("r+b" if replica.exists() else "wb") as new:
             shutil.copyfileobj(old, new, 16 * MIB)
             new.truncate()
             os.fsync(new.fileno())
+        if _CHANGES[name]:
+            subprocess.run([sys.executable, "-c", _CHANGE, str(replica), _CHANGES[name]], check=True)
 
     def forget_copies(self) -> None:
         """The local backups go, what is recorded of them stays."""
         for path in self._place.backups.glob("backup-*"):
             path.unlink()
+
+    def forget_objects(self, *, but: str) -> None:
+        """All backups but one go from the store, and what they took from the disk, which need not hold them all."""
+        self._store.empty(self._where, but=but)
 
     def newest(self) -> str:
         """The file name of the newest backup that was made here."""
@@ -208,20 +241,6 @@ connection = duckdb.connect(sys.argv[1], config={"memory_limit": "2GiB"})
 connection.execute(sys.argv[2])
 connection.execute("CHECKPOINT")
 """
-
-
-def _changed(mib: int, name: str) -> Path:
-    """A replica with one of `_CHANGES`, made when it is not there yet."""
-    base = wide(mib)
-    if not _CHANGES[name]:
-        return base
-    path = base.with_name(f"{base.stem}-{len(_CHANGES[name])}.db")
-    if not path.exists():
-        making = path.with_suffix(".making")
-        shutil.copyfile(base, making)
-        subprocess.run([sys.executable, "-c", _CHANGE, str(making), _CHANGES[name]], check=True)
-        making.rename(path)
-    return path
 
 
 def _plan() -> Case:

@@ -114,16 +114,21 @@ class SeaweedStore(Store):
             command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
         return command, quiet_environment(HOME=str(self.folder))
 
-    def _make_bucket(self, where: Mapping[str, Any]) -> None:
+    @staticmethod
+    def client(where: Mapping[str, Any]) -> Any:
+        """boto3's, for what `start` returned."""
         import boto3
 
-        client = boto3.client(
+        return boto3.client(
             "s3",
             endpoint_url=where["endpoint"],
             region_name=where["region"],
             aws_access_key_id=where["accessKeyId"],
             aws_secret_access_key=where["secretAccessKey"],
         )
+
+    def _make_bucket(self, where: Mapping[str, Any]) -> None:
+        client = self.client(where)
         deadline = time.monotonic() + 60
         while True:
             try:

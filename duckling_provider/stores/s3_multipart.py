@@ -16,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, BinaryIO, TypedDict, cast
 
 from botocore.exceptions import ClientError
@@ -39,7 +40,7 @@ from duckling_provider.stores.s3_errors import (
     demands_digest,
     refuses_part_number,
 )
-from duckling_provider.stores.store import BAD_CREDENTIALS, Body, Copies, CopyRefusedError, UploadLog
+from duckling_provider.stores.store import BAD_CREDENTIALS, IN_ARCHIVE, Body, Copies, CopyRefusedError, UploadLog
 
 if TYPE_CHECKING:
     import io
@@ -77,6 +78,14 @@ class _SourceCondition(TypedDict, total=False):
 
 class _Version(TypedDict, total=False):
     VersionId: str
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a part is not copied; `passes` where that says nothing of the store, but of this source or this hour."""
+
+    cause: str
+    passes: bool
 
 
 class Digests:
@@ -165,7 +174,7 @@ class MultipartUpload:
             # A passing failure leaves the parts for the next try, and so do keys that have ended, which could remove
             # nothing. Everything else leaves nothing behind in the store.
             goes_on = isinstance(error, StoreError) and (error.retryable or error.code in BAD_CREDENTIALS)
-            passing = goes_on and self._log is not None
+            passing = goes_on and self._log is not None and not isinstance(error, CopyRefusedError)
             if not passing:
                 self._give_up()
             raise
@@ -249,10 +258,11 @@ class MultipartUpload:
         missing = sorted(copies.parts - self._etags.keys())
         if missing:
             refusal = self._unprovable() or self._copy(missing[0])
-            if refusal and not self._etags:
-                raise CopyRefusedError(refusal, subject=self._key)
-            if refusal:
-                log.warning("%s: the other parts are sent, since the store does not copy them: %s", self._key, refusal)
+            if refusal is not None and not self._etags:
+                raise CopyRefusedError(refusal.cause, subject=self._key, retryable=refusal.passes)
+            if refusal is not None:
+                told = "%s: the other parts are sent, since the store does not copy them: %s"
+                log.warning(told, self._key, refusal.cause)
                 copies.parts -= set(missing)
             else:
                 self._in_parallel(missing[1:], self._copy_or_leave, self._copy_load)
@@ -260,26 +270,27 @@ class MultipartUpload:
         self._control.begin("upload", sum(self._length(part) for part in sent))
         self._control.advance(sum(self._length(part) for part in sent & self._etags.keys()))
 
-    def _unprovable(self) -> str:
-        """Why no copy could be proven by this store; empty when one can."""
+    def _unprovable(self) -> _Refusal | None:
+        """Why no copy could be proven by this store; None when one can."""
         try:
             interruptible(self._present_parts, self._control)
         except CancelledError:
             raise
         except DucklingError as error:
-            return f"its copies can't be proven: {error.cause}"
-        return ""
+            return _Refusal(f"its copies can't be proven: {error.cause}", passes=error.retryable)
+        return None
 
     def _copy_or_leave(self, part: int) -> None:
         if refusal := self._copy(part):
-            log.warning("%s: part %d is sent, since the store does not copy it: %s", self._key, part + 1, refusal)
+            told = "%s: part %d is sent, since the store does not copy it: %s"
+            log.warning(told, self._key, part + 1, refusal.cause)
             if self._copies is not None:
                 self._copies.parts.discard(part)
 
-    def _copy(self, part: int) -> str:
-        """Have the store copy a part; returns why it does not, empty when it does."""
+    def _copy(self, part: int) -> _Refusal | None:
+        """Have the store copy a part; returns why it does not, None when it does."""
         if self._copies is None:
-            return ""
+            return None
         source = self._copies.source
         start, stop = self._cut.bounds(part)
         version: _Version = {"VersionId": source.version} if source.version else {}
@@ -314,16 +325,16 @@ class MultipartUpload:
             raise
         except DucklingError as error:
             self._copy_load.refused()
-            return error.cause
+            return _Refusal(error.cause, passes=_passes(error))
         if not etag:
-            return "it answers to a copy without an ETag"
+            return _Refusal("it answers to a copy without an ETag", passes=False)
         self._control.check()
         self._copy_load.finished(stop - start)
         self._etags[part] = etag
         if self._log is not None:
             self._log.record(part, etag, copied=True)
         self._control.copy(stop - start)
-        return ""
+        return None
 
     def _source_changed(self) -> str:
         """How the source is another object than it was; empty when it is the same."""
@@ -486,6 +497,14 @@ class MultipartUpload:
 def _bare(etag: str) -> str:
     """Without the quotes, which some stores leave out in some answers."""
     return etag.strip('"')
+
+
+def _passes(error: DucklingError) -> bool:
+    """Whether a refused copy is no sign that the store copies nothing: its source is gone, replaced or in an archive,
+    or the store has too much to do.
+    """
+    of_the_source = isinstance(error, NotFoundError) or getattr(error, "code", "") == IN_ARCHIVE
+    return error.retryable or of_the_source or _is_precondition(error)
 
 
 def _is_precondition(error: DucklingError) -> bool:

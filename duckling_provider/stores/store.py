@@ -81,7 +81,9 @@ class Body(Protocol):
 
 
 class CopyRefusedError(StoreError):
-    """The store copies no parts, or not from this object: send all of them."""
+    """The store copies no parts, or not from this object: send all of them. `retryable` where it may copy from another
+    object, or in another hour.
+    """
 
     retryable = False
 

@@ -85,12 +85,13 @@ def test_no_answer_and_no_page_tells_a_viewer_where_data_lies(client, shop, inst
     error = telling(installation)
     done = {"key": f"shop/{NAME}", "size": 7, "duration": 9, "mode": "client-aes256"}
     notes = [f"s3://{installation.database('shop').s3.bucket}/shop/{NAME}: its date can't be true"]
-    shop.add("backup", results={"upload": done, "verify": done, "cleanup": {"local": [], "s3": [], "notes": notes}})
+    upload = done | {"bytes_sent": 7, "bytes_copied": 0, "full_because": f"it could not be looked at: {error['what']}"}
+    good = shop.add("backup", results={"upload": upload, "verify": done, "cleanup": {"local": [], "notes": notes}})
     conf = {"key": done["key"]}
     run_ids = {kind: shop.add(kind, "failed", error=error, conf=conf) for kind in ("backup", "verify", "restore")}
     run_ids["sync"] = shop.add("sync", "failed", error=telling(installation, "ReplicationError"))
     everything = ""
-    for path in paths(run_ids):
+    for path in (*paths(run_ids), f"/duckling/runs/duckling_backup__shop/{good}"):
         everything += client.get(path, headers={"Accept": "text/html"}).text
         for role in ("VIEWER", "USER"):
             headers = {"Authorization": f"Bearer {token(role)}", "Accept": "text/html"}

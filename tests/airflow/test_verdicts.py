@@ -388,6 +388,25 @@ def test_a_run_that_restored_to_a_moment_says_so_and_which_tables_stayed_behind(
         assert text in shown
 
 
+def test_the_page_of_a_run_tells_what_crossed_the_network_apart_from_what_was_there_and_why_it_was_all(shop, page):
+    key = shop.backed_up()
+    done = {"key": key, "size": 9 << 20, "duration": 9, "mode": "none"}
+    part = done | {"bytes_sent": 1 << 20, "bytes_copied": 8 << 20}
+    whole = done | {"bytes_sent": 9 << 20, "bytes_copied": 0, "full_because": "one of 10 is sent in full"}
+    restored = {"key": key, "size": 9 << 20, "duration": 9, "path": "/r/shop.db", "kept": None}
+    lent = restored | {"bytes_received": 2 << 20, "bytes_lent": 7 << 20}
+    fetched = restored | {"bytes_received": 9 << 20, "full_because": "it was asked for"}
+    for kind, task, result, told in (
+        ("backup", "upload", part, ("1.0 MiB sent, 8.0 MiB copied by the store",)),
+        ("backup", "upload", whole, ("9.0 MiB sent", "all of it: one of 10 is sent in full")),
+        ("restore", "restore", lent, ("2.0 MiB fetched, 7.0 MiB on the machine already",)),
+        ("restore", "restore", fetched, ("9.0 MiB fetched", "all of it: it was asked for")),
+    ):
+        run = shop.add(kind, results={task: result})
+        shown = page(f"runs/duckling_{kind}__shop/{run}").text
+        assert [text for text in told if text not in shown] == []
+
+
 def test_the_api_takes_a_moment_only_with_a_file_of_its_own(shop, client, installation):
     path = str(installation.data_path / "restored" / "before.db")
     ask = {"url": "/api/backups/s3/restore", "params": {"db": "shop", "wait": "false"}}

@@ -94,13 +94,34 @@ def test_a_store_that_answers_without_an_etag_is_asked_once_and_keeps_nothing(s3
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("answer", [(501, "NotImplemented"), (403, "AccessDenied"), (403, "InvalidObjectState")])
-def test_a_store_that_refuses_the_first_copy_gets_nothing_else(bucket, answer):
-    bucket.proxy.before = lambda seen: answer if seen.operation == "UploadPartCopy" else None
-    with pytest.raises(CopyRefusedError):
-        bucket.put()
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        ((501, "NotImplemented"), False),
+        ((403, "AccessDenied"), False),
+        ((403, "InvalidObjectState"), True),
+        ((404, "NoSuchKey"), True),
+        ((412, "PreconditionFailed"), True),
+        ((503, "SlowDown"), True),
+    ],
+)
+def test_a_store_that_refuses_the_first_copy_gets_nothing_else_and_it_is_told_whether_that_passes(
+    bucket, tmp_path, answer, passes
+):
+    def refuse(seen):
+        if seen.operation != "UploadPartCopy":
+            return None
+        if answer[0] in (404, 412):  # as it is when the source went
+            bucket.client.delete_object(Bucket=bucket.name, Key=OLD)
+        return answer
+
+    bucket.proxy.before = refuse
+    with pytest.raises(CopyRefusedError) as caught:
+        bucket.put(upload_log=UploadLog(tmp_path / "new.upload", {"key": NEW}))
+    assert caught.value.retryable is passes
     assert (bucket.proxy.count("UploadPartCopy"), bucket.sent()) == (1, [])
     assert not bucket.unfinished()
+    assert not (tmp_path / "new.upload").exists()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -15,7 +15,7 @@ from duckling_provider.backup.inventory.metadata import origin_of
 from duckling_provider.backup.inventory.names import ListedBackup
 from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.backup.inventory.states import BackupState, read_states
-from duckling_provider.base.errors import CancelledError, DucklingError
+from duckling_provider.base.errors import AccessDeniedError, CancelledError, DucklingError
 from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.keys import EncryptionKey
@@ -35,6 +35,19 @@ def disproof_since(backups: list[ListedBackup], states: dict[str, BackupState], 
         if decisive is not None and decisive.state == "disproved" and decisive.at >= since:
             return f"{backup.key} was disproved at {iso(decisive.at)}"
     return ""
+
+
+def unread(backup: ListedBackup, error: DucklingError) -> str:
+    """Why a backup could not be looked at; raises what may pass: the others would have to wait for it, too."""
+    if isinstance(error, CancelledError) or error.retryable:
+        raise error
+    denied = "may not be read" if isinstance(error, AccessDeniedError) else "can't be looked at"
+    return f"{backup.key} {denied}: {error.cause}"
+
+
+def one_line(error: DucklingError | OSError) -> str:
+    """What went wrong, without what to do: it is done without."""
+    return error.what if isinstance(error, DucklingError) else str(error)
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def find_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | 
     except CancelledError:
         raise
     except (DucklingError, OSError) as error:
-        return f"no earlier backup could be looked at: {error}"
+        return f"no earlier backup could be looked at: {one_line(error)}"
 
 
 def _newest_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis | str:
@@ -116,10 +129,8 @@ def _trailer(
     try:
         source = store.head(backup.key)
         found = find_trailer(store, source, [key])
-    except CancelledError:
-        raise
     except DucklingError as error:
-        return f"{backup.key}: {error.cause}"
+        return unread(backup, error)
     if found is None:
         return f"{backup.key} is of format 1"
     footer = found[1].footer

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from duckling_provider.backup.inventory.choice import list_backups
-from duckling_provider.backup.inventory.names import ListedBackup
+from duckling_provider.backup.inventory.names import SKEW, ListedBackup
 from duckling_provider.backup.inventory.segment_records import SegmentRecord, Uploaded, record_of, records
 from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.backup.inventory.states import read_states
-from duckling_provider.backup.making.basis import LOOKED_AT, Basis, disproof_since, find_basis
+from duckling_provider.backup.making.basis import LOOKED_AT, Basis, disproof_since, find_basis, one_line, unread
 from duckling_provider.backup.making.copy_refusals import remembered_refusal
 from duckling_provider.base.errors import CancelledError, DucklingError
-from duckling_provider.base.moments import iso, parse_moment
+from duckling_provider.base.moments import iso, parse_moment, stamp_of
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT, S3Settings
 from duckling_provider.formats import segments
@@ -102,7 +102,7 @@ def plan_upload(
     except CancelledError:
         raise
     except (DucklingError, OSError) as error:
-        return UploadPlan(because=f"no earlier backup could be looked at: {error}")
+        return UploadPlan(because=f"no earlier backup could be looked at: {one_line(error)}")
     if not cut.copied:
         return UploadPlan(because=f"no segment is as it was in {source.key}")
     return UploadPlan(Copies(cut, source, set(cut.copied)))
@@ -124,11 +124,13 @@ def _source(
         return _NOT_RECORDED
     if refusal := remembered_refusal(database, store):
         return refusal
-    last = next((r.uploaded for r in records(database) if r.uploaded is not None), None)
+    last = _last_upload(database)
     if last is None or last.store != store.url:
         return "no earlier upload to this bucket is recorded on this machine"
     if last.since_full + 1 >= settings.full_upload_every:
         return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
+    if parse_moment(last.full_at) > datetime.now(timezone.utc) + SKEW:  # it would hide what was disproved since
+        return f"all was sent the last time at {last.full_at}, by a wrong clock"
     backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:LOOKED_AT]
     states = read_states(database, store, backups)
     if disproof := disproof_since(backups, states, since=parse_moment(last.full_at)):
@@ -143,11 +145,22 @@ def _source(
         elif reason := _unusable(earlier, earlier.uploaded, backup, store, snapshot):
             reasons.append(reason)
         else:
-            source = store.head(backup.key)
-            if _same(source, earlier.uploaded):
+            source = _head(store, backup)
+            if isinstance(source, str):
+                reasons.append(source)
+            elif _same(source, earlier.uploaded):
                 return source, record.unchanged_since(earlier)
-            reasons.append(f"{backup.key} is another object than was uploaded")
+            else:
+                reasons.append(f"{backup.key} is another object than was uploaded")
     return reasons[0] if reasons else "no earlier backup was verified in full"
+
+
+def _head(store: Store, backup: ListedBackup) -> StoredObject | str:
+    """What the store tells of a backup, or why it does not."""
+    try:
+        return store.head(backup.key)
+    except DucklingError as error:
+        return unread(backup, error)
 
 
 def _unusable(
@@ -224,7 +237,7 @@ def remember_upload(
     record = record_of(database, snapshot.filename)
     if record is None or record.sha256 != snapshot.sha256:
         return None
-    before = next((r.uploaded for r in records(database) if r.uploaded is not None and r.stamp != record.stamp), None)
+    before = _last_upload(database, but=record.stamp)
     copies = plan.copies
     if copies is None:
         sent: list[tuple[int, int]] = [(0, stored.size)]
@@ -246,6 +259,15 @@ def remember_upload(
     )
     record.with_upload(uploaded)
     return uploaded
+
+
+def _last_upload(database: Database, *, but: str = "") -> Uploaded | None:
+    """The newest upload of this machine, but for that of one stamp. What a wrong clock named after a moment to come
+    would stay the newest for as long, and nothing would be counted any more.
+    """
+    latest = stamp_of(datetime.now(timezone.utc) + SKEW)
+    known = (record for record in records(database) if but != record.stamp <= latest)
+    return next((record.uploaded for record in known if record.uploaded is not None), None)
 
 
 def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -45,9 +45,22 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Travelled:
+    """Bytes of a backup that were sent, or of a restore that were fetched (`crossed`), and those that were there
+    already: copied by the store, or lent by the machine. `because` says why none were.
+    """
+
+    sent: bool
+    crossed: int
+    there: int
+    because: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """A run and its tasks. `error` is what a task recorded, for people; `result` the backup that the run made or read;
     `restored_to` the file that now holds it, `moment` how it was brought to a moment; `report` what a drill found.
+    `travelled` is what crossed the network, and what need not: None where the run did not tell.
     """
 
     run: Run
@@ -59,6 +72,7 @@ class Progress:
     restored_to: str = ""
     moment: ReachedByBinlog | None = None
     report: BackupTested | None = None
+    travelled: Travelled | None = None
 
     @property
     def title(self) -> str:
@@ -160,6 +174,7 @@ def read_progress(dag_id: str, run_id: str, database_id: str, hide: Hide, *, now
         restored["path"] if restored else "",
         restored if restored and "position" in restored else None,
         results.get(DRILL),
+        _travelled(run.kind, results, hide),
     )
 
 
@@ -177,6 +192,16 @@ def _made(kind: Kind, results: RunResults) -> Transferred | None:
     if kind == "drill":
         return results.get(DRILL)
     return results.get(UPLOAD) or results.get(SNAPSHOT)
+
+
+def _travelled(kind: Kind, results: RunResults, hide: Hide) -> Travelled | None:
+    if kind == "backup" and (made := results.get(UPLOAD)) is not None and "bytes_copied" in made:
+        sent = made.get("bytes_sent", 0)
+        return Travelled(True, sent, made["bytes_copied"], hide(made.get("full_because", "")))
+    if kind == "restore" and (done := results.get(RESTORE)) is not None and "bytes_received" in done:
+        lent, because = done.get("bytes_lent", 0), hide(done.get("full_because", ""))
+        return Travelled(False, done["bytes_received"], lent, because)
+    return None
 
 
 def _task(row: TaskInstance, now: datetime) -> Task:

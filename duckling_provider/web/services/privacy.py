@@ -104,7 +104,8 @@ def hidden_run(run: Run, hide: Hide) -> Run:
 
 
 def hidden_backup(backup: Backup, hide: Hide) -> Backup:
-    return replace(backup, failure=backup.failure and hidden_run(backup.failure, hide))
+    failure = backup.failure and hidden_run(backup.failure, hide)
+    return replace(backup, failure=failure, full_because=hide(backup.full_because))
 
 
 def hidden_record(record: Record, hide: Hide) -> Record:

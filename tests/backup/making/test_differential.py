@@ -16,7 +16,7 @@ from duckling_provider.backup.flow import back_up
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup
 from duckling_provider.backup.inventory.choice import list_backups
-from duckling_provider.backup.inventory.segment_records import record_of
+from duckling_provider.backup.inventory.segment_records import record_of, records
 from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.making import differential
 from duckling_provider.backup.making.copy_refusals import remembered_refusal
@@ -29,7 +29,7 @@ from duckling_provider.backup.reading.verified_read import read_verified
 from duckling_provider.backup.reading.verify import verify_upload
 from duckling_provider.backup.retention.clean_up import clean_up
 from duckling_provider.base.errors import IntegrityError, StoreError
-from duckling_provider.base.moments import stamp_of
+from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.oversight.check import check_database
 from duckling_provider.replica.origin import ensure_origin
 from duckling_provider.stores import s3_client
@@ -210,6 +210,33 @@ def test_an_object_from_the_future_lends_nothing(site):
     site.upload(first)
     site.moment = NOW
     assert site.upload(first).bytes_sent == SIZE
+
+
+@pytest.mark.parametrize("ahead", ["the name", "all"])
+def test_a_clock_that_was_ahead_once_stops_neither_full_uploads_nor_the_rotation(site, monkeypatch, ahead):
+    site.configure(fullUploadEvery=3)
+    first = some_bytes(SIZE)
+    site.moment = datetime.now(timezone.utc) + timedelta(days=300)
+    done = site.upload(first)
+    if ahead == "all":
+        record = record_of(site.database, done.key.rpartition("/")[2])
+        replace(record, uploaded=replace(record.uploaded, full_at=iso(site.moment))).save()
+    site.moment = NOW
+    because = [site.upload(first).because for _ in range(7)]
+    assert [bool(text) for text in because] == [True, False, False, True, False, False, True]
+    believed = [record for record in records(site.database) if record.stamp < stamp_of(NOW + timedelta(days=1))]
+    uploads = [record.uploaded.number for record in believed]
+    assert uploads == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_a_disproof_counts_though_all_was_sent_by_a_clock_that_was_ahead(site):
+    first = some_bytes(SIZE)
+    done = site.upload(first)
+    record = record_of(site.database, done.key.rpartition("/")[2])
+    later = iso(datetime.now(timezone.utc) + timedelta(days=300))
+    replace(record, uploaded=replace(record.uploaded, full_at=later)).save()
+    assert site.upload(first).because == f"all was sent the last time at {later}, by a wrong clock"
+    assert site.upload(first).because == ""
 
 
 def test_what_was_sent_in_parts_of_another_size_lends_its_segments(site):
@@ -490,6 +517,41 @@ def test_who_may_not_read_an_earlier_backup_sends_all(real, moto_server, refused
     assert done.because
     site.proxy.before = lambda _: None
     assert site.is_whole(done.key)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("answer", [(503, "SlowDown"), (403, "InvalidObjectState"), (404, "NoSuchKey")])
+def test_a_copy_that_failed_for_its_source_or_the_hour_is_asked_for_again_with_the_next_backup(
+    real, moto_server, monkeypatch, answer
+):
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    site = real(moto_server)
+    site.back_up()
+    site.proxy.before = lambda seen: answer if seen.operation == "UploadPartCopy" else None
+    done = site.back_up()
+    assert done.upload.because.startswith("the store did not copy: ")
+    assert (done.upload.bytes_copied, site.is_whole(done.upload.key)) == (0, True)
+    site.proxy.before = lambda _: None
+    assert site.back_up().upload.because == ""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("mode", ["none", "client-aes256"])
+def test_a_policy_that_hides_an_earlier_backup_costs_a_full_upload_and_no_failure(real, moto_auth_server, mode):
+    encrypted = {"encryptionKey": "c4" * 32, "objectFormat": 2} if mode == "client-aes256" else {}
+    site = real(moto_auth_server, encryption=mode, **encrypted)
+    earlier = site.back_up().upload.key
+    hidden = {"s3:GetObject": f"arn:aws:s3:::{site.bucket}/{earlier}"}
+    site.through(moto_auth_server.user("s3:*", denied=hidden))
+    done = site.back_up()
+    assert done.upload.because.startswith(f"{earlier} may not be read: ")
+    assert done.upload.because.endswith("s3:GetObject is not allowed")
+    assert (done.upload.bytes_copied, done.verified.is_whole) == (0, True)
+    # From this one, which may be read.
+    append(site.installation.replica())
+    done = site.back_up()
+    assert (done.upload.because, done.verified.evidence) == ("", "sent")
+    assert site.is_whole(done.upload.key)
 
 
 @pytest.mark.server
