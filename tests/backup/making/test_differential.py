@@ -19,7 +19,7 @@ from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.segment_records import record_of, records
 from duckling_provider.backup.inventory.states import read_state, record_state
 from duckling_provider.backup.making import differential
-from duckling_provider.backup.making.copy_refusals import remembered_refusal
+from duckling_provider.backup.making.copy_refusals import remember_refusal, remembered_refusal
 from duckling_provider.backup.making.partials import published
 from duckling_provider.backup.making.seal import Seal
 from duckling_provider.backup.making.snapshot import take_snapshot
@@ -557,9 +557,9 @@ def test_a_policy_that_hides_an_earlier_backup_costs_a_full_upload_and_no_failur
 @pytest.mark.server
 def test_check_finds_that_a_store_copies_by_now(real, moto_server):
     site = real(moto_server)
-    differential.remember_refusal(site.database, site.store, "")  # there is no folder yet
+    remember_refusal(site.database, site.store, "")  # there is no folder yet
     site.back_up()
-    differential.remember_refusal(site.database, site.store, "it did not, last week")
+    remember_refusal(site.database, site.store, "it did not, last week")
     assert remembered_refusal(site.database, site.store) == "it did not, last week"
     assert not [step.error for step in check_database(site.database, site.store) if step.error]
     assert remembered_refusal(site.database, site.store) == ""
