@@ -292,7 +292,7 @@ def test_hundreds_of_generations_are_each_restored_as_they_were_backed_up(site, 
     site.configure(fullUploadEvery=7)
     data = HEAD + some_bytes(SIZE, seed)
     sent = lent = 0
-    for generation in range(200 if full else 40):
+    for generation in range(200 if full else 25):
         action = draw.choice(["change", "change", "grow", "shrink", "byte", "replace", "nothing"])
         if action == "change":
             data = changed(data, *draw.choices(range(len(data) // SEGMENT), k=draw.randint(1, 20)))
@@ -406,10 +406,10 @@ def test_how_much_is_read_follows_the_setting_and_the_last_time(duckdb_site, fie
 
 
 class Real:
-    def __init__(self, installation, server, big_replica, make_proxy, **fields):
+    def __init__(self, installation, server, medium_replica, make_proxy, **fields):
         self.installation, self.fields = installation, fields
         self.bucket, self.client = server.new_bucket(), server.client()
-        big_replica(installation.replica())
+        medium_replica(installation.replica())
         self.proxy = make_proxy(server)
         self.through(self.proxy.server)
 
@@ -433,8 +433,8 @@ class Real:
 
 
 @pytest.fixture
-def real(installation, big_replica, make_proxy):
-    return lambda server, **fields: Real(installation, server, big_replica, make_proxy, **fields)
+def real(installation, medium_replica, make_proxy):
+    return lambda server, **fields: Real(installation, server, medium_replica, make_proxy, **fields)
 
 
 def append(replica):

@@ -301,7 +301,7 @@ def test_generations_of_any_changes_are_each_restored_as_they_were_backed_up(sit
     draw = random.Random(seed)
     site.configure(fullUploadEvery=7)
     data, copied, lent = HEAD + some_bytes(SIZE, seed), 0, 0
-    for _ in range(150 if full else 25):
+    for _ in range(150 if full else 15):
         action = draw.choice(["change", "change", "grow", "shrink", "byte", "nothing"])
         if action == "change":
             data = changed(data, *draw.choices(range(len(data) // SEGMENT), k=draw.randint(1, 20)))
