@@ -106,8 +106,8 @@ def live(make_replica, copy_airflow_database) -> Iterator[Live]:
         passwords = json.loads((airflow.home / PASSWORDS).read_text(encoding="utf-8"))
         yield Live(url, airflow.data, where, passwords)
     finally:
-        # Its runs have ended, and it takes its time.
-        airflow.service.stop(patience=3)
+        # Its runs have ended, and nobody looks at how it ends.
+        airflow.service.stop(patience=0)
         stop_all(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -172,11 +172,12 @@ def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def shoot() -> Callable[[Page, str], None]:
-    """``shoot(page, name)``: keep a screenshot among the artifacts."""
+def shoot(full) -> Callable[..., None]:
+    """``shoot(page, name)``: keep a screenshot among the artifacts; only in the long form, it takes half a second."""
 
-    def shoot(page: Page, name: str, *, full: bool = False) -> None:
-        ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=full)
+    def shoot(page: Page, name: str, *, whole: bool = False) -> None:
+        if full:
+            ARTIFACTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=whole)
 
     return shoot

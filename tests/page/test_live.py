@@ -132,7 +132,7 @@ def test_a_backup_is_listed_from_the_store_and_verified_once_more(backed_up, liv
     expect(rows.nth(0)).to_contain_text("S3, this host")
     expect(rows.nth(1)).to_contain_text("incomplete: no .mac")
     expect(rows.nth(1).get_by_role("button", name=re.compile("Verify"))).to_have_count(0)
-    shoot(page, "database-store", full=True)
+    shoot(page, "database-store", whole=True)
     torn.delete()
     rows.nth(0).get_by_role("button", name=re.compile("^Verify the backup of")).click()
     page.wait_for_url("**/runs/duckling_verify__shop/*")
@@ -226,7 +226,7 @@ def test_axe_finds_no_barrier(backed_up, live, visit, shoot, theme):
         for path, name in (("", "overview"), ("databases/shop", "database")):
             page.goto(f"{live.url}/duckling/{path}")
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
-            shoot(page, f"{name}-narrow", full=True)
+            shoot(page, f"{name}-narrow", whole=True)
 
 
 def test_the_keyboard_reaches_everything(backed_up, live, visit):
