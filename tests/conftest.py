@@ -192,8 +192,14 @@ _QUERY = """
 import json, sys
 import duckdb
 
-rows = duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchall()
-print(json.dumps(rows, default=str))
+for line in sys.stdin:
+    path, sql = json.loads(line)
+    try:
+        with duckdb.connect(path, read_only=True) as connection:
+            answer = {"rows": connection.execute(sql).fetchall()}
+    except Exception as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer, default=str), flush=True)
 """
 
 
@@ -249,14 +255,23 @@ def make_replica(make_once: Callable[[str, Callable[[Path], object]], Path]) -> 
 
 
 @pytest.fixture(scope="session")
-def query_replica() -> Callable[[Path, str], list[list[Any]]]:
-    """``query_replica(path, sql) -> rows``: a read-only query in a child process; values as JSON has them."""
+def query_replica() -> Iterator[Callable[[Path, str], list[list[Any]]]]:
+    """``query_replica(path, sql) -> rows``: a read-only query in a child process, which closes the file before it
+    answers; values as JSON has them."""
+    command = [sys.executable, "-c", _QUERY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
 
-    def query(path: Path, sql: str) -> list[list[Any]]:
-        rows: list[list[Any]] = json.loads(_python(_QUERY, path, sql))
-        return rows
+        def query(path: Path, sql: str) -> list[list[Any]]:
+            print(json.dumps([str(path), sql]), file=child.stdin, flush=True)
+            answer = json.loads(child.stdout.readline())
+            if "error" in answer:
+                pytest.fail(answer["error"])
+            rows: list[list[Any]] = answer["rows"]
+            return rows
 
-    return query
+        yield query
 
 
 # ---- an installation ---------------------------------------------------------------------------------------
