@@ -50,7 +50,7 @@ def test_every_table_comes_back_from_a_damaged_replica(own_airflow, tmp_path, ca
     folder = tmp_path / "demo" / "shop"
     folder.parent.mkdir()
     # Small, but of several segments.
-    round_trip.run(folder, megabytes=40, screen=Screen())
+    round_trip.run(folder, megabytes=28, screen=Screen())
     output = capsys.readouterr().out
     for step in (
         "Store",
