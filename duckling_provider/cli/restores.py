@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from duckling_provider.backup.reading.restore import RestoreResult
     from duckling_provider.backup.reading.restore_plan import RestorePlan
     from duckling_provider.config.databases import Database
-    from duckling_provider.replication.until import Goal
+    from duckling_provider.replication.route import Goal
     from duckling_provider.stores.store import BackupSource
 
 
@@ -213,7 +213,7 @@ def _target(text: str) -> Path:
 def _goal(until: str | None, position: str | None) -> Goal | None:
     if until is None and position is None:
         return None
-    from duckling_provider.replication.until import Goal
+    from duckling_provider.replication.route import Goal
 
     try:
         return Goal.of(until, position)

@@ -180,7 +180,8 @@ class S3RestoreOperator(CoreTask, BaseOperator):
     ) -> BackupRestored | None:
         """A restore to a moment; None where none is wanted."""
         from duckling_provider.backup.inventory.local_backups import LocalBackups
-        from duckling_provider.replication.until import Goal, restore_until
+        from duckling_provider.replication.route import Goal
+        from duckling_provider.replication.until import restore_until
 
         goal = Goal.of_restore(
             self.until, self.until_position, target_path=self.target_path, key=key, before=self.before
