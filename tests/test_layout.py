@@ -201,3 +201,6 @@ def test_the_documented_tree_is_the_real_one():
         if path.name != "__init__.py":
             real.setdefault(str(path.parent.relative_to(PACKAGE)).removeprefix("."), set()).add(path.stem)
     assert shown == real
+    # From top to bottom, as imports may go; the modules beside the folders come last.
+    folders = [name.replace(".", "/") for name in ORDER if f"{name}.py" not in LOOSE]
+    assert [folder for folder in shown if folder] == folders
