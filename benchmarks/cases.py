@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,7 @@ def _uploads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Case:
         "boto3, payload not signed": boto3(signed=False),
         **others.uploads,
     }
-    used: dict[str, float] = {}
-    rows = interleaved(
-        size,
-        {name: _emptied(server, run, used, name) for name, run in contestants.items()},
-        runs=runs,
-        reference=_BOTO3,
-    )
+    rows, used = _side_by_side(server, contestants, size, runs=runs)
     sealed = _named(rows, "rclone copyto, crypt")
     targets = []
     if server.is_double:
@@ -162,13 +156,7 @@ def _downloads(place: Site, server: Server, snapshot: Path, *, runs: int) -> Cas
         _BOTO3: fresh("boto3_download", endpoint=server.endpoint),
         **others.downloads,
     }
-    used: dict[str, float] = {}
-    rows = interleaved(
-        snapshot.stat().st_size,
-        {name: _emptied(server, run, used, name) for name, run in contestants.items()},
-        runs=runs,
-        reference=_BOTO3,
-    )
+    rows, used = _side_by_side(server, contestants, snapshot.stat().st_size, runs=runs)
     target.unlink(missing_ok=True)
     return Case(
         f"Download with fsync; store: {_label(server)}",
@@ -208,13 +196,7 @@ def clients(mib: int, *, runs: int) -> Iterator[Case]:
             contestants["boto3 with awscrt"] = plain("crt_upload")
         else:
             missing = ("boto3 with awscrt",)
-        used: dict[str, float] = {}
-        rows = interleaved(
-            snapshot.stat().st_size,
-            {name: _emptied(server, run, used, name) for name, run in contestants.items()},
-            runs=runs,
-            reference=_BOTO3,
-        )
+        rows, _ = _side_by_side(server, contestants, snapshot.stat().st_size, runs=runs)
     yield Case(f"Transfer clients; store: {_label(server)}", rows, missing=missing)
 
 
@@ -311,6 +293,18 @@ def place_object(path: Path, folder: Path) -> None:
 
 def _command(name: str) -> Callable[[], Run]:
     return lambda: run_job("command", arguments=[name, DATABASE])
+
+
+def _side_by_side(
+    server: Server, contestants: Mapping[str, Callable[[], Run]], size: int, *, runs: int
+) -> tuple[list[Row], dict[str, float]]:
+    """The rows of clients that take turns at one server, boto3 the measure, and the CPU that the server used for each.
+
+    :param size: bytes that each transfers.
+    """
+    used: dict[str, float] = {}
+    turns = {name: _emptied(server, run, used, name) for name, run in contestants.items()}
+    return interleaved(size, turns, runs=runs, reference=_BOTO3), used
 
 
 def _emptied(server: Server, run: Callable[[], Run], used: dict[str, float], name: str) -> Callable[[], Run]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import BUCKET, CONCURRENCY, MIB, PART, REGION, WORK
 from benchmarks.measure import Run, idle_memory, run_command
-from benchmarks.servers import ACCESS_KEY, SECRET_KEY, Server, tool
+from benchmarks.servers import ACCESS_KEY, SECRET_KEY, Server
+from demo.serving import program
 
 _OPENSSL = ["enc", "-aes-256-ctr", "-K", "5b" * 32, "-iv", "7a" * 16]
 
@@ -34,7 +35,7 @@ def peers(server: Server, source: Path, *, key: str, target: Path) -> Peers:
     uploads: dict[str, Callable[[], Run]] = {}
     downloads: dict[str, Callable[[], Run]] = {}
     missing = []
-    aws, rclone, openssl = tool("aws"), tool("rclone"), tool("openssl")
+    aws, rclone, openssl = program("aws"), program("rclone"), program("openssl")
     if aws is None:
         missing += ["aws s3 cp", "openssl | aws s3 cp"]
     else:
@@ -88,9 +89,15 @@ def network_peers(server: Server, source: Path, *, key: str, target: Path) -> Pe
     copyto += ["--multi-thread-cutoff", f"{mib}Mi", "--multi-thread-chunk-size", f"{mib}Mi"]
     cp = ["s3", "cp", "--only-show-errors", "--endpoint-url", server.endpoint]
     for name, found, up, down, idle in (
-        ("s5cmd", tool("s5cmd"), [*s5, str(source), sent], [*s5, there, here], "version"),
-        ("rclone", tool("rclone"), [*copyto, str(source), f"{remote}peer"], [*copyto, remote + key, here], "version"),
-        ("aws s3 cp", tool("aws"), [*cp, str(source), sent], [*cp, there, here], "--version"),
+        ("s5cmd", program("s5cmd"), [*s5, str(source), sent], [*s5, there, here], "version"),
+        (
+            "rclone",
+            program("rclone"),
+            [*copyto, str(source), f"{remote}peer"],
+            [*copyto, remote + key, here],
+            "version",
+        ),
+        ("aws s3 cp", program("aws"), [*cp, str(source), sent], [*cp, there, here], "--version"),
     ):
         if found is None:
             missing.append(name)

@@ -6,11 +6,8 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -18,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import BUCKET, ROOT
+from demo.serving import answers, free_port, listens, program, serving
 
 ACCESS_KEY, SECRET_KEY = "bench-access-key", "bench-secret-key"
-
-_START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,6 @@ class Server:
             for path in (self.folder / BUCKET).glob("**/*"):
                 if path.is_file() and not path.is_relative_to(self.folder / BUCKET / "kept"):
                     path.unlink()
-
-
-def tool(name: str) -> str | None:
-    """The executable that came with a package of this environment, or the one on PATH."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 @contextlib.contextmanager
@@ -132,25 +123,16 @@ def tls(server: Server, home: Path) -> Iterator[Server | None]:
         return
     home.mkdir(parents=True, exist_ok=True)
     _certify(home)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     inner = urllib.parse.urlsplit(server.endpoint).port
     user = pwd.getpwuid(os.getuid()).pw_name
     settings = _NGINX.format(home=home, folder=server.folder, port=port, double=inner, user=user)
     (home / "nginx.conf").write_text(settings)
     command = [nginx, "-p", str(home), "-c", str(home / "nginx.conf")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + _START_SECONDS
-            while not _listens(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("nginx did not start")
-                time.sleep(0.05)
-            name = f"{server.name} behind nginx, https"
-            endpoint = f"https://127.0.0.1:{port}"
-            yield replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
-        finally:
-            process.terminate()
+    with serving(command, lambda: listens(port), home / "log"):
+        name = f"{server.name} behind nginx, https"
+        endpoint = f"https://127.0.0.1:{port}"
+        yield replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
 
 
 def _certify(home: Path) -> None:
@@ -174,46 +156,21 @@ def _certify(home: Path) -> None:
         subprocess.run(command, cwd=home, check=True, capture_output=True)
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
 @contextlib.contextmanager
 def rclone(folder: Path) -> Iterator[Server | None]:
     """``rclone serve s3`` with its objects in `folder`; None when there is no rclone."""
-    executable = tool("rclone")
+    executable = program("rclone")
     if executable is None:
         yield None
         return
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     # Objects are removed behind its back between runs: it must look again each time. Its ETag is the MD5 of the whole
     # object, read again for every ranged request, which would measure nothing else.
     options = ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "1ms", "--etag-hash", ""]
     command = [executable, "serve", "s3", *options, str(folder)]
     # An empty file of its own: the user's remotes are none of our business.
     environ = {**os.environ, "RCLONE_CONFIG": "/dev/null", "RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"'}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            endpoint = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + _START_SECONDS
-            while not _answers(endpoint):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("rclone serve s3 did not start")
-                time.sleep(0.05)
-            yield Server("rclone on disk", endpoint, folder, process.pid)
-        finally:
-            process.terminate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
+    endpoint = f"http://127.0.0.1:{port}"
+    with serving(command, lambda: answers(endpoint), folder.with_suffix(".log"), environ=environ) as process:
+        yield Server("rclone on disk", endpoint, folder, process.pid)

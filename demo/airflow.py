@@ -18,7 +18,7 @@ from typing import Any
 
 from demo import ROOT, DemoError, quiet_environment, tail
 from demo.service import Service
-from demo.store import free_port
+from demo.serving import free_port
 
 PASSWORDS = "simple_auth_manager_passwords.json.generated"
 _AIRFLOW = (sys.executable, "-m", "airflow")

@@ -6,12 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
-import socket
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import Any
 from demo import DemoError, quiet_environment, tail
 from demo.databases import write_text
 from demo.service import Service
+from demo.serving import answers, free_port, program
 
 REGION = "us-east-1"
 BUCKET = "duckling-demo"
@@ -144,41 +140,11 @@ class SeaweedStore(Store):
 
 def store_that_copies(folder: Path) -> Store:
     """SeaweedFS; where there is no wheel of it, rclone, to which each upload is a full one."""
-    return SeaweedStore(folder) if _found("weed") else Store(folder)
-
-
-def _found(name: str) -> str | None:
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    return SeaweedStore(folder) if program("weed") else Store(folder)
 
 
 def _tool(name: str) -> str:
-    found = _found(name)
+    found = program(name)
     if found is None:
         raise DemoError(f"no {name}: the `demo` extra brings it (`make setup`)")
     return found
-
-
-def free_port(wanted: int = 0) -> int:
-    """`wanted` when it is free, else any free port of the loopback address."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            # As servers do: a port that only waits for late packets is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-            return found
-    raise DemoError("no free port on 127.0.0.1")
-
-
-def answers(url: str) -> bool:
-    """Whether something speaks HTTP at `url`, whatever it says."""
-    try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True

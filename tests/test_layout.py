@@ -163,6 +163,18 @@ def test_only_its_own_adapters_know_the_node_server():
     assert known <= {"node_server", "hooks", "operators", "cli"}
 
 
+def test_making_a_backup_and_reading_one_back_know_nothing_of_each_other():
+    """What they share lies in the inventory: a restore must not depend on how backups are made today."""
+
+    def used(by: str) -> set[str]:
+        return {
+            room(name) for module, path in MODULES.items() if module and room(module) == by for name in imports(path)
+        }
+
+    assert "backup.reading" not in used("backup.making")
+    assert "backup.making" not in used("backup.reading")
+
+
 @pytest.mark.slow
 def test_the_core_and_the_command_line_import_no_airflow():
     """In a fresh process, since another test may have imported Airflow into this one."""
@@ -201,3 +213,6 @@ def test_the_documented_tree_is_the_real_one():
         if path.name != "__init__.py":
             real.setdefault(str(path.parent.relative_to(PACKAGE)).removeprefix("."), set()).add(path.stem)
     assert shown == real
+    # From top to bottom, as imports may go; the modules beside the folders come last.
+    folders = [name.replace(".", "/") for name in ORDER if f"{name}.py" not in LOOSE]
+    assert [folder for folder in shown if folder] == folders

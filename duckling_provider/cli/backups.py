@@ -78,18 +78,30 @@ def backup(
         audit(database, "retention", by=who(), detail=", ".join(done.deleted))
     if resume and not done.resumed:
         session.terminal.note("there was nothing to go on with, so this is a new backup")
-    snapshot, upload = done.snapshot, done.upload
     if session.terminal.json:
-        key = {"key": upload.key} if upload else {}
-        facts = {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
-        facts |= {"bytesSent": control.sent, "bytesReceived": control.received}
-        facts |= {} if upload is None else {"bytesCopied": upload.bytes_copied, "fullBecause": upload.because or None}
-        facts |= {"cpuSeconds": round(cpu_seconds() - before, 2), "held": snapshot.held_ms}
-        facts |= {"resumed": done.resumed} if resume else {}
-        failed = {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
-        notes = {"warnings": list(done.notes)} if done.notes else {}
-        session.terminal.document({"success": True, **key, **facts, **failed, **notes})
-        return
+        work = {"bytesSent": control.sent, "bytesReceived": control.received, "cpuSeconds": cpu_seconds() - before}
+        session.terminal.document(_facts(done, resume=resume, work=work))
+    else:
+        _tell(session, store, done)
+
+
+def _facts(done: FlowResult, *, resume: bool, work: dict[str, float]) -> dict[str, object]:
+    """What came of a backup, for JSON; `work` is what it cost."""
+    snapshot, upload = done.snapshot, done.upload
+    facts: dict[str, object] = {"success": True}
+    facts |= {"key": upload.key} if upload else {}
+    facts |= {"filename": snapshot.filename, "size": snapshot.size, "duration": done.duration_ms}
+    facts |= {"bytesSent": work["bytesSent"], "bytesReceived": work["bytesReceived"]}
+    facts |= {} if upload is None else {"bytesCopied": upload.bytes_copied, "fullBecause": upload.because or None}
+    facts |= {"cpuSeconds": round(work["cpuSeconds"], 2), "held": snapshot.held_ms}
+    facts |= {"resumed": done.resumed} if resume else {}
+    facts |= {"cleanupError": str(done.cleanup_error)} if done.cleanup_error else {}
+    return facts | ({"warnings": list(done.notes)} if done.notes else {})
+
+
+def _tell(session: Session, store: Store | None, done: FlowResult) -> None:
+    """What came of a backup, for people."""
+    snapshot, upload = done.snapshot, done.upload
     took = f"{human_bytes(snapshot.size)} in {human_seconds(done.duration_ms / 1000)}"
     if snapshot.held_ms is not None and not done.resumed:
         took += f", the replica held for {human_seconds(snapshot.held_ms / 1000)}"

@@ -28,9 +28,10 @@ from duckling_provider.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from duckling_provider.backup.reading.restore import RestoreResult
     from duckling_provider.backup.reading.restore_plan import RestorePlan
     from duckling_provider.config.databases import Database
-    from duckling_provider.replication.until import Goal
+    from duckling_provider.replication.route import Goal
     from duckling_provider.stores.store import BackupSource
 
 
@@ -81,22 +82,8 @@ def restore(
     from duckling_provider.oversight.record import Transfer, expected_seconds, note
 
     session = session_of(context, as_json)
-    try:
-        moment = parse_moment(before) if before is not None else None
-    except DucklingError as error:
-        raise UsageError(f"--before: {error.cause}", subject=error.subject, hint=error.hint) from error
-    goal = _goal(until, until_position)
-    if goal is not None and (key != LATEST or moment is not None):
-        raise UsageError("--until chooses the backup", hint="Leave the key and --before out.")
-    if goal is not None and to is None:
-        raise UsageError(
-            "--until needs --to",
-            hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
-        )
-    if moment is not None and key not in RULES:
-        raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
-    if to is not None and keep_old:
-        raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
+    moment, goal = _moment(before), _goal(until, until_position)
+    _require_sense(key, moment, goal, to=to, keep_old=keep_old)
     target = None if to is None else _target(to)
     database = session.read_as(
         session.database(id, *([] if target is None else [target])),
@@ -118,11 +105,7 @@ def restore(
         if dry_run:
             _show(session, database, source, plan)
             return
-        for line in _plan_lines(database, source, plan):
-            session.terminal.note(line)
-        if not typer.confirm(f"Replace {plan.target} by this backup?", err=True):
-            session.terminal.fail("nothing was replaced")
-            raise typer.Exit(FAILED)
+        _ask(session, database, source, plan)
         # What was agreed to, and not what has become the latest meanwhile.
         key, moment = plan.backup.key, None
     if not asks and (takes := expected_seconds(database, key)) is not None:
@@ -150,13 +133,49 @@ def restore(
     if not done.bytes_lent:  # what was here already says nothing of the way
         transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
         note(database, lambda record: record.transferred(transfer))
+    _tell(session, source, done, received=control.received)
+
+
+def _moment(before: str | None) -> datetime | None:
+    try:
+        return None if before is None else parse_moment(before)
+    except DucklingError as error:
+        raise UsageError(f"--before: {error.cause}", subject=error.subject, hint=error.hint) from error
+
+
+def _require_sense(key: str, moment: datetime | None, goal: Goal | None, *, to: str | None, keep_old: bool) -> None:
+    """:raises UsageError: options contradict each other."""
+    if goal is not None and (key != LATEST or moment is not None):
+        raise UsageError("--until chooses the backup", hint="Leave the key and --before out.")
+    if goal is not None and to is None:
+        raise UsageError(
+            "--until needs --to",
+            hint="Over the replica, the next sync would apply again what is to be undone. Name a new file.",
+        )
+    if moment is not None and key not in RULES:
+        raise UsageError("a key and --before were given", subject=key, hint="Give one of them.")
+    if to is not None and keep_old:
+        raise UsageError("--keep-old makes no sense with --to", hint="With --to the replica is left alone anyway.")
+
+
+def _ask(session: Session, database: Database, source: BackupSource, plan: RestorePlan) -> None:
+    """:raises typer.Exit: the replica is to stay."""
+    for line in _plan_lines(database, source, plan):
+        session.terminal.note(line)
+    if not typer.confirm(f"Replace {plan.target} by this backup?", err=True):
+        session.terminal.fail("nothing was replaced")
+        raise typer.Exit(FAILED)
+
+
+def _tell(session: Session, source: BackupSource, done: RestoreResult, *, received: int) -> None:
+    """What came of a restore; `received` bytes came from the store."""
     if session.terminal.json:
         facts = {"key": done.key, "size": done.size, "duration": done.duration_ms}
         kept = str(done.kept) if done.kept else None
         where = {"path": str(done.replaced), "kept": kept, "keyFingerprint": done.key_fingerprint}
         origin = done.origin.as_json() if done.origin else None
         delta = {"bytesLent": done.bytes_lent, "fullBecause": done.full_because or None}
-        delta["bytesReceived"] = control.received
+        delta["bytesReceived"] = received
         session.terminal.document({"success": True, **facts, **where, "origin": origin, **delta})
         return
     took = human_seconds(done.duration_ms / 1000)
@@ -166,7 +185,7 @@ def restore(
     )
     if done.bytes_lent:
         lent = f"{human_bytes(done.bytes_lent)} of it were on this machine already"
-        session.terminal.say(f"{lent}, {human_bytes(control.received)} were fetched")
+        session.terminal.say(f"{lent}, {human_bytes(received)} were fetched")
     elif done.full_because:
         session.terminal.say(f"all of it was fetched: {done.full_because}")
     if done.origin:
@@ -194,7 +213,7 @@ def _target(text: str) -> Path:
 def _goal(until: str | None, position: str | None) -> Goal | None:
     if until is None and position is None:
         return None
-    from duckling_provider.replication.until import Goal
+    from duckling_provider.replication.route import Goal
 
     try:
         return Goal.of(until, position)

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Asset, Param, get_parsing_context
+from airflow.sdk import DAG, Asset, get_parsing_context
 
 from duckling_provider import config
 from duckling_provider.base.errors import ConfigError
-from duckling_provider.config.s3 import MODES
 from duckling_provider.dags.docs import backup_doc, drill_doc, restore_doc, sync_doc, verify_doc, watch_doc
 from duckling_provider.dags.ids import (
     CLEANUP,
@@ -34,11 +33,8 @@ from duckling_provider.dags.ids import (
     dag_id,
     parse_dag_id,
 )
-from duckling_provider.operators.backup import (
-    DucklingBackupOperator,
-    DucklingCleanupOperator,
-    DucklingSnapshotOperator,
-)
+from duckling_provider.dags.params import key_param, restore_params
+from duckling_provider.operators.backup import DucklingBackupOperator, DucklingCleanupOperator, DucklingSnapshotOperator
 from duckling_provider.operators.drill import DucklingDrillOperator
 from duckling_provider.operators.hold import DucklingHoldOperator, DucklingReleaseOperator
 from duckling_provider.operators.restore import S3RestoreOperator
@@ -174,7 +170,7 @@ def restore_dag(database: Database, *, pool: str | None = None) -> DAG:
         task_defaults={"priority_weight": _RESTORE_PRIORITY},
         doc_md=restore_doc(database),
     ) as dag:
-        params = _restore_params(database)
+        params = restore_params(database)
         key, target, encryption = "{{ params.key }}", "{{ params.target_path or '' }}", "{{ params.encryption or '' }}"
         before = "{{ params.before or '' }}"
         until, until_position = "{{ params.until or '' }}", "{{ params.until_position or '' }}"
@@ -240,7 +236,7 @@ def verify_dag(database: Database, *, pool: str | None = None) -> DAG:
             doc_md="Reads the object whole: HMAC or SHA-256, length, and every DuckDB block.",
             **_transfer(pool),
         )
-    dag.params["key"] = _key_param(database)
+    dag.params["key"] = key_param(database)
     return dag
 
 
@@ -268,7 +264,7 @@ def drill_dag(database: Database, *, pool: str | None = None) -> DAG:
             doc_md="Restores it into a scratch file, lets DuckDB read every table, and removes the file.",
             **_transfer(pool),
         )
-    dag.params["key"] = _key_param(database)
+    dag.params["key"] = key_param(database)
     return dag
 
 
@@ -390,88 +386,3 @@ def _task_defaults(database: Database, retry_delay: timedelta) -> dict[str, Any]
         # Every task gets it: the replica and its local backups exist on one host only.
         defaults["queue"] = database.queue
     return defaults
-
-
-def _key_param(database: Database) -> Param:
-    prefix = database.s3.path_prefix if database.s3 else ""
-    example = f"{prefix}backup-2025-03-01T14-32-11-482Z.db"
-    return Param(
-        "latest",
-        type="string",
-        minLength=1,
-        title="Backup",
-        description=f"latest, or the key of a backup, like {example}. To see them all: duckling list {database.id}",
-        # No list of keys: made while parsing, it would be stale, and parsing must not ask S3.
-        examples=["latest"],
-    )
-
-
-def _restore_params(database: Database) -> dict[str, Param]:
-    return {
-        "key": _key_param(database),
-        "before": Param(
-            None,
-            type=["null", "string"],
-            title="Made before",
-            description="With latest: the newest backup that was made before this time: ISO 8601, in UTC unless it has "
-            "an offset, or as names of backups have it (2025-03-01T14-32-11-482Z).",
-        ),
-        "until": Param(
-            None,
-            type=["null", "string"],
-            title="As it was at",
-            description="ISO 8601 time. With Restore to: the newest backup before it, and MySQL's binlog up to the "
-            "last transaction before it.",
-        ),
-        "until_position": Param(
-            None,
-            type=["null", "string"],
-            title="Up to the transaction",
-            description="In place of a time: a GTID, or FILE:OFFSET of MySQL's binlog.",
-        ),
-        "target_path": Param(
-            None,
-            type=["null", "string"],
-            title="Restore to",
-            description="Absolute path of a new .db file below DUCKLING_RESTORE_PATH, on the replica's host. "
-            "Empty: replace the replica.",
-        ),
-        "keep_old": Param(
-            False,
-            type="boolean",
-            title="Keep the old file",
-            description="Keep the file that is replaced, under another name beside it.",
-        ),
-        "any_origin": Param(
-            False,
-            type="boolean",
-            title="Of any replica",
-            description="With latest: take the newest also when it is, or may be, of another replica than this one.",
-        ),
-        "encryption": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, *MODES],
-            title="Encryption",
-            description="How this backup is encrypted, where it is otherwise than the entry says. A weaker mode needs "
-            "the backup's key.",
-        ),
-        "fallback": Param(
-            False,
-            type="boolean",
-            title="Pass over damaged backups",
-            description="Where the backup is damaged, take the newest older one that is not.",
-        ),
-        "no_delta": Param(
-            False,
-            type="boolean",
-            title="Fetch all of it",
-            description="Fetch also what lies on this machine already, in the replica or a local backup.",
-        ),
-        "local": Param(
-            False,
-            type="boolean",
-            title="From the local backups",
-            description="Take the local backups although S3 is configured.",
-        ),
-    }

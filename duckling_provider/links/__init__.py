@@ -1,1 +1,1 @@
-"""Links on task instances."""
+"""Links on task instances: one to the object in S3."""

@@ -137,7 +137,7 @@ class DucklingHoldOperator(CoreTask, BaseOperator):
     def _refuse_other_moments(self) -> None:
         if not self.until and not self.until_position:
             return
-        from duckling_provider.replication.until import Goal
+        from duckling_provider.replication.route import Goal
 
         Goal.of_restore(
             self.until, self.until_position, target_path=self.target_path, key=self.key.strip(), before=self.before

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from duckling_provider.backup.reading.restore import RestoreResult
     from duckling_provider.base.cancellation import Control
     from duckling_provider.config.databases import Database
 
@@ -148,34 +149,39 @@ class S3RestoreOperator(CoreTask, BaseOperator):
                 transfer = Transfer(datetime.now(timezone.utc), done.size, done.duration_ms / 1000, "restore")
                 self.note(lambda record: record.transferred(transfer))
             self.object_url = object_url(database, done.key)
-            kept = str(done.kept) if done.kept else None
-            if done.origin is not None:
-                self.log.info("it was made on %s", done.origin)
-            self.log.info("%s now holds %s", done.replaced, done.key)
-            if kept:
-                self.log.info("the file that was there is now %s", kept)
-            result: BackupRestored = {
-                "key": done.key,
-                "size": done.size,
-                "duration": done.duration_ms,
-                "path": str(done.replaced),
-                "kept": kept,
-            }
-            if done.bytes_lent:
-                result["bytes_lent"] = done.bytes_lent
-            if done.full_because:
-                result["full_because"] = done.full_because
-            if done.key_fingerprint:
-                result["key_fingerprint"] = done.key_fingerprint
-                self.log.info("it was read with the key %s", done.key_fingerprint)
-            return self.publish(context, result)
+            return self.publish(context, self._told(done))
+
+    def _told(self, done: RestoreResult) -> BackupRestored:
+        """What came of a restore, in the log and for the run."""
+        kept = str(done.kept) if done.kept else None
+        if done.origin is not None:
+            self.log.info("it was made on %s", done.origin)
+        self.log.info("%s now holds %s", done.replaced, done.key)
+        if kept:
+            self.log.info("the file that was there is now %s", kept)
+        result: BackupRestored = {
+            "key": done.key,
+            "size": done.size,
+            "duration": done.duration_ms,
+            "path": str(done.replaced),
+            "kept": kept,
+        }
+        if done.bytes_lent:
+            result["bytes_lent"] = done.bytes_lent
+        if done.full_because:
+            result["full_because"] = done.full_because
+        if done.key_fingerprint:
+            result["key_fingerprint"] = done.key_fingerprint
+            self.log.info("it was read with the key %s", done.key_fingerprint)
+        return result
 
     def _until(
         self, context: Context, control: Control, database: Database, target: Path | None, key: str
     ) -> BackupRestored | None:
         """A restore to a moment; None where none is wanted."""
         from duckling_provider.backup.inventory.local_backups import LocalBackups
-        from duckling_provider.replication.until import Goal, restore_until
+        from duckling_provider.replication.route import Goal
+        from duckling_provider.replication.until import restore_until
 
         goal = Goal.of_restore(
             self.until, self.until_position, target_path=self.target_path, key=key, before=self.before

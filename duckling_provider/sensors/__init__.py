@@ -1,1 +1,1 @@
-"""Sensors."""
+"""Sensors: one that waits until a backup is verified."""

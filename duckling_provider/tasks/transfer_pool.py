@@ -1,7 +1,7 @@
 """The Airflow pool that bounds how many transfers run at once, of all databases together.
 
 A task whose pool does not exist is never started and never fails: it waits, without a word but one in the scheduler's
-log. So the pool is made when a scheduler starts (`plugins.pool`), and `duckling check` looks for it.
+log. So the pool is made when a scheduler starts (`plugins.pool_listener`), and `duckling check` looks for it.
 """
 
 from __future__ import annotations

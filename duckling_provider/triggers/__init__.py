@@ -1,1 +1,1 @@
-"""Triggers, which run in the triggerer."""
+"""Triggers, which run in the triggerer: one that verifies while no worker waits."""

@@ -8,14 +8,13 @@ import subprocess
 
 import pytest
 from fixtures.command_line import run_here
+from fixtures.demo_output import assert_all_came_back
 
 from demo import round_trip
 from demo.airflow import Airflow, Task
 from demo.screen import Screen
 
 pytestmark = [pytest.mark.airflow, pytest.mark.server]
-
-TABLES = ("customers", "events", "order_items", "orders", "products")
 
 
 @pytest.fixture
@@ -52,27 +51,11 @@ def test_every_table_comes_back_from_a_damaged_replica(own_airflow, tmp_path, ca
     # Small, but of several segments.
     round_trip.run(folder, megabytes=28, screen=Screen())
     output = capsys.readouterr().out
-    for step in (
-        "Store",
-        "Replica",
-        "Configuration",
-        "Backup",
-        "Listing",
-        "Damage",
-        "Restore",
-        "Comparison",
-        "Mistake",
-    ):
-        assert f"✓ {step}" in output
-    assert "duckling backup refuses: the replica is damaged" in output
-    assert "+1,000 rows in customers" in output  # what the restore had to prevent
-    for table in TABLES:
-        assert [line for line in output.splitlines() if table in line.split() and line.split()[-1] == "same"]
+    assert_all_came_back(output)
     [sent] = [line for line in output.splitlines() if "the store copied" in line]
     assert mib(sent, "sent") < mib(sent, "of") / 2
     [fetched] = [line for line in output.splitlines() if "were on this machine" in line]
     assert mib(fetched, "fetched") < mib(fetched, "of") / 2
-    assert "every byte is as it was before the mistake" in output
     assert not list(folder.rglob("*.pid"))
 
 

@@ -10,11 +10,11 @@ import os
 import re
 import signal
 import threading
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from fixtures.command_line import Outcome
 
 from duckling_provider.backup.retention import leftovers
 from duckling_provider.base.moments import iso
@@ -24,17 +24,6 @@ from duckling_provider.cli.terminal import Terminal
 
 KEY = "0123456789abcdef" * 4
 OLD = "backup-2025-03-01T14-32-11-482Z.db"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from typing import Any
 from demo import quiet_environment, tail
 from demo.airflow import request_json
 from demo.service import Service, undisturbed
-from demo.store import free_port
+from demo.serving import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

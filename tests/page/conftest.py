@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from demo.airflow import PASSWORDS, Airflow
 from demo.databases import write_databases
 from demo.service import stop_all
-from demo.store import Store, free_port
+from demo.serving import free_port
+from demo.store import Store
 
 # Its own five seconds are too few for a machine that does other things as well.
 expect.set_options(timeout=60_000)

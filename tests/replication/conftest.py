@@ -118,3 +118,11 @@ def new_mirror(mariadb, tmp_path):
             path.unlink()
 
     return make
+
+
+@pytest.fixture
+def position(source):
+    """``position() -> Position``: where the server's binlog ends now."""
+    connection = connect(source)
+    yield lambda: current_position(connection)
+    connection.close()

@@ -8,6 +8,7 @@ import time
 
 import duckdb
 import pytest
+from fixtures.binlog import events
 
 from duckling_provider.base.errors import ReplicaError, ReplicationError
 from duckling_provider.replication.binlog import dump
@@ -17,29 +18,10 @@ from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
 from duckling_provider.replication.model.tables import Commit, Position, RowChange
 from duckling_provider.replication.mysql.availability import is_available
 from duckling_provider.replication.mysql.preflight import PreflightError, examine, preflight
-from duckling_provider.replication.mysql.source import (
-    Source,
-    SourceError,
-    connect,
-    current_position,
-    query,
-    translated,
-)
+from duckling_provider.replication.mysql.source import Source, SourceError, connect, current_position, query, translated
 from duckling_provider.replication.sync import sync
 
 pytestmark = pytest.mark.mysql
-
-
-@pytest.fixture
-def position(source):
-    connection = connect(source)
-    yield lambda: current_position(connection)
-    connection.close()
-
-
-def events(source, start, **options):
-    with BinlogStream(source, start, **options) as stream:
-        return [event for event in stream.read() if event is not None]
 
 
 def rows(found):

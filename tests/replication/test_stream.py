@@ -3,26 +3,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from fixtures.binlog import events
 
 from duckling_provider.replication.binlog.gtids import GtidState
 from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.binlog.stream import BinlogStream, PositionLostError, Unfollowed
 from duckling_provider.replication.model.tables import Commit, Position, RowChange, SchemaChange
-from duckling_provider.replication.mysql.source import connect, current_position
 
 pytestmark = pytest.mark.mysql
-
-
-@pytest.fixture
-def position(source):
-    connection = connect(source)
-    yield lambda: current_position(connection)
-    connection.close()
-
-
-def events(source, start, **options):
-    with BinlogStream(source, start, **options) as stream:
-        return [event for event in stream.read() if event is not None]
 
 
 def only(kind, found):

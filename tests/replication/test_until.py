@@ -18,8 +18,9 @@ from duckling_provider.replication.binlog.stream import PositionLostError
 from duckling_provider.replication.model.ledger import Ledger
 from duckling_provider.replication.model.tables import Commit, Position
 from duckling_provider.replication.mysql.source import connect, current_position
+from duckling_provider.replication.route import Goal
 from duckling_provider.replication.sync import sync
-from duckling_provider.replication.until import Goal, plan_until, restore_until
+from duckling_provider.replication.until import plan_until, restore_until
 
 pytestmark = pytest.mark.mysql
 

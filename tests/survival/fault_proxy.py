@@ -93,6 +93,17 @@ class FaultProxy:
         """Body bytes that clients have sent in PUTs."""
         return sum(len(request.sent) for request in self.requests if request.method == "PUT")
 
+    def fall_silent(self, operation: str) -> None:
+        """From the first such request on, nothing is answered any more, not even an abort."""
+        dead = []
+
+        def choose(request: Request) -> Fault | None:
+            if request.operation == operation:
+                dead.append(request)
+            return Fault(stall_sent=0) if dead else None
+
+        self.choose = choose
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:

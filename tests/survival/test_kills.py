@@ -186,22 +186,32 @@ def test_a_log_of_the_old_replica_survives_a_killed_restore_with_it(
 # ---- random moments ----------------------------------------------------------------------------------------
 
 
+def killed_at_random_moments(start, command, prepare, seed, *, full):
+    """A command that is killed while it works, once in each turn of the loop; `prepare` comes before."""
+    began = time.monotonic()
+    assert start(command, "production").wait(60) == 0
+    took = time.monotonic() - began
+    moments = random.Random(seed)
+    for _ in range(30 if full else 2):
+        prepare()
+        process = start(command, "production")
+        time.sleep(moments.uniform(0.3, 1.0) * took)
+        process.kill()
+        process.wait()
+        yield
+
+
 def test_a_backup_killed_at_random_moments_leaves_complete_backups_only(
     make_site, moto_server, contents, opened, full, seed, start
 ):
     site = make_site(moto_server)
     old_replica(site, contents)
-    began = time.monotonic()
-    assert start("backup", "production").wait(60) == 0
-    took = time.monotonic() - began
-    moments = random.Random(seed)
-    for _ in range(30 if full else 2):
+
+    def prepare():
         site.clear()
         old_replica(site, contents)
-        process = start("backup", "production")
-        time.sleep(moments.uniform(0.3, 1.0) * took)
-        process.kill()
-        process.wait()
+
+    for _ in killed_at_random_moments(start, "backup", prepare, seed, full=full):
         assert site.replica.read_bytes() == contents.old
         assert opened(site.replica)
         known: set[str] = set()
@@ -217,16 +227,7 @@ def test_a_restore_killed_at_random_moments_leaves_the_old_replica_or_the_new_on
 ):
     site = make_site(s3_server)
     backup_of_new(site, contents)
-    began = time.monotonic()
-    assert start("restore", "production").wait(60) == 0
-    took = time.monotonic() - began
-    moments = random.Random(seed)
-    for _ in range(30 if full else 2):
-        old_replica(site, contents)
-        process = start("restore", "production")
-        time.sleep(moments.uniform(0.3, 1.0) * took)
-        process.kill()
-        process.wait()
+    for _ in killed_at_random_moments(start, "restore", lambda: old_replica(site, contents), seed, full=full):
         assert site.replica.read_bytes() in {contents.old, contents.new}
         assert opened(site.replica)
         following = site.duckling("restore", "production")
@@ -270,15 +271,7 @@ def test_a_store_that_falls_silent_does_not_keep_a_stopped_command(
     backup_of_new(site, contents)
     proxy = fault_proxy(moto_server)
     site.write(proxy.server)
-    # From the first such request on nothing is answered any more, not even an abort.
-    dead = []
-
-    def choose(request):
-        if request.operation == operation:
-            dead.append(request)
-        return proxy.Fault(stall_sent=0) if dead else None
-
-    proxy.choose = choose
+    proxy.fall_silent(operation)
     process = start(command, "production")
     assert proxy.stalled.wait(60)
     time.sleep(0.3)

@@ -36,14 +36,7 @@ def test_a_killed_task_cleans_up_although_the_store_is_silent(
     site.replica.write_bytes(contents.old)
     proxy = fault_proxy(moto_server)
     site.write(proxy.server)
-    dead = []
-
-    def choose(request):
-        if request.operation == operation:
-            dead.append(request)
-        return proxy.Fault(stall_sent=0) if dead else None
-
-    proxy.choose = choose
+    proxy.fall_silent(operation)
     environ = {**os.environ, "AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     process = subprocess.Popen(
         [sys.executable, "-c", _TASK, task], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ

@@ -56,6 +56,22 @@ def killed_half_way(proxy, name, size):
     proxy.choose = lambda _: None
 
 
+@pytest.fixture
+def half_sent(make_site, fault_proxy, long_replica):
+    """``half_sent(server, …) -> (site, proxy, snapshot)``: an upload through the proxy was killed half way."""
+
+    def make(server, mode="client-aes256", connections=2):
+        site = make_site(server, mode)
+        site.replica.write_bytes(long_replica)
+        proxy = fault_proxy(server)
+        site.write(proxy.server, maxConcurrency=connections)
+        snapshot = take_snapshot(site.installation.database())
+        killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
+        return site, proxy, snapshot
+
+    return make
+
+
 def plain_of(site, key, out):
     done = site.duckling("restore", "production", key, "--to", str(out))
     assert done.code == 0, done.said
@@ -64,22 +80,14 @@ def plain_of(site, key, out):
 
 @pytest.mark.parametrize("mode", ["client-aes256", pytest.param("none", marks=full_only)])
 @pytest.mark.parametrize("store", ["rclone", pytest.param("moto", marks=full_only)])
-def test_an_upload_killed_half_way_is_continued(
-    make_site, moto_server, s3_server, fault_proxy, long_replica, tmp_path, store, mode
-):
-    server = moto_server if store == "moto" else s3_server
-    site = make_site(server, mode)
-    site.replica.write_bytes(long_replica)
-    proxy = fault_proxy(server)
+def test_an_upload_killed_half_way_is_continued(half_sent, moto_server, s3_server, long_replica, tmp_path, store, mode):
     # One part at a time, so that a kill costs one of ten; with hundreds of parts four at a time weigh as little.
-    site.write(proxy.server, maxConcurrency=1)
-    database = site.installation.database()
-    snapshot = take_snapshot(database)
-    killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
+    site, proxy, snapshot = half_sent(moto_server if store == "moto" else s3_server, mode, connections=1)
     assert [key for key in site.objects() if key.endswith(".db")] == []
     first = proxy.sent()
     assert first < 0.9 * snapshot.plan.size
 
+    database = site.installation.database()
     upload_snapshot(database, open_store(database), snapshot)
     again = proxy.sent() - first
     assert 0 < again <= 0.6 * snapshot.plan.size
@@ -121,15 +129,10 @@ def assert_no_pad_is_used_twice(proxy):
 
 @pytest.mark.parametrize("position", [-1, *(pytest.param(at, marks=full_only) for at in (100, 4 * PART + 5))])
 def test_a_snapshot_that_changed_after_the_kill_is_never_mixed_with_old_parts(
-    make_site, moto_server, fault_proxy, long_replica, position
+    half_sent, moto_server, long_replica, position
 ):
-    site = make_site(moto_server)
-    site.replica.write_bytes(long_replica)
-    proxy = fault_proxy(moto_server)
-    site.write(proxy.server, maxConcurrency=2)
+    site, proxy, snapshot = half_sent(moto_server)
     database = site.installation.database()
-    snapshot = take_snapshot(database)
-    killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
     with snapshot.path.open("r+b") as file:
         file.seek(position, os.SEEK_END if position < 0 else os.SEEK_SET)
         byte = file.read(1)
@@ -153,20 +156,12 @@ def test_a_snapshot_that_changed_after_the_kill_is_never_mixed_with_old_parts(
     "change",
     ["another key", *(pytest.param(what, marks=full_only) for what in ("another replica", "another part size"))],
 )
-def test_no_iv_ever_serves_two_plaintexts(
-    make_site, moto_server, fault_proxy, long_replica, contents, tmp_path, change
-):
-    site = make_site(moto_server)
-    site.replica.write_bytes(long_replica)
-    proxy = fault_proxy(moto_server)
-    site.write(proxy.server, maxConcurrency=2)
-    database = site.installation.database()
-    snapshot = take_snapshot(database)
-    killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
+def test_no_iv_ever_serves_two_plaintexts(half_sent, moto_server, long_replica, contents, tmp_path, change):
+    site, proxy, snapshot = half_sent(moto_server)
     expected = long_replica
     if change == "another replica":
         site.replica.write_bytes(contents.new)
-        snapshot, expected = take_snapshot(database), contents.new
+        snapshot, expected = take_snapshot(site.installation.database()), contents.new
     elif change == "another key":
         site.write(proxy.server, encryptionKey="77" * 32)
         entry = site.installation.entry(s3=proxy.server.s3(site.bucket, encryption="client-aes256", partSizeMiB=5))
@@ -226,14 +221,8 @@ def test_a_killed_restore_starts_again_within_the_same_disk_budget(make_site, s3
 
 
 @full_only
-def test_the_upload_of_another_bucket_is_not_continued(make_site, moto_server, fault_proxy, long_replica, tmp_path):
-    site = make_site(moto_server)
-    site.replica.write_bytes(long_replica)
-    proxy = fault_proxy(moto_server)
-    site.write(proxy.server, maxConcurrency=2)
-    database = site.installation.database()
-    snapshot = take_snapshot(database)
-    killed_half_way(proxy, snapshot.filename, snapshot.plan.size)
+def test_the_upload_of_another_bucket_is_not_continued(half_sent, moto_server, long_replica, tmp_path):
+    site, _, snapshot = half_sent(moto_server)
     site.bucket = moto_server.new_bucket()
     site.write()
     database = site.installation.database()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from duckling_provider.backup.inventory.key_choice import choose_key, find_trailer
@@ -107,6 +108,28 @@ def identify_backup(
         raise _of_another(owner, database, subject=subject)
     if owner is not None and owner != database.id:
         log.warning("%s is a backup of the database %r, not of %r", subject, owner, database.id)
+    claimed = _known_mode(metadata, subject=subject)
+    mac = _read_mac(store, key)
+    keys = database.s3.reading_keys if expected == CLIENT and database.s3 is not None else ()
+    found = find_trailer(store, stored, keys, archived=archived) if keys else None
+    if found is not None:
+        backup = _of_format_2(database, stored, mac, *found, chosen=chosen, subject=subject)
+    else:
+        head = _read_head(store, stored, archived=archived)
+        # Of one that lies in an archive, only metadata and its `.mac` can tell.
+        plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
+        if expected == CLIENT:
+            backup = _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
+        else:
+            backup = _not_encrypted(stored, mac, expected, claimed=claimed, plain=plain, subject=subject)
+    return _compared(database, backup, subject=subject) if compare else backup
+
+
+def _known_mode(metadata: Mapping[str, str], *, subject: str) -> str | None:
+    """The mode that metadata claim, None where there is none.
+
+    :raises ModeError: they are of another version or program.
+    """
     if metadata.get("duckling-format", FORMATS[0]) not in FORMATS:
         raise ModeError(
             f"its format {metadata['duckling-format']} is newer than this program", subject=subject, hint="Upgrade."
@@ -119,18 +142,13 @@ def identify_backup(
             hint="A newer version or another program made it, or its metadata was changed. Upgrade, or use another "
             "backup.",
         )
-    mac = _read_mac(store, key)
-    keys = database.s3.reading_keys if expected == CLIENT and database.s3 is not None else ()
-    found = find_trailer(store, stored, keys, archived=archived) if keys else None
-    if found is not None:
-        backup = _of_format_2(database, stored, mac, *found, chosen=chosen, subject=subject)
-        return _compared(database, backup, subject=subject) if compare else backup
-    head = _read_head(store, stored, archived=archived)
-    # Of one that lies in an archive, only metadata and its `.mac` can tell.
-    plain = has_magic(head) if head is not None else mac is None and claimed != CLIENT
-    if expected == CLIENT:
-        backup = _encrypted(database, stored, mac, head, claimed=claimed, plain=plain, subject=subject)
-        return _compared(database, backup, subject=subject) if compare else backup
+    return claimed
+
+
+def _not_encrypted(
+    stored: StoredObject, mac: bytes | None, expected: str, *, claimed: str | None, plain: bool, subject: str
+) -> StoredBackup:
+    """A plain file, as the entry expects it, in mode `expected`."""
     if claimed == CLIENT or (mac is not None and not plain):
         raise ModeError(
             f"the object is encrypted (client-aes256), but s3.encryption is {expected!r}",
@@ -151,9 +169,10 @@ def identify_backup(
             hint="It may be encrypted without its .mac, under another s3.encryption; otherwise use another backup.",
         )
     size = _claimed_size(stored, expected, subject=subject)
-    sha256, rows = metadata.get("duckling-sha256"), metadata.get("duckling-rows")
-    backup = StoredBackup(key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored), rows)
-    return _compared(database, backup, subject=subject) if compare else backup
+    sha256, rows = stored.metadata.get("duckling-sha256"), stored.metadata.get("duckling-rows")
+    return StoredBackup(
+        stored.key, expected, size, stored.size, stored.etag, None, None, sha256, origin_of(stored), rows
+    )
 
 
 def _compared(database: Database, backup: StoredBackup, *, subject: str) -> StoredBackup:

@@ -1,1 +1,1 @@
-"""Making a backup: the consistent copy of a replica, and the object that is stored of it."""
+"""Making a backup: a consistent copy of the replica, and the object that is stored of it."""

@@ -1,1 +1,1 @@
-"""Reading a stored backup back: verified nowhere, or restored, with what of it lies on this machine already."""
+"""Reading a backup back: into a restored file, with what of it lies on this machine, or into nothing, to verify it."""

@@ -17,15 +17,14 @@ import fcntl
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from duckling_provider.backup.inventory.backup_object import StoredBackup
 from duckling_provider.backup.inventory.names import parse_name
-from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.inventory.sidecar import sidecar_of
-from duckling_provider.backup.reading.received import Received, gmac
+from duckling_provider.backup.reading.proofs import Proof, Received
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.durable_files import clone
 from duckling_provider.base.errors import CancelledError, DucklingError
@@ -35,16 +34,12 @@ from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.formats.crypto import BytesLike, CtrCipher
 from duckling_provider.formats.pipeline import DurableWriter, Fanout
-from duckling_provider.formats.segments import SegmentKeys
 from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.downloads import Download
 from duckling_provider.stores.fetch import PIECE, fetch
 from duckling_provider.stores.store import BackupSource
 
 log = logging.getLogger(__name__)
-
-#: Whether these bytes are the segment of that number.
-Proof = Callable[[int, memoryview], bool]
 
 
 @dataclass(frozen=True)
@@ -124,6 +119,7 @@ def lend(
     database: Database,
     backup: StoredBackup,
     download: Download,
+    proof: Proof | None,
     received: Received | None,
     *,
     owner: str,
@@ -131,21 +127,20 @@ def lend(
 ) -> Lent:
     """Fill the new file with the segments of the backup that lie on this machine, beside those that it has already.
 
-    :param received: proves what a killed restore had received, where the backup `is_provable` by nothing else.
+    :param proof: see `proof_of`.
+    :param received: proves what a killed restore had received, where `proof` is None.
     :param owner: whose hold keeps the replica's writers away; empty where none does.
     :raises CancelledError: the caller asked to stop. Whatever else goes wrong lends nothing.
     """
     fd = download.fd
-    proof, segment = _proof(database, backup)
     reason = "neither a replica nor a local backup is here"
-    there: frozenset[int] = frozenset()
-    known = proof
     if proof is None:
         reason = "what its segments are is not recorded on this machine"
-    if proof is None and received is not None:
-        segment, known = received.segment, received.proves
+    there: frozenset[int] = frozenset()
+    known: Proof | None = proof or received
+    segment = 1 if known is None else known.segment
     if download.goes_on and known is not None:
-        there = _lent(fd, fd, backup.size, segment, known, control)
+        there = _lent(fd, fd, backup.size, known, control)
         kept = Lent(fd, backup.size, segment, there)
         log.info("%s of %s are there from a restore that was killed", *map(human_bytes, (kept.bytes_lent, backup.size)))
         if not kept.missing:
@@ -155,7 +150,7 @@ def lend(
             break
         try:
             with access as source:
-                found = _lent(source, fd, backup.size, segment, proof, control, there)
+                found = _lent(source, fd, backup.size, proof, control, there)
         except CancelledError:
             raise
         except (DucklingError, OSError) as error:
@@ -171,33 +166,6 @@ def lend(
         return Lent(fd, backup.size, segment, there)
     os.ftruncate(fd, 0)
     return Lent(fd, backup.size, segment, frozenset(), reason)
-
-
-def is_provable(database: Database, backup: StoredBackup) -> bool:
-    """Whether an index or a record on this machine proves each segment of it."""
-    return _proof(database, backup)[0] is not None
-
-
-def _proof(database: Database, backup: StoredBackup) -> tuple[Proof | None, int]:
-    """What proves segments, None where index and record are missing; and how large they are."""
-    trailer = backup.trailer
-    if trailer is not None and backup.encryption_key is not None:
-        segments = trailer.footer.segments(SegmentKeys(backup.encryption_key))
-
-        def by_index(number: int, data: memoryview) -> bool:
-            tagger = segments.tagger(number)
-            tagger.update(data)
-            return tagger.digest() == trailer.tag(number)
-
-        return by_index, trailer.footer.segment_bytes
-    record = record_of(database, backup.key.rpartition("/")[2])
-    if record is None or record.size != backup.size or backup.sha256 not in (None, record.sha256):
-        return None, 1
-
-    def by_record(number: int, data: memoryview) -> bool:
-        return gmac(record.key, number, data) == record.checksums[number]
-
-    return by_record, record.segment
 
 
 def _lenders(
@@ -244,7 +212,6 @@ def _lent(
     source: int,
     fd: int,
     size: int,
-    segment: int,
     proof: Proof,
     control: Control,
     there: frozenset[int] = frozenset(),
@@ -254,6 +221,7 @@ def _lent(
     :param source: may be `fd` itself.
     :param there: those that lie there already; they count among the result.
     """
+    segment = proof.segment
     in_place = source == fd or (not there and clone(source, fd))
     length = os.fstat(source).st_size
     os.ftruncate(fd, size)
@@ -277,7 +245,7 @@ def _lent(
             if number in there or os.preadv(fd if in_place else source, [data], start) != len(data):
                 continue
             passing.done(start, stop)
-            if not proof(number, data):
+            if not proof.proves(number, data):
                 continue
             found.add(number)
             if not in_place:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -11,8 +13,8 @@ from pathlib import Path
 
 from duckling_provider.backup.inventory.backup_object import StoredBackup
 from duckling_provider.backup.inventory.local_backups import LocalBackups
-from duckling_provider.backup.reading.delta import Lent, Patch, is_provable, lend
-from duckling_provider.backup.reading.received import Received, identity_of
+from duckling_provider.backup.reading.delta import Lent, Patch, lend
+from duckling_provider.backup.reading.proofs import Proof, Received, proof_of
 from duckling_provider.backup.reading.target import new_beside
 from duckling_provider.backup.reading.verified_read import read_verified
 from duckling_provider.base.cancellation import Control
@@ -37,7 +39,7 @@ def received_file(backup: StoredBackup, target: Path, delta: Delta, control: Con
         # By its mere name: a restore to elsewhere may run on another machine than the entry's, and leaves notes there.
         notes = database.backup_path
         clear_downloads(notes)
-        of = identity_of(store, backup) if delta.is_wanted else ""
+        of = _identity_of(store, backup) if delta.is_wanted else ""
         with unfinished(new, notes=notes, of=of, left=delta.left) as download:
             missing = max(0, backup.size - download.allocated)
             require_space(target.parent, missing, subject=database.id, purpose="the restored file")
@@ -67,24 +69,29 @@ class Delta:
         return self.wanted and not isinstance(self.store, LocalBackups)
 
     @contextlib.contextmanager
-    def received(self, backup: StoredBackup, download: Download) -> Iterator[Received | None]:
+    def received(self, backup: StoredBackup, download: Download, proof: Proof | None) -> Iterator[Received | None]:
         """What is to be kept of the bytes that arrive, for a restore that goes on with them; None where that is not
         needed.
         """
-        if not self.is_wanted or is_provable(self.database, backup):
+        if not self.is_wanted or proof is not None:
             yield None
             return
         with contextlib.closing(Received(download.received, backup.size, goes_on=download.goes_on)) as received:
             yield received
 
     def lend(
-        self, backup: StoredBackup, download: Download, received: Received | None, control: Control
+        self,
+        backup: StoredBackup,
+        download: Download,
+        proof: Proof | None,
+        received: Received | None,
+        control: Control,
     ) -> Lent | None:
         """What fills the new file already; None where all is to be fetched."""
         self.bytes_lent, self.because = 0, "" if self.wanted else "it was asked for"
         if not self.is_wanted:
             return None
-        lent = lend(self.database, backup, download, received, owner=self.owner, control=control)
+        lent = lend(self.database, backup, download, proof, received, owner=self.owner, control=control)
         self.bytes_lent, self.because = lent.bytes_lent, lent.because
         if not lent.numbers:
             log.info("%s%s: all of it is fetched: %s", self.store.url, backup.key, lent.because)
@@ -103,9 +110,10 @@ def _fill(store: BackupSource, backup: StoredBackup, download: Download, delta: 
     """The backup's bytes into the new file, and their proof."""
     fd = download.fd
     warm_up()  # it will open the file
-    with delta.received(backup, download) as received:
+    proof = proof_of(delta.database, backup) if delta.is_wanted else None
+    with delta.received(backup, download, proof) as received:
         noted = [] if received is None else [received.update]
-        lent = delta.lend(backup, download, received, control)
+        lent = delta.lend(backup, download, proof, received, control)
         if lent is not None:
             try:
                 with DurableWriter(fd) as writer:
@@ -133,3 +141,12 @@ def _receive(
             subject=store.url + backup.key,
             hint="The replica was damaged when it was backed up; use an older backup.",
         ) from error
+
+
+def _identity_of(store: BackupSource, backup: StoredBackup) -> str:
+    """What tells this object, read with this key, from every other: 64 hex digits; empty where nothing does."""
+    digest = backup.mac or backup.sha256
+    if not (backup.etag or digest):
+        return ""
+    facts = (store.url, backup.key, backup.etag, backup.size, backup.object_size, backup.mode, digest)
+    return hashlib.sha256(json.dumps([*facts, backup.key_fingerprint]).encode()).hexdigest()

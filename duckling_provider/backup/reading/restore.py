@@ -86,7 +86,7 @@ def restore_backup(
 ) -> RestoreResult:
     """Replace the replica by a backup, or write the backup to another path.
 
-    :param store: where to take it from: the database's S3 store or `local.LocalBackups`.
+    :param store: where to take it from: the database's S3 store or `LocalBackups`.
     :param key: a key, a bare file name, ``latest`` or ``latest-tested``.
     :param before: with ``latest``: the newest backup made before that time.
     :param to: a path that does not exist yet; the replica is not touched then.

@@ -1,1 +1,1 @@
-"""Which backups stay, and the removal of the others and of what killed runs left."""
+"""Which backups stay; the others are removed here, and with them what killed runs left."""

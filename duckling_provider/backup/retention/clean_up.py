@@ -149,76 +149,121 @@ def clean_up(
 def _clean_up(
     database: Database, store: Store | None, *, dry_run: bool, now: datetime, control: Control
 ) -> CleanupResult:
-    local = LocalBackups(database)
-    found_here = list_backups(local)
-    notes = date_faults(found_here, now=now, url=local.url)
-    known_here = _looked_up(database, local)
-    local_plan = plan_retention(
-        found_here, now=now, keep_days=database.local_retention_days, state=lambda backup: known_here(backup).name
-    )
-    local_plan = trimmed(local_plan, Room.of(database, coming=False))
-    downloads = clear_downloads(database.backup_dir, dry_run=dry_run)
-    downloads += clear_scratch(database.drill_path, dry_run=dry_run)
-    deleted, busy = [backup.key for backup in local_plan.delete], list[str]()
-    if not dry_run:
-        deleted, busy, odd = _delete_local(local, local_plan, control)
-        notes += odd
-        with contextlib.suppress(FileNotFoundError):
-            notes += clear_partials(database.backup_dir)
-    s3_deleted: list[str] = []
-    s3_kept: int | None = None
-    s3_decisions: tuple[Decision, ...] = ()
-    swept, versions_stay = Swept(), False
-    refused: dict[str, StoreError] = {}
-    days = database.s3.backup_retention_days if database.s3 is not None else 0
-    if store is None and not dry_run:
-        forget_records(database, ())
+    work = _CleanUp(database, dry_run, now, control)
+    here = work.here()
     if store is not None:
-        store = store.under(control)
+        there = work.there(store.under(control))
+    else:
+        there = _There()
+        if not dry_run:
+            forget_records(database, ())
+    return CleanupResult(
+        local_deleted=tuple(here.deleted),
+        local_kept=len(here.decisions) - len(here.deleted),
+        local_decisions=here.decisions,
+        busy=tuple(here.busy),
+        downloads_removed=here.downloads,
+        s3_deleted=tuple(there.deleted),
+        s3_kept=there.kept,
+        s3_decisions=there.decisions,
+        s3_refused=there.refused,
+        uploads_aborted=there.swept.aborted,
+        uploads_left=there.swept.left,
+        versions_stay=there.versions_stay,
+        dry_run=dry_run,
+        notes=tuple(work.notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What a clean-up did on this machine; see `CleanupResult`."""
+
+    decisions: tuple[Decision, ...]
+    deleted: list[str]
+    busy: list[str]
+    downloads: tuple[Path, ...]
+
+
+@dataclass
+class _There:
+    """What a clean-up did in the store; see `CleanupResult`."""
+
+    kept: int | None = None
+    decisions: tuple[Decision, ...] = ()
+    deleted: list[str] = field(default_factory=list)
+    refused: Mapping[str, StoreError] = field(default_factory=dict)
+    swept: Swept = field(default_factory=Swept)
+    versions_stay: bool = False
+
+
+@dataclass
+class _CleanUp:
+    """One clean-up; `notes` gathers what a person should know."""
+
+    database: Database
+    dry_run: bool
+    now: datetime
+    control: Control
+    notes: list[str] = field(default_factory=list)
+
+    def here(self) -> _Here:
+        """The local backups, and what killed runs left beside them."""
+        database, local = self.database, LocalBackups(self.database)
+        found = list_backups(local)
+        self.notes += date_faults(found, now=self.now, url=local.url)
+        known = _looked_up(database, local)
+        plan = plan_retention(
+            found, now=self.now, keep_days=database.local_retention_days, state=lambda backup: known(backup).name
+        )
+        plan = trimmed(plan, Room.of(database, coming=False))
+        downloads = clear_downloads(database.backup_dir, dry_run=self.dry_run)
+        downloads += clear_scratch(database.drill_path, dry_run=self.dry_run)
+        if self.dry_run:
+            return _Here(plan.decisions, [backup.key for backup in plan.delete], [], downloads)
+        deleted, busy, odd = _delete_local(local, plan, self.control)
+        self.notes += odd
+        with contextlib.suppress(FileNotFoundError):
+            self.notes += clear_partials(database.backup_dir)
+        return _Here(plan.decisions, deleted, busy, downloads)
+
+    def there(self, store: Store) -> _There:
+        """The backups in the store, and what killed uploads left."""
+        database = self.database
         rows = list(store.list(store.prefix))
         backups = assemble(store.prefix, rows)
-        s3_kept = len(backups)
-        notes += date_faults(backups, now=now, url=store.url)
-        rule = database.s3.retention if database.s3 is not None else None
-        if days > 0 or rule is not None:
-            known = _looked_up(database, store)
-            plan = plan_retention(
-                backups,
-                now=now,
-                keep_days=days,
-                needs_mac=store.mode == CLIENT,
-                rule=rule,
-                state=lambda backup: known(backup).name,
-                whole=lambda backup: known(backup).is_whole,
-            )
-            s3_decisions = plan.decisions
-            s3_kept = len(plan.keep)
-            s3_deleted = [backup.key for backup in plan.delete]
-            if not dry_run:
-                s3_deleted, refused, versions_stay = _delete_stored(store, s3_deleted, control)
-        if not dry_run:
+        self.notes += date_faults(backups, now=self.now, url=store.url)
+        done = _There(kept=len(backups))
+        plan = self._plan(store, backups)
+        if plan is not None:
+            done.kept, done.decisions = len(plan.keep), plan.decisions
+            done.deleted = [backup.key for backup in plan.delete]
+        if not self.dry_run:
+            if plan is not None:
+                done.deleted, done.refused, done.versions_stay = _delete_stored(store, done.deleted, self.control)
             forget_records(database, [backup.name for backup in backups])
-            swept = abort_abandoned(database, store, backups, now=now, notes=notes)
-            notes += [swept.note] if swept.note else []
-            delete_lone_companions(database, store, rows, now=now, notes=notes)
+            done.swept = abort_abandoned(database, store, backups, now=self.now, notes=self.notes)
+            self.notes += [done.swept.note] if done.swept.note else []
+            delete_lone_companions(database, store, rows, now=self.now, notes=self.notes)
         if store.clock_fault:
-            notes.append(store.clock_fault)
-    return CleanupResult(
-        local_deleted=tuple(deleted),
-        s3_deleted=tuple(s3_deleted),
-        local_kept=len(local_plan.decisions) - len(deleted),
-        s3_kept=s3_kept,
-        busy=tuple(busy),
-        uploads_aborted=swept.aborted,
-        uploads_left=swept.left,
-        s3_refused=refused,
-        downloads_removed=downloads,
-        local_decisions=local_plan.decisions,
-        s3_decisions=s3_decisions,
-        versions_stay=versions_stay,
-        dry_run=dry_run,
-        notes=tuple(notes),
-    )
+            self.notes.append(store.clock_fault)
+        return done
+
+    def _plan(self, store: Store, backups: Sequence[ListedBackup]) -> RetentionPlan | None:
+        """None where the entry has no retention in S3."""
+        s3 = self.database.s3
+        if s3 is None or (s3.backup_retention_days <= 0 and s3.retention is None):
+            return None
+        known = _looked_up(self.database, store)
+        return plan_retention(
+            backups,
+            now=self.now,
+            keep_days=s3.backup_retention_days,
+            needs_mac=store.mode == CLIENT,
+            rule=s3.retention,
+            state=lambda backup: known(backup).name,
+            whole=lambda backup: known(backup).is_whole,
+        )
 
 
 def _looked_up(database: Database, source: BackupSource) -> Callable[[ListedBackup], BackupState]:

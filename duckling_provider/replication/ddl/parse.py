@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from duckling_provider.replication.ddl.alter import INDEX_WORDS, action_steps, key_columns, skip_option
 from duckling_provider.replication.ddl.columns import charset_of, read_column
-from duckling_provider.replication.ddl.sql_tokens import END, NotUnderstoodError, Token, Tokens, split, tokenize
+from duckling_provider.replication.ddl.sql_tokens import NotUnderstoodError, Token, Tokens, split, tokenize
 from duckling_provider.replication.ddl.steps import (
     AddColumn,
-    ChangeColumn,
     CreateTable,
-    DropColumn,
     DropTable,
-    RenameColumn,
     RenameTable,
-    Rewrite,
     SetPrimaryKey,
     Step,
     TruncateTable,
@@ -95,18 +92,6 @@ def is_merge(tokens: list[Token]) -> bool:
 _MERGE = frozenset({"MERGE", "MRG_MYISAM"})
 #: Algorithms of ALTER TABLE by which no row is computed again.
 _IN_PLACE = ("INPLACE", "INSTANT", "NOCOPY")
-
-#: Not REPAIR: it may leave rows out.
-_PARTITION_STEPS = frozenset({"ADD", "REORGANIZE", "COALESCE", "REBUILD", "OPTIMIZE", "ANALYZE", "CHECK"})
-#: Engines that keep exactly the rows that they are given.
-_ENGINES = frozenset({"INNODB", "MYISAM", "ARIA", "ROCKSDB"})
-_INDEX_WORDS = ("INDEX", "KEY", "UNIQUE", "FULLTEXT", "SPATIAL", "FOREIGN", "CHECK")
-_OPTIONS = frozenset(
-    {"AUTO_INCREMENT", "AVG_ROW_LENGTH", "CHECKSUM", "COMMENT", "COMPRESSION", "DELAY_KEY_WRITE", "ENCRYPTED",
-     "ENCRYPTION", "ENCRYPTION_KEY_ID", "KEY_BLOCK_SIZE", "MAX_ROWS", "MIN_ROWS", "PACK_KEYS", "PAGE_CHECKSUM",
-     "PAGE_COMPRESSED", "PAGE_COMPRESSION_LEVEL", "PASSWORD", "ROW_FORMAT", "SECONDARY_ENGINE", "STATS_AUTO_RECALC",
-     "STATS_PERSISTENT", "STATS_SAMPLE_PAGES", "TRANSACTIONAL", "ALGORITHM", "LOCK"}
-)  # fmt: skip
 
 
 class _Statement:
@@ -262,7 +247,7 @@ class _Statement:
             elif tokens.skip("START", "TRANSACTION"):
                 pass  # MySQL writes its CREATE TABLE … SELECT so: the rows follow
             else:
-                _skip_option(tokens)
+                skip_option(tokens)
         return charset
 
     def _alter(self) -> list[Step]:
@@ -287,7 +272,7 @@ class _Statement:
                     new = self._of(action)
                     renames += _renamed((ours, name), new)
                 elif ours:
-                    steps += _action(name, action)
+                    steps += action_steps(name, action)
             if any(isinstance(step, AddColumn) and step.column.name.lower() in redefined for step in steps):
                 raise NotUnderstoodError("ALTER of a column that it adds")
         except (NotUnderstoodError, ValueError, LookupError) as word:
@@ -317,140 +302,15 @@ def moved_here(name: str) -> Unclear:
     return Unclear(name, "moved here from another database")
 
 
-def _skip_option(tokens: Tokens) -> None:
-    """One option of a table like ENGINE=InnoDB."""
-    if tokens.skip("DATA", "DIRECTORY") or tokens.skip("INDEX", "DIRECTORY"):
-        pass
-    elif tokens.skip_any("ENGINE", "TYPE"):
-        tokens.skip_sign("=")
-        if tokens.peek()[1].upper() not in _ENGINES:
-            raise tokens.unknown()
-    elif not tokens.skip_any(*_OPTIONS):
-        raise tokens.unknown()
-    tokens.skip_sign("=")
-    if tokens.next()[0] not in {"word", "string", "number", "name"}:
-        raise tokens.unknown()
-
-
-def _action(table: str, action: Tokens) -> list[Step]:
-    """One action of an ALTER TABLE; empty for those that change neither columns nor rows."""
-    if any(action.is_word(verb) for verb in _PARTITION_STEPS) and action.is_word("PARTITION", ahead=1):
-        return []
-    if action.skip("ADD"):
-        return _added(table, action)
-    if action.skip("DROP"):
-        return _dropped(table, action)
-    if action.skip("MODIFY") or action.is_word("CHANGE"):
-        change = action.skip("CHANGE")
-        action.skip("COLUMN")
-        if_exists = action.skip("IF", "EXISTS")
-        old = action.name() if change else action.peek()[1]
-        column = read_column(action, charset=None)
-        if column.is_key:
-            raise NotUnderstoodError("PRIMARY KEY")
-        return [ChangeColumn(table, old, column.column, if_exists, column.explicit_charset, column.auto_increment)]
-    if action.skip("RENAME", "COLUMN"):
-        action.skip("IF", "EXISTS")
-        old = action.name()
-        if not action.skip("TO"):
-            raise action.unknown()
-        return [RenameColumn(table, old, action.name())]
-    if action.skip("RENAME") and action.skip_any("INDEX", "KEY"):
-        return []
-    if action.skip("ALTER"):
-        # Visibility of indexes and enforcement of checks.
-        if action.is_word("INDEX", "KEY", "CHECK", "CONSTRAINT") and action.peek(1)[0] in {"name", "word"}:
-            return []
-        action.skip("COLUMN")
-        action.skip("IF", "EXISTS")
-        action.name()
-        if action.skip("DROP", "DEFAULT") or action.skip("SET", "VISIBLE") or action.skip("SET", "INVISIBLE"):
-            return []
-        if action.skip("SET", "DEFAULT"):
-            return []  # for rows to come
-        raise action.unknown()
-    if action.skip("PARTITION", "BY") or action.skip("REMOVE", "PARTITIONING") or action.skip("ORDER", "BY"):
-        return [Rewrite(table)]
-    if action.skip("FORCE"):
-        return [Rewrite(table)]
-    if action.skip("NOWAIT") or (action.skip_any("ENABLE", "DISABLE") and action.skip("KEYS")):
-        return []
-    if action.skip("CONVERT", "TO"):
-        if action.skip("CHARSET") or action.skip("CHARACTER", "SET"):
-            action.skip_sign("=")
-            if action.name().lower() == "utf8mb4" and (action.done or action.skip("COLLATE")):
-                return [Rewrite(table)]  # it has every character, and text is kept as Unicode here
-        raise NotUnderstoodError("CONVERT TO CHARACTER SET")
-    steps: list[Step] = []
-    while not action.done:
-        if action.is_word("ENGINE", "TYPE") or action.is_word("COPY", ahead=1) or action.is_word("COPY", ahead=2):
-            steps = [Rewrite(table)]
-        # A new default changes no existing column.
-        action.skip("DEFAULT")
-        if action.skip("CHARSET") or action.skip("CHARACTER", "SET") or action.skip("COLLATE"):
-            action.skip_sign("=")
-            action.name()
-        elif action.skip("PARTITION", "BY"):
-            return [Rewrite(table)]
-        else:
-            _skip_option(action)
-    return steps
-
-
-def _added(table: str, action: Tokens) -> list[Step]:
-    if action.skip("CONSTRAINT") and not action.is_word("PRIMARY", *_INDEX_WORDS):
-        action.name()
-    if action.skip("PRIMARY", "KEY"):
-        return [SetPrimaryKey(table, _key(action))]
-    if action.is_word(*_INDEX_WORDS):
-        return []
-    if action.is_word("PERIOD", "SYSTEM"):
-        raise action.unknown()
-    action.skip("COLUMN")
-    if_not_exists = action.skip("IF", "NOT", "EXISTS")
-    parts = list(split(action.group())) if action.peek() == ("sign", "(") else [action]
-    steps: list[Step] = []
-    for part in parts:
-        column = read_column(part, charset=None)
-        if column.auto_increment:
-            raise NotUnderstoodError("AUTO_INCREMENT")
-        steps.append(AddColumn(table, column.column, column.default, if_not_exists, column.explicit_null))
-        if column.is_key:
-            steps.append(SetPrimaryKey(table, (column.column.name,)))
-    return steps
-
-
-def _dropped(table: str, action: Tokens) -> list[Step]:
-    if action.skip("PRIMARY", "KEY"):
-        return [SetPrimaryKey(table, ())]
-    if action.is_word("INDEX", "KEY", "FOREIGN", "CONSTRAINT", "CHECK") and action.peek(1) != END:
-        is_primary = any(token[1].upper() == "PRIMARY" for token in (action.peek(1), action.peek(3)))
-        return [SetPrimaryKey(table, ())] if is_primary else []
-    if action.is_word("PARTITION", "PERIOD", "SYSTEM") and action.peek(1) != END:
-        raise action.unknown()
-    action.skip("COLUMN")
-    if_exists = action.skip("IF", "EXISTS")
-    name = action.name()
-    action.skip_any("RESTRICT", "CASCADE")
-    return [DropColumn(table, name, if_exists)]
-
-
-def _key(tokens: Tokens) -> tuple[str, ...]:
-    # An optional name and type of the index come first.
-    while not tokens.done and tokens.peek() != ("sign", "("):
-        tokens.next()
-    return tuple(part.name() for part in split(tokens.group()))
-
-
 def _shape(name: str, elements: list[Token], charset: str) -> Table:
     columns: list[Column] = []
     key: tuple[str, ...] = ()
     for element in split(elements):
-        if element.skip("CONSTRAINT") and not element.is_word("PRIMARY", *_INDEX_WORDS):
+        if element.skip("CONSTRAINT") and not element.is_word("PRIMARY", *INDEX_WORDS):
             element.name()
         if element.skip("PRIMARY", "KEY"):
-            key = _key(element)
-        elif element.is_word(*_INDEX_WORDS):
+            key = key_columns(element)
+        elif element.is_word(*INDEX_WORDS):
             continue
         elif element.is_word("PERIOD"):
             raise element.unknown()

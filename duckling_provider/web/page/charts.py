@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -55,68 +55,77 @@ def chart(
         return Markup("")
     told = describe(points, scale, what=what, promised=promised)
     ticks = axis(max(promised or 0.0, *(point.value for point in points)), scale.units)
-    start, stop = points[0].at, points[-1].at
-    seconds = max((stop - start).total_seconds(), 1.0)
-    wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    top = ticks[-1] or 1.0
-
-    def x(at: datetime) -> float:
-        return _LEFT + (at - start).total_seconds() / seconds * wide
-
-    def y(value: float) -> float:
-        return _TOP + high - value / top * high
-
-    parts = [
-        Markup(
-            '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'
-            '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>'
-        ).format(_WIDTH, _HEIGHT, ident, ident, ident, name, ident, told)
-    ]
-    for tick in ticks:
-        height = f"{y(tick):.1f}"
-        parts.append(
-            Markup('<line class="chart-grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                _LEFT, _WIDTH - _RIGHT, height, height
-            )
-        )
-        parts.append(
-            Markup(
-                '<text class="chart-label" x="{}" y="{}" text-anchor="end" dominant-baseline="middle">{}</text>'
-            ).format(_LEFT - 8, height, scale.label(tick) if tick else "0")
-        )
-    middle = start + timedelta(seconds=seconds / 2)
-    shown = set()
-    for at, anchor in ((start, "start"), (stop, "end"), (middle, "middle")):
-        if _when(at, seconds) in shown:
-            continue
-        shown.add(_when(at, seconds))
-        parts.append(
-            Markup('<text class="chart-label" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-                f"{x(at):.1f}", _HEIGHT - 6, anchor, _when(at, seconds)
-            )
-        )
-    if promised is not None:
-        height = f"{y(promised):.1f}"
-        parts.append(
-            Markup('<line class="chart-promise" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}</title></line>').format(
-                _LEFT, _WIDTH - _RIGHT, height, height, f"promised: {scale.label(promised)}"
-            )
-        )
-    line = " ".join(f"{x(point.at):.1f},{y(point.value):.1f}" for point in points)
-    base = f"{_TOP + high:.1f}"
-    area = f"{x(start):.1f},{base} {line} {x(stop):.1f},{base}"
-    parts.append(Markup('<polygon class="chart-area" points="{}"/>').format(area))
-    parts.append(Markup('<polyline class="chart-line" points="{}"/>').format(line))
-    radius = 3 if len(points) <= 40 else 2
-    for point in points:
-        title = f"{point.at:%Y-%m-%d %H:%M} UTC: {scale.label(point.value)}"
-        parts.append(
-            Markup('<circle class="chart-point" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-                f"{x(point.at):.1f}", f"{y(point.value):.1f}", radius, title
-            )
-        )
-    parts.append(Markup("</svg>"))
+    plot = _Plot(points[0].at, points[-1].at, ticks[-1] or 1.0, scale)
+    head = Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'
+        '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>'
+    ).format(_WIDTH, _HEIGHT, ident, ident, ident, name, ident, told)
+    promise = [] if promised is None else [plot.promise(promised)]
+    parts = [head, *plot.values(ticks), *plot.moments(), *promise, *plot.line(points), Markup("</svg>")]
     return Markup("").join(parts)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """Draws between `start` and `stop` from zero to `top`."""
+
+    start: datetime
+    stop: datetime
+    top: float
+    scale: Scale
+
+    @property
+    def seconds(self) -> float:
+        return max((self.stop - self.start).total_seconds(), 1.0)
+
+    def x(self, at: datetime) -> str:
+        wide = _WIDTH - _LEFT - _RIGHT
+        return f"{_LEFT + (at - self.start).total_seconds() / self.seconds * wide:.1f}"
+
+    def y(self, value: float) -> str:
+        high = _HEIGHT - _TOP - _BOTTOM
+        return f"{_TOP + high - value / self.top * high:.1f}"
+
+    def values(self, ticks: Sequence[float]) -> Iterator[Markup]:
+        """A line across at each tick, and what it is."""
+        for tick in ticks:
+            yield Markup('<line class="chart-grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                _LEFT, _WIDTH - _RIGHT, self.y(tick), self.y(tick)
+            )
+            yield Markup(
+                '<text class="chart-label" x="{}" y="{}" text-anchor="end" dominant-baseline="middle">{}</text>'
+            ).format(_LEFT - 8, self.y(tick), self.scale.label(tick) if tick else "0")
+
+    def moments(self) -> Iterator[Markup]:
+        """The first, the last and the middle one; none that reads as another does."""
+        middle = self.start + timedelta(seconds=self.seconds / 2)
+        shown = set()
+        for at, anchor in ((self.start, "start"), (self.stop, "end"), (middle, "middle")):
+            text = _when(at, self.seconds)
+            if text not in shown:
+                yield Markup('<text class="chart-label" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+                    self.x(at), _HEIGHT - 6, anchor, text
+                )
+            shown.add(text)
+
+    def promise(self, value: float) -> Markup:
+        return Markup('<line class="chart-promise" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}</title></line>').format(
+            _LEFT, _WIDTH - _RIGHT, self.y(value), self.y(value), f"promised: {self.scale.label(value)}"
+        )
+
+    def line(self, points: Sequence[Point]) -> Iterator[Markup]:
+        """Through the points, the area below it, and a dot on each."""
+        line = " ".join(f"{self.x(point.at)},{self.y(point.value)}" for point in points)
+        base = self.y(0.0)
+        area = f"{self.x(self.start)},{base} {line} {self.x(self.stop)},{base}"
+        yield Markup('<polygon class="chart-area" points="{}"/>').format(area)
+        yield Markup('<polyline class="chart-line" points="{}"/>').format(line)
+        radius = 3 if len(points) <= 40 else 2
+        for point in points:
+            title = f"{point.at:%Y-%m-%d %H:%M} UTC: {self.scale.label(point.value)}"
+            yield Markup('<circle class="chart-point" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+                self.x(point.at), self.y(point.value), radius, title
+            )
 
 
 def describe(points: Sequence[Point], scale: Scale, *, what: str, promised: float | None = None) -> str:

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from airflow.utils.session import create_session
 from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from duckling_provider.backup.inventory.choice import resolve
 from duckling_provider.backup.inventory.local_backups import LocalBackups, listed_here
-from duckling_provider.backup.inventory.metadata import origin_of
-from duckling_provider.backup.inventory.names import LATEST, MAC_SUFFIX, RULES, parse_name
+from duckling_provider.backup.inventory.names import LATEST, parse_name
 from duckling_provider.backup.inventory.states import BackupState
-from duckling_provider.base.errors import DucklingError, NotFoundError, RequestError
+from duckling_provider.base.errors import DucklingError
 from duckling_provider.base.units import human_bytes
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
@@ -25,11 +22,12 @@ from duckling_provider.dags.ids import Kind, parse_dag_id
 from duckling_provider.hooks.duckling import DucklingHook
 from duckling_provider.oversight.check import Look, looks
 from duckling_provider.replica.origin import read_origin
-from duckling_provider.stores.store import KEPT_VERSIONS, BackupSource
+from duckling_provider.stores.store import KEPT_VERSIONS
 from duckling_provider.web.page import overview, wording
 from duckling_provider.web.page.charts import Point, Scale, chart
 from duckling_provider.web.page.listing import Item, merge, recorded_items, with_looks, with_states
 from duckling_provider.web.page.progress import in_order, read_progress
+from duckling_provider.web.page.questions import confirm, history_of, origin_problem, restorable
 from duckling_provider.web.page.render import STATIC, Urls, page
 from duckling_provider.web.services import runs
 from duckling_provider.web.services.access import Action, Caller
@@ -40,7 +38,6 @@ from duckling_provider.web.services.actions import (
     listed_in,
     looked_at,
     moment_conf,
-    patiently,
     set_pin,
     states_of,
 )
@@ -54,9 +51,7 @@ from duckling_provider.web.services.dependencies import (
     statuses,
 )
 from duckling_provider.web.services.errors import ApiError
-from duckling_provider.web.services.privacy import Hide, hidden_backup, hidden_run, hiding, sees_places
-from duckling_provider.web.services.queries import read_history
-from duckling_provider.web.services.records import Backup, Run
+from duckling_provider.web.services.privacy import Hide, hiding, sees_places
 
 _RUNS_SHOWN = 10
 _BYTES = Scale(tuple(1024.0**power for power in range(5)), human_bytes)
@@ -156,7 +151,7 @@ def test(request: Request, caller: CallerDep, database_id: str) -> Response:
 @router.get("/databases/{database_id}/restore")
 def restore_form(request: Request, caller: CallerDep, database_id: str, key: Key = LATEST) -> Response:
     """What a restore would do, and the question for the name."""
-    return _confirm(request, caller, database_for(caller, "restore", database_id), "restore", key)
+    return confirm(request, caller, database_for(caller, "restore", database_id), "restore", key)
 
 
 @router.post("/databases/{database_id}/restore")
@@ -172,9 +167,9 @@ def restore(
     """Begin a restore once the name is right, and go to its run."""
     database = database_for(caller, "restore", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, caller, database, "restore", LATEST if newest else key, typed=typed)
-    if newest and not any_origin and _origin_problem(database, _backups(database), LATEST):
-        return _confirm(request, caller, database, "restore", LATEST, typed=typed)
+        return confirm(request, caller, database, "restore", LATEST if newest else key, typed=typed)
+    if newest and not any_origin and origin_problem(database, restorable(database), LATEST):
+        return confirm(request, caller, database, "restore", LATEST, typed=typed)
     return _begin(request, caller, database, "restore", key)
 
 
@@ -188,14 +183,14 @@ def to_moment(request: Request, caller: CallerDep, database_id: str, until: Type
     except (DucklingError, ApiError) as error:
         why = error.error if isinstance(error, ApiError) else str(error)
         refused = {"error": hiding(caller, [database])(why.rstrip(".")), "until": until, "name": name}
-        return _confirm(request, caller, database, "restore", LATEST, moment=refused)
+        return confirm(request, caller, database, "restore", LATEST, moment=refused)
     return _begin(request, caller, database, "restore", conf=conf)
 
 
 @router.get("/databases/{database_id}/delete")
 def delete_form(request: Request, caller: CallerDep, database_id: str, key: Key) -> Response:
     """What would be deleted, and the question for the name."""
-    return _confirm(request, caller, database_for(caller, "delete", database_id), "delete", key)
+    return confirm(request, caller, database_for(caller, "delete", database_id), "delete", key)
 
 
 @router.post("/databases/{database_id}/delete")
@@ -203,7 +198,7 @@ def delete(request: Request, caller: CallerDep, database_id: str, key: FormKey, 
     """Delete a backup from S3 once the name is right."""
     database = database_for(caller, "delete", database_id)
     if not _is_name(database, typed):
-        return _confirm(request, caller, database, "delete", key, typed=typed)
+        return confirm(request, caller, database, "delete", key, typed=typed)
     gone, kept = delete_backup_now(caller, database_id, key)
     shown = Urls(request).database(database_id, store="1", deleted=gone.key, kept="1" if kept else "")
     return RedirectResponse(shown, 303)
@@ -269,7 +264,7 @@ def _database_page(
     problem: ApiError | None = None,
 ) -> Response:
     hide = hiding(caller, [database])
-    history, recorded = _history(database, hide)
+    history, recorded = history_of(database, hide)
     (status,) = statuses([database], caller)
     items, store_error = recorded_items(recorded), ""
     if ask_store:
@@ -315,12 +310,6 @@ def _database_page(
     )
 
 
-def _history(database: Database, hide: Hide) -> tuple[list[Run], list[Backup]]:
-    with create_session() as session:
-        runs, backups = read_history(session, database)
-    return [hidden_run(found, hide) for found in runs], [hidden_backup(found, hide) for found in backups]
-
-
 def _hiding(caller: Caller, database_id: str) -> Hide:
     """As `hiding`, also for an entry that is gone or has a mistake: then for all the others."""
     try:
@@ -363,28 +352,6 @@ def _looked_at(database: Database, items: Sequence[Item]) -> list[Item]:
     return with_looks(items, local | {key.rpartition("/")[2]: look for key, look in found.items()}, mine=mine)
 
 
-def _backups(database: Database) -> BackupSource:
-    """Where the backups are that a restore may take.
-
-    :raises WrongHostError: on another host, where only Airflow's workers get to them.
-    """
-    if database.s3 is None:
-        database.require_host()
-    return DucklingHook(database.id).backups()
-
-
-def _origin_problem(database: Database, store: BackupSource, key: str) -> str:
-    """Why the newest backup may be of another replica than the one that is meant, where just the newest is asked for;
-    empty where nothing speaks against it.
-    """
-    if key in RULES:
-        try:
-            resolve(database, store, key)
-        except RequestError as error:
-            return error.what
-    return ""
-
-
 def _begin(
     request: Request,
     caller: Caller,
@@ -395,7 +362,7 @@ def _begin(
 ) -> Response:
     """Begin a run and go to its view; where one is under way, say so above the database."""
     if key:
-        conf = {"key": existing_key(database, _backups(database), key, proven=kind == "restore")}
+        conf = {"key": existing_key(database, restorable(database), key, proven=kind == "restore")}
     try:
         begun = runs.begin(kind, database.id, caller=caller, conf=conf)
     except ApiError as error:
@@ -415,92 +382,3 @@ def _name_of(database_id: str) -> str:
 
 def _is_name(database: Database, typed: str) -> bool:
     return typed.strip() in (database.id, database.name.strip())
-
-
-def _confirm(
-    request: Request,
-    caller: Caller,
-    database: Database,
-    action: str,
-    key: str,
-    *,
-    typed: str | None = None,
-    moment: Mapping[str, str] | None = None,
-) -> Response:
-    """The question before a restore or a deletion.
-
-    :param typed: the wrong name that was typed; None when nothing was asked yet.
-    :param moment: what was asked of a restore to a moment, and the ``error`` for which it was refused.
-    """
-    store = _backups(database)
-    full = existing_key(database, store, key)
-    complete = True
-    with patiently(store) as bound:
-        stored = bound.head(full)
-        if store.mode == CLIENT:
-            try:
-                bound.head(full + MAC_SUFFIX)
-            except NotFoundError:
-                complete = False
-    hide = hiding(caller, [database])
-    _, recorded = _history(database, hide)
-    known = next((backup for backup in recorded if backup.key == full), None)
-    (status,) = statuses([database], caller)
-    newest = status.record.verified
-    created = parse_name(full.rpartition("/")[2])
-    return page(
-        request,
-        f"{action}.html",
-        status=200 if typed is None and moment is None else 422,
-        moment=moment,
-        database=database,
-        record=status.record,
-        key=full,
-        origin=origin_of(stored),
-        origin_problem=hide(_origin_problem(database, store, key)) if action == "restore" else "",
-        shows_place=sees_places(caller),
-        newest_asked=key == LATEST,
-        created=created,
-        age=None if created is None else (now() - created).total_seconds(),
-        size=known.size if known is not None and known.size else stored.size,
-        # What is known is of the newest backup.
-        takes=None
-        if status.promise.seconds is None or not (newest and newest.size)
-        else status.promise.seconds * stored.size / newest.size,
-        replica_size=_size_here(database),
-        mode=known.mode if known else "",
-        verified=known.verified if known else None,
-        failure=known.failure.reason if known and known.failure else "",
-        choices=_choices(database, recorded_items(recorded), full),
-        complete=complete,
-        needs_mac=store.mode == CLIENT,
-        oldest=min((b.created for b in recorded if b.verified is not None and b.failure is None), default=None),
-        has_binlog=database.writer == "duckling" and bool(database.mysql_connection_string.get_secret_value()),
-        # Of the newest verified backup it is known, of the older ones it is not.
-        reach=status.promise.recoverable_to if status.promise.by_binlog else None,
-        is_newest=newest is not None and newest.key == full,
-        others=sum(1 for b in recorded if b.key != full and b.verified is not None and b.failure is None),
-        typed=typed,
-        now=now(),
-    )
-
-
-def _choices(database: Database, recorded: list[Item], shown: str) -> list[Item]:
-    """The backups that are known without asking the store, and the one that is shown, newest first."""
-    known = {item.key: item for item in recorded}
-    if database.s3 is None:
-        known = {item.key: item for item in merge(recorded, None, listed_here(database), now=now()) if item.here}
-    created = parse_name(shown.rpartition("/")[2])
-    if shown not in known and created is not None:
-        known[shown] = Item(shown, created, 0)
-    return sorted(known.values(), key=lambda item: item.created, reverse=True)
-
-
-def _size_here(database: Database) -> int | None:
-    """The replica's size, where this host has it."""
-    if not database.is_here:
-        return None
-    try:
-        return database.replica.stat().st_size
-    except OSError:
-        return None

@@ -194,7 +194,7 @@ def moment_conf(database: Database, *, until: str, until_position: str = "", tar
 
     :raises RequestError: it asks for what makes no sense, or a run may not write there.
     """
-    from duckling_provider.replication.until import Goal
+    from duckling_provider.replication.route import Goal
 
     if Goal.of_restore(until, until_position, target_path=target_path, key=LATEST) is None:
         raise ApiError(400, "a restore to a moment needs until or until_position")

@@ -10,18 +10,25 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from fixtures.any_bytes import HEAD
+from fixtures.generations import (
+    BEGAN,
+    SEGMENT,
+    SIZE,
+    GenerationsSite,
+    a_way_to_verify,
+    after,
+    changed,
+    some_bytes,
+    use_short_segments,
+)
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.flow import back_up
-from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup
 from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.segment_records import record_of, records
 from duckling_provider.backup.inventory.states import read_state, record_state
-from duckling_provider.backup.making import differential
 from duckling_provider.backup.making.copy_refusals import remember_refusal, remembered_refusal
-from duckling_provider.backup.making.partials import published
-from duckling_provider.backup.making.seal import Seal
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading.restore import restore_backup
@@ -33,81 +40,31 @@ from duckling_provider.base.moments import iso, stamp_of
 from duckling_provider.oversight.check import check_database
 from duckling_provider.replica.origin import ensure_origin
 from duckling_provider.stores import s3_client
-from duckling_provider.stores.parts import MIB, Limits
+from duckling_provider.stores.parts import MIB
 from duckling_provider.stores.s3 import open_store
-
-SEGMENT = 64 * 1024
-NOW = datetime.now(timezone.utc) - timedelta(days=2)
-
 
 # ---- with a store in memory and files of any bytes ---------------------------------------------------------
 
 
-class Site:
-    """One database of which any bytes are backed up, in segments of 64 KiB, a store in memory, and a clock."""
+class Site(GenerationsSite):
+    """A database whose plain files are uploaded, of a replica that has an identity."""
 
     def __init__(self, installation, **fields):
-        self.installation, self.fields = installation, fields
-        self.configure()
-        self.store = MemoryStore(prefix="production/", mode=fields.get("encryption", "none"))
+        super().__init__(installation, **fields)
         self.database.replica.write_bytes(b"a replica")
-        self.database.backup_dir.mkdir(parents=True)
         self.origin = ensure_origin(self.database.replica, host="here")
-        self.moment = NOW
 
-    def configure(self, **fields):
-        self.fields |= fields
-        s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "i", "secretAccessKey": "s", **self.fields}
-        self.installation.write(self.installation.entry(s3=s3))
-        self.database = self.installation.database()
+    def snapshot(self, data, origin=None):
+        return super().snapshot(data, origin or self.origin.encode())
 
-    def snapshot(self, data):
-        """A local backup of these bytes, a minute after the last one."""
-        self.moment += timedelta(minutes=1)
-        seal = Seal.for_database(self.database, len(data), self.moment, origin=self.origin.encode())
-        seal.hash(data)
-        seal.encrypt(data)
-        path = self.database.backup_dir / f"backup-{stamp_of(self.moment)}.db"
-        made = seal.snapshot(path, self.database, self.moment, storage=None, started=0.0, origin=self.origin.encode())
-        with published(made, seal.record(made)):
-            path.write_bytes(data)
-        return made
-
-    def upload(self, data, *, verified="full"):
-        """Upload them, and note how they were verified; returns what the upload says."""
-        snapshot = self.snapshot(data)
-        done = upload_snapshot(self.database, self.store, snapshot)
-        stored, there = self.store.objects[done.key]
-        assert there == data
-        if verified:
-            state = "disproved" if verified == "disproved" else "verified"
-            record_state(self.database, self.store, stored, state, means=verified)
-        return done
+    def upload(self, data, origin=None, **more):
+        return super().upload(data, origin or self.origin.encode(), **more)
 
 
 @pytest.fixture
 def site(installation, monkeypatch):
-    monkeypatch.setattr(segment_records, "SEGMENT_BYTES", SEGMENT)
-    # As a store that takes parts as small as a segment would have it.
-    monkeypatch.setattr(
-        differential, "_limits", lambda *_: Limits(SEGMENT, 10_000, least=SEGMENT, most_copied=16 * SEGMENT)
-    )
+    use_short_segments(monkeypatch)
     return Site(installation)
-
-
-def some_bytes(count, seed=1):
-    return random.Random(seed).randbytes(count)
-
-
-SIZE = 9 * MIB + 1234
-
-
-def changed(data, *segments):
-    """The same bytes, but for one in each of these segments."""
-    new = bytearray(data)
-    for segment in segments:
-        new[segment * SEGMENT + 5000] ^= 1
-    return bytes(new)
 
 
 def test_only_changed_segments_are_sent(site):
@@ -208,7 +165,7 @@ def test_an_object_from_the_future_lends_nothing(site):
     first = some_bytes(SIZE)
     site.moment = datetime.now(timezone.utc) + timedelta(days=300)
     site.upload(first)
-    site.moment = NOW
+    site.moment = BEGAN
     assert site.upload(first).bytes_sent == SIZE
 
 
@@ -221,10 +178,10 @@ def test_a_clock_that_was_ahead_once_stops_neither_full_uploads_nor_the_rotation
     if ahead == "all":
         record = record_of(site.database, done.key.rpartition("/")[2])
         replace(record, uploaded=replace(record.uploaded, full_at=iso(site.moment))).save()
-    site.moment = NOW
+    site.moment = BEGAN
     because = [site.upload(first).because for _ in range(7)]
     assert [bool(text) for text in because] == [True, False, False, True, False, False, True]
-    believed = [record for record in records(site.database) if record.stamp < stamp_of(NOW + timedelta(days=1))]
+    believed = [record for record in records(site.database) if record.stamp < stamp_of(BEGAN + timedelta(days=1))]
     uploads = [record.uploaded.number for record in believed]
     assert uploads == [6, 5, 4, 3, 2, 1, 0]
 
@@ -293,19 +250,8 @@ def test_hundreds_of_generations_are_each_restored_as_they_were_backed_up(site, 
     data = HEAD + some_bytes(SIZE, seed)
     sent = lent = 0
     for generation in range(200 if full else 25):
-        action = draw.choice(["change", "change", "grow", "shrink", "byte", "replace", "nothing"])
-        if action == "change":
-            data = changed(data, *draw.choices(range(len(data) // SEGMENT), k=draw.randint(1, 20)))
-        elif action == "grow":
-            data += draw.randbytes(draw.randint(1, 3 * SEGMENT))
-        elif action == "shrink":
-            data = data[: max(8 * MIB + 1, len(data) - draw.randint(1, 3 * SEGMENT))]
-        elif action == "byte":
-            data += b"x"
-        elif action == "replace" and generation % 10 == 9:
-            data = HEAD + draw.randbytes(SIZE)
-        verified = draw.choice(["full", "full", "sent", "", "disproved" if draw.random() < 0.2 else "full"])
-        done = site.upload(data, verified=verified)  # compares the object with the file
+        data = after(data, draw, generation)
+        done = site.upload(data, verified=a_way_to_verify(draw))  # compares the object with the file
         sent += done.bytes_sent
         if draw.random() < 0.7:
             (site.database.backup_dir / done.key.rpartition("/")[2]).unlink()

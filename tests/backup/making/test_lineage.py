@@ -8,16 +8,22 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from fixtures.any_bytes import HEAD
-from fixtures.memory_store import MemoryStore
+from fixtures.generations import (
+    BEGAN,
+    SEGMENT,
+    SIZE,
+    GenerationsSite,
+    a_way_to_verify,
+    after,
+    changed,
+    some_bytes,
+    use_short_segments,
+)
 
-from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup
 from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.sidecar import find_snapshot
 from duckling_provider.backup.inventory.states import record_state
-from duckling_provider.backup.making import differential
-from duckling_provider.backup.making.partials import published
-from duckling_provider.backup.making.seal import Seal
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading.restore import restore_backup
 from duckling_provider.backup.reading.verify import verify_upload
@@ -28,55 +34,29 @@ from duckling_provider.formats import segments
 from duckling_provider.formats.segment_fetch import fetch_segments
 from duckling_provider.formats.segments import SegmentKeys
 from duckling_provider.replica.origin import Origin
-from duckling_provider.stores.parts import MIB, Limits
 from duckling_provider.stores.store import CopyRefusedError
 
-SEGMENT = 64 * 1024
 KEY, OTHER_KEY = "c4" * 32, "d5" * 32
-SIZE = 9 * MIB + 1234
-BEGAN = datetime.now(timezone.utc) - timedelta(days=2)
 ORIGIN = Origin("3a91c4075be82d66", "here").encode()
+_FORMAT_2 = {"encryption": "client-aes256", "encryptionKey": KEY, "objectFormat": 2}
 
 
-class Site:
-    """An entry of which any bytes are backed up, in short segments, to a store in memory."""
+class Site(GenerationsSite):
+    """A database whose files become objects of format 2."""
 
     def __init__(self, installation):
-        self.installation, self.moment = installation, BEGAN
-        self.store = MemoryStore(prefix="production/", mode="client-aes256")
-        self.configure()
-        self.database.backup_dir.mkdir(parents=True)
+        super().__init__(installation, **_FORMAT_2)
 
     def configure(self, **fields):
-        s3 = {"enabled": True, "bucket": "b", "region": "r", "accessKeyId": "i", "secretAccessKey": "s"}
-        s3 |= {"encryption": "client-aes256", "encryptionKey": KEY, "objectFormat": 2, **fields}
-        self.installation.write(self.installation.entry(s3=s3))
-        self.database = self.installation.database()
+        """As it was at first, but for these."""
+        self.fields = dict(_FORMAT_2)
+        super().configure(**fields)
 
     def snapshot(self, data, origin=ORIGIN):
-        self.moment += timedelta(minutes=1)
-        seal = Seal.for_database(self.database, len(data), self.moment, origin=origin)
-        for at in range(0, len(data), MIB):
-            seal.hash(data[at : at + MIB])
-            seal.encrypt(data[at : at + MIB])
-        path = self.database.backup_dir / f"backup-{stamp_of(self.moment)}.db"
-        made = seal.snapshot(path, self.database, self.moment, storage=None, started=0.0, origin=origin)
-        with published(made, seal.record(made)):
-            path.write_bytes(data)
-        return made
+        return super().snapshot(data, origin)
 
-    def upload(self, data, *, verified="full", origin=ORIGIN, kept=True):
-        """Upload these bytes, and note how they were verified; the object must hold them."""
-        snapshot = self.snapshot(data, origin)
-        done = upload_snapshot(self.database, self.store, snapshot)
-        assert self.plain(done.key) == data
-        if verified:
-            state = "disproved" if verified == "disproved" else "verified"
-            record_state(self.database, self.store, self.store.head(done.key), state, means=verified)
-        if not kept:
-            for path in (snapshot.path, snapshot.path.with_suffix(".json")):
-                path.unlink()
-        return done
+    def upload(self, data, origin=ORIGIN, **more):
+        return super().upload(data, origin, **more)
 
     def footer(self, key):
         return identify_backup(self.database, self.store, key, chosen=True, compare=False).trailer.footer
@@ -93,24 +73,9 @@ class Site:
 
 @pytest.fixture
 def site(installation, monkeypatch):
-    monkeypatch.setattr(segment_records, "SEGMENT_BYTES", SEGMENT)
+    use_short_segments(monkeypatch)
     monkeypatch.setattr(segments, "SEGMENT_BYTES", SEGMENT)
-    # As a store that takes parts as small as a segment would have it.
-    limits = Limits(SEGMENT, 10_000, least=SEGMENT, most_copied=16 * SEGMENT)
-    monkeypatch.setattr(differential, "_limits", lambda *_: limits)
     return Site(installation)
-
-
-def some_bytes(count, seed=1):
-    return random.Random(seed).randbytes(count)
-
-
-def changed(data, *numbers):
-    """The same bytes, but for one in each of these segments."""
-    new = bytearray(data)
-    for number in numbers:
-        new[number * SEGMENT + 5000] ^= 1
-    return bytes(new)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["with local backups", "without"])
@@ -301,18 +266,11 @@ def test_generations_of_any_changes_are_each_restored_as_they_were_backed_up(sit
     draw = random.Random(seed)
     site.configure(fullUploadEvery=7)
     data, copied, lent = HEAD + some_bytes(SIZE, seed), 0, 0
-    for _ in range(150 if full else 15):
-        action = draw.choice(["change", "change", "grow", "shrink", "byte", "nothing"])
-        if action == "change":
-            data = changed(data, *draw.choices(range(len(data) // SEGMENT), k=draw.randint(1, 20)))
-        elif action == "grow":
-            data += draw.randbytes(draw.randint(1, 3 * SEGMENT))
-        elif action == "shrink":
-            data = data[: max(8 * MIB + 1, len(data) - draw.randint(1, 3 * SEGMENT))]
-        elif action == "byte":
-            data += b"x"
-        verified = draw.choice(["full", "full", "sent", "", "disproved" if draw.random() < 0.2 else "full"])
-        done = site.upload(data, verified=verified, kept=draw.random() < 0.7)  # compares the object with the file
+    for generation in range(150 if full else 15):
+        data = after(data, draw, generation)
+        done = site.upload(
+            data, verified=a_way_to_verify(draw), kept=draw.random() < 0.7
+        )  # compares the object with the file
         copied += done.bytes_copied
         # With what the replica has of it, which is a generation before, or with nothing.
         lent += restore_backup(site.database, site.store, done.key, no_delta=draw.random() < 0.5).bytes_lent

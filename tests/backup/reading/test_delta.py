@@ -84,6 +84,15 @@ def test_without_its_record_all_is_fetched_and_the_result_says_so(plain):
     assert done.full_because == "what its segments are is not recorded on this machine"
 
 
+def test_the_record_that_proves_a_backup_is_read_once(plain, monkeypatch):
+    plain.forget_copy()
+    read = []
+    load = segment_records.SegmentRecord.load
+    monkeypatch.setattr(segment_records.SegmentRecord, "load", lambda path: read.append(path) or load(path))
+    assert plain.restore().bytes_lent > 0
+    assert len(read) == 1
+
+
 def test_a_record_that_lies_costs_a_full_download_and_no_correctness(plain):
     plain.forget_copy()
     plain.damage(2)

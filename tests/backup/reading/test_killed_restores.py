@@ -17,7 +17,7 @@ from duckling_provider.backup.inventory.segment_records import record_of
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.backup.making.upload import upload_snapshot
 from duckling_provider.backup.reading import receive
-from duckling_provider.backup.reading.received import Received
+from duckling_provider.backup.reading.proofs import Received
 from duckling_provider.base.errors import NotFoundError
 from duckling_provider.formats import segments
 from duckling_provider.formats.pipeline import DurableWriter

@@ -1,23 +1,80 @@
-"""What a download had received when it was killed, and what proves that on the way on."""
+"""What proves that bytes of this machine are a segment of a backup: the backup's index, this machine's record of it, or
+the checksums that a killed download left.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import StoredBackup
+from duckling_provider.backup.inventory.segment_records import SegmentRecord, record_of
 from duckling_provider.base.durable_files import write_durably
 from duckling_provider.base.errors import StateFileError
 from duckling_provider.base.state_files import open_state, read_state
+from duckling_provider.config.databases import Database
 from duckling_provider.formats.crypto import BytesLike, PartMac
+from duckling_provider.formats.segments import SegmentKeys, Segments
+from duckling_provider.formats.trailer import Trailer
 from duckling_provider.formats.upload_body import PartChecksums
 from duckling_provider.stores.parts import PartPlan
-from duckling_provider.stores.store import BackupSource
+
+
+class Proof(Protocol):
+    """What tells the segments of one backup, each of `segment` bytes but the last, from other bytes."""
+
+    @property
+    def segment(self) -> int: ...
+
+    def proves(self, number: int, data: memoryview) -> bool:
+        """Whether these bytes are the segment of that number."""
+
+
+@dataclass(frozen=True)
+class ByIndex:
+    """By the proven index of an object of format 2."""
+
+    trailer: Trailer
+    segments: Segments
+
+    @property
+    def segment(self) -> int:
+        return self.trailer.footer.segment_bytes
+
+    def proves(self, number: int, data: memoryview) -> bool:
+        tagger = self.segments.tagger(number)
+        tagger.update(data)
+        return tagger.digest() == self.trailer.tag(number)
+
+
+@dataclass(frozen=True)
+class ByRecord:
+    """By what this machine remembers of the backup."""
+
+    record: SegmentRecord
+
+    @property
+    def segment(self) -> int:
+        return self.record.segment
+
+    def proves(self, number: int, data: memoryview) -> bool:
+        return _gmac(self.record.key, number, data) == self.record.checksums[number]
+
+
+def proof_of(database: Database, backup: StoredBackup) -> Proof | None:
+    """What proves each segment of a backup; None where index and record are missing."""
+    if backup.trailer is not None and backup.encryption_key is not None:
+        return ByIndex(backup.trailer, backup.trailer.footer.segments(SegmentKeys(backup.encryption_key)))
+    record = record_of(database, backup.key.rpartition("/")[2])
+    if record is None or record.size != backup.size or backup.sha256 not in (None, record.sha256):
+        return None
+    return ByRecord(record)
 
 
 class Received:
@@ -59,7 +116,7 @@ class Received:
 
     def proves(self, number: int, data: memoryview) -> bool:
         """Whether these bytes are the segment of that number that had arrived."""
-        return number < len(self._known) and gmac(self._key, number, data) == self._known[number]
+        return number < len(self._known) and _gmac(self._key, number, data) == self._known[number]
 
     def update(self, chunk: BytesLike) -> None:
         """The next bytes of the file, in chunks of any length, which are written already."""
@@ -83,16 +140,7 @@ def _received(path: Path, segment: int) -> tuple[str, list[str]] | None:
     return (key, whole) if usable else None
 
 
-def gmac(key: str, number: int, data: memoryview) -> str:
+def _gmac(key: str, number: int, data: memoryview) -> str:
     checksum = PartMac(bytes.fromhex(key), number)
     checksum.update(data)
     return checksum.hexdigest()
-
-
-def identity_of(store: BackupSource, backup: StoredBackup) -> str:
-    """What tells this object, read with this key, from every other: 64 hex digits; empty where nothing does."""
-    digest = backup.mac or backup.sha256
-    if not (backup.etag or digest):
-        return ""
-    facts = (store.url, backup.key, backup.etag, backup.size, backup.object_size, backup.mode, digest)
-    return hashlib.sha256(json.dumps([*facts, backup.key_fingerprint]).encode()).hexdigest()
