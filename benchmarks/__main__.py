@@ -14,7 +14,7 @@ from benchmarks import RESULTS, WORK
 from benchmarks.applying import applying
 from benchmarks.cases import Case, clients, dags, memory, plan, transfers
 from benchmarks.copying import copying
-from benchmarks.differential import differential
+from benchmarks.differential import counted, differential
 from benchmarks.formats import formats
 from benchmarks.listing import listing
 from benchmarks.network import network
@@ -29,6 +29,7 @@ _GROUPS = (
     "network",
     "formats",
     "differential",
+    "counted",
     "memory",
     "plan",
     "dags",
@@ -42,6 +43,8 @@ _GROUPS = (
 )
 #: MiB: more would take an hour.
 _MOST_OVER_A_LINE = 2048
+#: Alone, each has a file of its own.
+_APART = ("network", "differential", "counted")
 #: Measured for a decision once; only when asked for.
 _EXTRA = ("clients",)
 
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, metavar="MIB", help="of the replica (default 1024; quick: 64)")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--only", choices=_GROUPS + _EXTRA, action="append", help="only this group; may be repeated")
-    where = "the JSON file (default benchmarks/results/bench.json; network, differential alone: theirs; quick: .bench)"
+    where = f"the JSON file (default benchmarks/results/bench.json; {', '.join(_APART)} alone: theirs; quick: .bench)"
     parser.add_argument("--output", type=Path, help=where)
     publish = "also write the network's table and picture into docs/internals"
     parser.add_argument("--publish", action="store_true", help=publish)
@@ -63,9 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.publish and options.only != ["network"]:
         parser.error("--publish goes with --only network")
     options.runs = 1 if options.quick else options.runs
-    name = {"network": "network.json", "differential": "differential.json"}.get(
-        "".join(options.only or ()), "bench.json"
-    )
+    alone = "".join(options.only or ())
+    name = f"{alone}.json" if alone in _APART else "bench.json"
     output = options.output or (WORK / "quick.json" if options.quick else RESULTS / name)
     console = Console()
     WORK.mkdir(exist_ok=True)
@@ -97,6 +99,8 @@ def _cases(groups: tuple[str, ...], mib: int, *, runs: int, quick: bool) -> Iter
         yield from formats(mib, runs=runs)
     if "differential" in groups:
         yield from differential(mib, line=not quick and mib <= _MOST_OVER_A_LINE)
+    if "counted" in groups:
+        yield from counted(mib)
     if "clients" in groups:
         yield from clients(mib, runs=runs)
     if "memory" in groups:

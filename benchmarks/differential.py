@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _CHANGES = {
 #: Of the object's bytes, at most so many are sent.
 _SENT = {"identical": 0.002, "1% appended": 0.05, "1% of rows updated at random": 0.09}
 _FETCHED = 0.09
+#: Bytes of a tag in the index of format 2, and about those of what follows the index.
+_TAG, _FOOTER = 32, 400
 #: Seconds until SeaweedFS has given up the pieces of an object that was deleted.
 _FORGOTTEN_AFTER = 3
 _MODES: dict[str, dict[str, Any]] = {
@@ -183,14 +186,8 @@ class _Bench:
         self._context.__exit__(*error)  # type: ignore[arg-type]
 
     def put(self, name: str) -> None:
-        """One of `_CHANGES`, of `base`, as the replica: in the same file, as a sync would write it."""
-        replica: Path = self._place.replica
-        with self._base.open("rb") as old, replica.open("r+b" if replica.exists() else "wb") as new:
-            shutil.copyfileobj(old, new, 16 * MIB)
-            new.truncate()
-            os.fsync(new.fileno())
-        if _CHANGES[name]:
-            subprocess.run([sys.executable, "-c", _CHANGE, str(replica), _CHANGES[name]], check=True)
+        """One of `_CHANGES`, of `base`, as the replica."""
+        _put(self._base, self._place.replica, name)
 
     def forget_copies(self) -> None:
         """The local backups go, what is recorded of them stays."""
@@ -233,11 +230,60 @@ def _line(port: int, mbit: int) -> Iterator[tuple[int, Callable[[], tuple[int, i
             ask.close()
 
 
+def counted(mib: int) -> Iterator[Case]:
+    """What backups and restores of a changed replica have to carry, by the records and the plan of the product, without
+    a store: for sizes that a disk does not hold five times.
+
+    :param mib: of the replica.
+    """
+    from duckling_provider.formats.segments import SEGMENT_BYTES
+    from duckling_provider.stores.parts import Limits, plan_copies
+
+    base, targets, notes = wide(mib), [], []
+    size, before = base.stat().st_size, _checksums(base)
+    with site() as place:
+        for name, most in _SENT.items():
+            _put(base, place.replica, name)
+            length, now = place.replica.stat().st_size, _checksums(place.replica)
+            unchanged = [code == other for code, other in zip_longest(now, before[: len(now)])]
+            whole = length + _TAG * len(now) + _FOOTER
+            cut = plan_copies(unchanged, whole, segment=SEGMENT_BYTES, limits=Limits(8 * MIB, 10_000), covered=length)
+            sent = whole - cut.copied_bytes
+            lacking = sum(code != other for code, other in zip_longest(before, now[: len(before)]))
+            targets.append(Target(f"{name}: sent / size", sent / size, most))
+            targets.append(Target(f"back from {name}: fetched / size", lacking * SEGMENT_BYTES / size, _FETCHED))
+            changed = f"{unchanged.count(False)} of {len(now)} segments changed"
+            notes.append(f"{name}: {changed}, {sent:,} bytes sent ({sent / size:.2%}) in {cut.count} parts with copies")
+    yield Case(f"What changed in {size:,} bytes, counted without a store", targets=targets, notes=tuple(notes))
+
+
+def _checksums(path: Path) -> Sequence[str]:
+    """Of each segment, as the product records them."""
+    from duckling_provider.backup.inventory.segment_records import SegmentChecksums
+
+    made = SegmentChecksums(path.stat().st_size, bytes(32).hex())
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(4 * MIB):
+            made.update(block)
+    return made.record(path.parent, database=DATABASE, stamp="", sha256="").checksums
+
+
+def _put(base: Path, replica: Path, name: str) -> None:
+    """One of `_CHANGES`, of `base`, as `replica`: in the same file, as a sync would write it."""
+    with base.open("rb") as old, replica.open("r+b" if replica.exists() else "wb") as new:
+        shutil.copyfileobj(old, new, 16 * MIB)
+        new.truncate()
+        os.fsync(new.fileno())
+    if _CHANGES[name]:
+        subprocess.run([sys.executable, "-c", _CHANGE, str(replica), _CHANGES[name]], check=True)
+
+
 _CHANGE = """
 import sys
 import duckdb
 
 connection = duckdb.connect(sys.argv[1], config={"memory_limit": "2GiB"})
+connection.execute("SET enable_progress_bar = false")
 connection.execute(sys.argv[2])
 connection.execute("CHECKPOINT")
 """

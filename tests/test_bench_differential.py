@@ -97,3 +97,16 @@ def test_the_plan_of_half_a_terabyte_is_made(results):
     (case,) = [case for title, case in results.items() if title.startswith("Plan of 500 GiB")]
     (parts,) = [target for target in case["targets"] if target["name"] == "parts"]
     assert 0 < parts["value"] <= 10_000
+
+
+def test_what_changed_is_counted_without_a_store_too(tmp_path, full):
+    import benchmarks.__main__
+
+    path = tmp_path / "counted.json"
+    benchmarks.__main__.main(["--quick", "--size", "64" if full else "24", "--only", "counted", "--output", str(path)])
+    (case,) = json.loads(path.read_text())["cases"]
+    shares = {target["name"]: target["value"] for target in case["targets"]}
+    assert shares["identical: sent / size"] == 0
+    assert 0 < shares["1% appended: sent / size"] < 1
+    assert 0 < shares["1% of rows updated at random: sent / size"] < 1
+    assert 0 < shares["back from 1% appended: fetched / size"] < 1.5  # the last one counts as a whole one

@@ -23,7 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duckling_provider.base.durable_files import make_folder, partial_file, remove_unless_locked, write_durably
+from duckling_provider.base.durable_files import (
+    clear_torn,
+    make_folder,
+    partial_file,
+    remove_unless_locked,
+    write_durably,
+)
 from duckling_provider.base.errors import BusyError, RequestError, StateFileError
 from duckling_provider.base.file_lock import holder_of_lock
 from duckling_provider.base.state_files import create_state, open_state, read_state
@@ -257,6 +263,9 @@ def clear_downloads(notes: Path, *, dry_run: bool = False) -> tuple[Path, ...]:
             for left in gone:
                 log.warning("%s: removed what a restore that was interrupted had left", left)
             _forget(note.file)
+    if not dry_run:
+        for odd in clear_torn(notes, f"{_NOTE_PREFIX}*"):  # killed while it wrote a note
+            log.warning("%s", odd)
     return tuple(removed)
 
 

@@ -41,8 +41,9 @@ def unread(backup: ListedBackup, error: DucklingError) -> str:
     """Why a backup could not be looked at; raises what may pass: the others would have to wait for it, too."""
     if isinstance(error, CancelledError) or error.retryable:
         raise error
-    denied = "may not be read" if isinstance(error, AccessDeniedError) else "can't be looked at"
-    return f"{backup.key} {denied}: {error.cause}"
+    if isinstance(error, AccessDeniedError):
+        return f"{backup.key} may not be read: {error.cause}"
+    return f"{backup.key} can't be looked at: {error.cause}"
 
 
 def one_line(error: DucklingError | OSError) -> str:

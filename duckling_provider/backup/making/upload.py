@@ -157,9 +157,10 @@ def _stored(
             with parts as body:
                 return _put(database, store, key, snapshot, body, control, copies), plan
         except (CopyRefusedError, TooManyPartsError) as error:
-            passes = isinstance(error, CopyRefusedError) and error.retryable
-            plan = UploadPlan(because=f"the store {'did not copy' if passes else 'copies no parts'}: {error.cause}")
-            if not passes:
+            if isinstance(error, CopyRefusedError) and error.retryable:
+                plan = UploadPlan(because=f"the store did not copy: {error.cause}")
+            else:
+                plan = UploadPlan(because=f"the store copies no parts: {error.cause}")
                 remember_refusal(database, store, plan.because)
     if snapshot.generation:
         snapshot = sealed_for(database, snapshot, lineage=Lineage.new(), control=control)

@@ -260,6 +260,16 @@ def test_anything_else_removes_them(plain, change):
     plain.assert_came(kept=0)
 
 
+def test_a_note_that_was_being_written_does_not_stay(plain):
+    plain.killed_restore()
+    (note,) = plain.database.backup_dir.glob("restoring-*.json")
+    torn = [note.with_name(f".{name}.0123abcd.tmp") for name in (note.name, f"{note.stem}.received")]
+    for path in torn:
+        path.touch(mode=0o600)
+    plain.assert_came(kept=HAD)
+    assert [path for path in torn if path.exists()] == []
+
+
 def test_asked_to_fetch_all_it_fetches_all(plain):
     plain.killed_restore()
     plain.assert_came(kept=0, no_delta=True)
