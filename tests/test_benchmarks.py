@@ -64,7 +64,7 @@ def _in_this_process(path, size, mariadb):
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         for module in (cases, formats):
             patch.setattr(module, "run_job", run_job)
-        patch.setattr(peers, "tool", lambda name: None if name == "aws" else servers.tool(name))
+        patch.setattr(peers, "program", lambda name: None if name == "aws" else servers.program(name))
         patch.setattr(recovery, "_duckling", duckling)
         patch.setattr(recovery, "_LOAD", 250)
         patch.setattr(recovery, "filled", table)

@@ -302,7 +302,7 @@ def test_choices_that_were_made_unreadable_are_named_until_they_are_repaired(sit
         with pytest.raises(SourceError, match="not UTF-8: the bytes e6"), translated(source, "look"):
             query(connection, "SELECT e FROM t0")
     for (name, (enum, members)), (_, _, stored) in zip(lists.items(), UNREADABLE, strict=True):
-        with pytest.raises(ReplicaError, match=f"^{name}: copy: e holds the bytes {stored}, which") as caught:
+        with pytest.raises(ReplicaError, match=f"{name}: copy: e holds the bytes {stored}, which") as caught:
             sync(entry)
         assert "MODIFY the column to BIGINT UNSIGNED first" in str(caught.value)
         site.run(

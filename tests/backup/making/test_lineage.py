@@ -268,9 +268,8 @@ def test_generations_of_any_changes_are_each_restored_as_they_were_backed_up(sit
     data, copied, lent = HEAD + some_bytes(SIZE, seed), 0, 0
     for generation in range(150 if full else 15):
         data = after(data, draw, generation)
-        done = site.upload(
-            data, verified=a_way_to_verify(draw), kept=draw.random() < 0.7
-        )  # compares the object with the file
+        verified = a_way_to_verify(draw)
+        done = site.upload(data, verified=verified, kept=draw.random() < 0.7)  # compares the object with the file
         copied += done.bytes_copied
         # With what the replica has of it, which is a generation before, or with nothing.
         lent += restore_backup(site.database, site.store, done.key, no_delta=draw.random() < 0.5).bytes_lent
