@@ -41,8 +41,8 @@ pytest_plugins = [
     "fixtures.file_systems",
     "fixtures.mysql_servers",
     "fixtures.s3_servers",
-    "fixtures.store_double",
     "fixtures.stores",
+    "fixtures.store_double",  # imports the one before, of which pytest wants to read the assertions first
 ]
 
 _OTHER_SETTINGS = frozenset(
