@@ -25,6 +25,8 @@ from benchmarks.servers import ACCESS_KEY, SECRET_KEY
 
 Work = Callable[[], object]
 _BLOCK = MIB // 4
+#: Seconds that a thread waits for those before it.
+_PATIENCE = 60
 
 
 # -- Duckling -------------------------------------------------------------------------------------------------------
@@ -402,6 +404,76 @@ def loopback(endpoint: str, key: str, ca: str | None = None) -> Work:
     return work
 
 
+def receive_floor(endpoint: str, key: str, size: int, *, target: str | None = None) -> Work:
+    """The least that a restore has to do, or without `target` a verification: receive by several connections, HMAC in
+    order, decrypt, write past the page cache, fsync. No signatures, no retries, no deadlines, no checks of blocks, no
+    limits, no progress, no proof of anything.
+    """
+    import http.client
+    import mmap
+    import ssl
+    import threading
+
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    scheme, _, host = endpoint.partition("://")
+    context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE")) if scheme == "https" else None
+    code = hmac.new(bytes(32), digestmod=hashlib.sha256)
+    turn, turns = threading.Condition(), iter(range(0, size, PART))
+    done = [0]
+
+    def take(start: int, block: memoryview, ready: memoryview, file: int | None) -> None:
+        with turn:
+            if not turn.wait_for(lambda: done[0] == start, _PATIENCE):
+                raise RuntimeError("the bytes before these did not come")
+        for at in range(0, len(block), _BLOCK):
+            code.update(block[at : at + _BLOCK])
+        with turn:
+            done[0] += len(block)
+            turn.notify_all()
+        if file is None:
+            return
+        stream = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
+        for at in range(0, len(block), _BLOCK):
+            stream.update_into(block[at : at + _BLOCK], block[at : at + _BLOCK])
+        # Whole pages, as the way past the cache demands; what is too much is cut off in the end.
+        left = ready[: -(-len(block) // mmap.PAGESIZE) * mmap.PAGESIZE]
+        while left:
+            written = os.pwrite(file, left, start)
+            left, start = left[written:], start + written
+
+    def run(file: int | None) -> None:
+        ready = memoryview(mmap.mmap(-1, PART))
+        connection = http.client.HTTPSConnection(host, context=context) if context else http.client.HTTPConnection(host)
+        while (start := next(turns, None)) is not None:
+            block = ready[: min(PART, size - start)]
+            span = f"bytes={start}-{start + len(block) - 1}"
+            connection.request("GET", f"/{BUCKET}/{key}", headers={"Range": span})
+            with connection.getresponse() as answer:
+                at = 0
+                while at < len(block) and (count := answer.readinto(block[at:])):
+                    at += count
+            if at < len(block):
+                return
+            take(start, block, ready, file)
+
+    def work() -> None:
+        file = None if target is None else os.open(target, os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+        threads = [threading.Thread(target=run, args=(file,)) for _ in range(CONCURRENCY)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if done[0] != size:
+            raise RuntimeError(f"{done[0]} bytes came of {size}")
+        if file is not None:
+            os.ftruncate(file, size)
+            os.fsync(file)
+            os.close(file)
+
+    return work
+
+
 def _over(size: int, step: Callable[[bytearray], object]) -> Work:
     block = bytearray(os.urandom(_BLOCK))
 
@@ -469,6 +541,7 @@ JOBS: dict[str, Callable[..., Work]] = {
         obstore_upload,
         obstore_download,
         loopback,
+        receive_floor,
         upload_by_processes,
         copy,
         write,

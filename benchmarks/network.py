@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import BUCKET, CONCURRENCY, WORK
+from benchmarks import BUCKET, CONCURRENCY, MIB, WORK
 from benchmarks.cases import Case, Target, place_object
 from benchmarks.measure import Row, Run, interleaved, run_job
 from benchmarks.peers import network_peers
@@ -29,10 +29,15 @@ _PROOF = "duckling verify, client-aes256"
 _BOTO3 = "boto3"
 _UNSIGNED = "boto3, payload not signed"
 _FLOOR = "floor: copy, SHA-256, AES, HMAC"
+#: Of restores and verifications: what can't be left out, and nothing else, see `jobs.receive_floor`.
+_RESTORE_FLOOR = "floor: receive, HMAC, AES, write"
+_PROOF_FLOOR = "floor: receive, HMAC"
 #: As many parts at once as an entry allows that does not say. The others are told `CONCURRENCY`, but for awscrt, which
 #: decides by itself.
 _MOST = S3Settings.model_fields["max_concurrency"].default
 _DEFAULT = f"{OURS}, maxConcurrency {_MOST}"
+#: So much longer than its floor may a restore take: signatures, deadlines, block checksums, order, limits, progress.
+_OVER_FLOOR = 1.25
 _KEPT = "kept/"
 #: Milliseconds that an answer takes, and which share of the rounds is spent on such a line; those with targets first.
 _LINES = {0: 1.0, 100: 0.67, 20: 0.34}
@@ -70,6 +75,7 @@ class _Line:
         self._name = f"{scheme}, {milliseconds} ms"
         self._https, self._near = scheme == "https", not milliseconds
         self._target = place.folder / "download"
+        self._served: dict[str, list[float]] = {}  #: CPU seconds of the servers in each run of a client
 
     def _ours(self, mode: str, job: str, *, at_once: int = CONCURRENCY, **options: Any) -> Callable[[], Run]:
         def run() -> Run:
@@ -104,19 +110,37 @@ class _Line:
             OURS: self._ours("client-aes256", "download", key=key, target=target),
             _PROOF: self._ours("client-aes256", "verify", key=key),
             **({_PLAIN: self._ours("none", "download", key=self._key("none"), target=target)} if self._near else {}),
+            **(self._floors(key, target) if self._near else {}),
             _BOTO3: self._theirs("boto3_download", key=key, target=target),
             **self._some(others.downloads),
             **jobs,
         }
         rows = interleaved(snapshot.stat().st_size, self._emptied(contestants), runs=runs, reference=_BOTO3)
         self._target.unlink(missing_ok=True)
-        peers = [row for row in rows if not row.name.startswith("duckling")]
+        peers = [row for row in rows if not row.name.startswith(("duckling", "floor"))]
         targets = [
             Target(f"restore / boto3, {self._name}", _ratio(_row(rows, OURS), _row(rows, _BOTO3)), 0.6),
             _to_fastest(f"restore / fastest plain peer, {self._name}", rows, OURS, peers, 1.15),
             _to_fastest(f"verification / fastest plain download, {self._name}", rows, _PROOF, peers, 1.0),
         ]
-        return Case(f"Download with fsync, {self._name}", rows, targets, others.missing)
+        if self._near:
+            for what, ours, least in (("restore", OURS, _RESTORE_FLOOR), ("verification", _PROOF, _PROOF_FLOOR)):
+                ratio = _ratio(_row(rows, ours), _row(rows, least))
+                targets.append(Target(f"{what} / its floor, {self._name}", ratio, _OVER_FLOOR))
+        return Case(f"Download with fsync, {self._name}", rows, targets, others.missing, (self._told(snapshot),))
+
+    def _floors(self, key: str, target: str) -> dict[str, Callable[[], Run]]:
+        size = (self._server.folder / BUCKET / key).stat().st_size
+        return {
+            _RESTORE_FLOOR: self._theirs("receive_floor", key=key, size=size, target=target),
+            _PROOF_FLOOR: self._theirs("receive_floor", key=key, size=size),
+        }
+
+    def _told(self, sent: Path) -> str:
+        """What the servers took for each client, which shares the cores with them."""
+        gib = sent.stat().st_size / (1024 * MIB)
+        used = ", ".join(f"{name} {statistics.median(took) / gib:.2f}" for name, took in self._served.items())
+        return f"CPU s/GiB of the servers: {used}"
 
     def uploads(self, runs: int) -> Case:
         self._place.configure(self._server)
@@ -146,25 +170,30 @@ class _Line:
         targets = [Target(f"upload / boto3, {self._name}", _ratio(_row(rows, OURS), _row(rows, _BOTO3)), limit)]
         if commands:
             targets.append(_to_fastest(f"upload / faster of s5cmd, rclone, {self._name}", rows, OURS, commands, 1.0))
-        return Case(f"Upload from a finished snapshot, {self._name}", rows, targets, others.missing)
+        told = (self._told(snapshot),)
+        return Case(f"Upload from a finished snapshot, {self._name}", rows, targets, others.missing, told)
 
     def _some(self, runs: Mapping[str, Callable[[], Run]]) -> dict[str, Callable[[], Run]]:
         """On long lines without Amazon's command, which takes a third of the time and tells no more than boto3."""
         return {name: run for name, run in runs.items() if self._near or not name.startswith("aws")}
 
     def _emptied(self, contestants: Mapping[str, Callable[[], Run]]) -> dict[str, Callable[[], Run]]:
-        def emptied(run: Callable[[], Run]) -> Callable[[], Run]:
+        def emptied(name: str, run: Callable[[], Run]) -> Callable[[], Run]:
             def emptied_run() -> Run:
                 self._server.forget()
                 # A snapshot is not in the page cache when it is sent; so it is for all who send it.
                 for made in self._made.values():
                     with made.open("rb") as file:
                         forget(file.fileno())
-                return run()
+                before = self._server.cpu()
+                done = run()
+                self._served.setdefault(name, []).append(self._server.cpu() - before)
+                return done
 
             return emptied_run
 
-        return {name: emptied(run) for name, run in contestants.items()}
+        self._served = {}
+        return {name: emptied(name, run) for name, run in contestants.items()}
 
 
 def _ceilings(place: Site, plain: Server, secure: Server | None, source: Path, *, runs: int) -> Case:

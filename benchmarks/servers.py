@@ -32,6 +32,8 @@ class Server:
     direct: str = ""
     #: The certificate that clients are to trust; None without TLS.
     ca: Path | None = None
+    #: Processes of the servers behind this one.
+    behind: tuple[int, ...] = ()
 
     @property
     def is_double(self) -> bool:
@@ -39,9 +41,8 @@ class Server:
         return self.name.startswith("double")
 
     def cpu(self) -> float:
-        """CPU seconds it has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU seconds that it, its workers and the servers behind it have used so far."""
+        return sum(map(_seconds, [self.pid, *self.behind]))
 
     def forget(self) -> None:
         """Drop what was uploaded, so that the next client finds nothing there."""
@@ -53,6 +54,14 @@ class Server:
             for path in (self.folder / BUCKET).glob("**/*"):
                 if path.is_file() and not path.is_relative_to(self.folder / BUCKET / "kept"):
                     path.unlink()
+
+
+def _seconds(process: int) -> float:
+    """Of a process and its children that run."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(_seconds(int(child)) for child in children)
 
 
 @contextlib.contextmanager
@@ -129,10 +138,11 @@ def tls(server: Server, home: Path) -> Iterator[Server | None]:
     settings = _NGINX.format(home=home, folder=server.folder, port=port, double=inner, user=user)
     (home / "nginx.conf").write_text(settings)
     command = [nginx, "-p", str(home), "-c", str(home / "nginx.conf")]
-    with serving(command, lambda: listens(port), home / "log"):
+    with serving(command, lambda: listens(port), home / "log") as process:
         name = f"{server.name} behind nginx, https"
         endpoint = f"https://127.0.0.1:{port}"
-        yield replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
+        far = replace(server, name=name, endpoint=endpoint, direct=server.endpoint, ca=home / "ca.pem")
+        yield replace(far, pid=process.pid, behind=(server.pid,))
 
 
 def _certify(home: Path) -> None:

@@ -51,7 +51,7 @@ def markdown(document: dict[str, Any]) -> str:
     missing: dict[str, None] = {}
     targets = []
     for case in document["cases"]:
-        plain = [row for row in case["rows"] if not row["name"].startswith(_OURS)]
+        plain = [row for row in case["rows"] if not row["name"].startswith((_OURS, "floor"))]
         fastest = min(plain, key=lambda row: row["wall_s"], default=None) if _LINE.fullmatch(case["title"]) else None
         for number, row in enumerate(case["rows"]):
             boto3 = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -67,6 +67,9 @@ def markdown(document: dict[str, Any]) -> str:
                 f"- {target['name']}: **{target['value']:.2f}**, wanted at most {limit:g}{verdict}", "  "
             )
     lines += ["", "In the snapshot's rows the first ratio is to cp with fsync.", "", *targets]
+    told = [f"- {case['title']}: {note}" for case in document["cases"] for note in case["notes"]]
+    if told:
+        lines += ["", *(line for note in told for line in _wrapped(note, "  "))]
     if missing:
         lines += ["", *_wrapped(f"Not installed, so not measured: {', '.join(missing)}.")]
     return "\n".join(lines) + "\n"

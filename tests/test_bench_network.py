@@ -7,6 +7,8 @@ import urllib.request
 
 import pytest
 
+from benchmarks import BUCKET, PART
+from benchmarks.jobs import receive_floor
 from benchmarks.servers import delayed, double, tls
 from benchmarks.tables import markdown, publish
 
@@ -44,6 +46,22 @@ def test_objects_come_over_tls_and_what_is_sent_reaches_the_double(served, tmp_p
         assert _answer(f"{served.endpoint}/bench/sent") == b"some bytes"
 
 
+@pytest.mark.slow
+def test_the_floor_receives_all_bytes_and_writes_as_many(served, tmp_path):
+    size = 2 * PART + 5000
+    (served.folder / BUCKET / "large").write_bytes(bytes(size))
+    before = served.cpu()
+    receive_floor(served.endpoint, "large", size)()
+    receive_floor(served.endpoint, "large", size, target=str(tmp_path / "out"))()
+    assert served.cpu() >= before
+    written = (tmp_path / "out").read_bytes()
+    assert len(written) == size
+    # Zeros, encrypted with a key of zeros: the first block of AES-256.
+    assert written[:16].hex() == "dc95c078a2408989ad48a21492842087"
+    with pytest.raises(RuntimeError, match="bytes came"):
+        receive_floor(served.endpoint, "none", size)()
+
+
 def _row(name, *walls):
     return {
         "name": name, "wall_s": walls[0], "walls_s": walls, "mb_per_s": 10.0, "cpu_s_per_gib": 1.0,
@@ -53,10 +71,10 @@ def _row(name, *walls):
 
 @pytest.fixture
 def document():
-    rows = [_row("duckling, client-aes256", 3.0), _row("boto3", 2.0), _row("rclone", 1.5)]
+    rows = [_row("duckling, client-aes256", 3.0), _row("boto3", 2.0), _row("rclone", 1.5), _row("floor: all", 1.0)]
     title = "Download with fsync, https, 20 ms"
     target = {"name": "restore / boto3", "value": 1.5, "at most": 0.6, "holds": False}
-    case = {"title": title, "rows": rows, "targets": [target], "missing": ["s5cmd"], "notes": []}
+    case = {"title": title, "rows": rows, "targets": [target], "missing": ["s5cmd"], "notes": ["the server: 0.1"]}
     machine = {"at": "2026-01-01", "cpu": "some", "cores": 2}
     return {"command": "python -m benchmarks", "machine": machine, "cases": [case]}
 
@@ -66,6 +84,7 @@ def test_the_table_compares_with_boto3_and_with_the_fastest_and_names_what_is_mi
     assert "| duckling, client-aes256 | 3.00 | 10 | 1.00 | 1 | 1.50 | 2.00 |" in table
     assert "wanted at most 0.6, missed" in table
     assert "Not installed, so not measured: s5cmd." in table
+    assert "- Download with fsync, https, 20 ms: the server: 0.1" in table
 
 
 @pytest.mark.slow  # the first time, matplotlib asks the system for its fonts

@@ -40,6 +40,7 @@ _NO_BLOCK = 2**64 - 1
 
 #: DuckDB's ``checksum.cpp``: 5381 XOR all 64-bit words, each multiplied by this (mod 2^64).
 _SEED, _FACTOR = 5381, 0xBF58476D1CE4E5B9
+_WORD = 8
 #: Words multiplied at a time: 256 KiB stay in the processor's cache, which is twice as fast as whole chunks.
 _SCRATCH_WORDS = 32_768
 _REPORTED_BLOCKS = 100
@@ -160,8 +161,9 @@ class BlockVerifier:
     Blocks behind the header's block count are not looked at: DuckDB never reads them, and a killed writer leaves such
     blocks.
 
-    Memory: one block and a scratch of ``max(256 KiB, block size)`` besides the caller's chunk, whatever the file's
-    size. Nearly all the time is spent in numpy with the GIL released. Not thread-safe.
+    Memory: a scratch of ``max(256 KiB, block size)`` besides the caller's chunk, whatever the file's size: of a block
+    that lies in two chunks, only the sum of its first part is kept. Nearly all the time is spent in numpy with the GIL
+    released. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -170,8 +172,10 @@ class BlockVerifier:
         self._start = bytearray()
         self._header: Header | None = None
         self._seen = 0
-        #: Bytes of a block that the last chunk ended in.
-        self._carry = bytearray()
+        #: Bytes of a word that the last chunk ended in.
+        self._odd = bytearray()
+        #: Of the block that the last chunk ended in: its first word, the sum so far, and how many bytes that is.
+        self._stored = self._sum = self._begun = 0
         self._scratch: _Words = np.empty(_SCRATCH_WORDS, dtype=np.uint64)
         self._checked = 0
         self._bad: list[int] = []
@@ -200,20 +204,48 @@ class BlockVerifier:
         size = self._header.block_size
         if size is None:
             return
-        if self._carry:
-            missing = size - len(self._carry)
-            self._carry += view[:missing]
+        if self._odd:
+            missing = _WORD - len(self._odd)
+            self._odd += view[:missing]
             view = view[missing:]
-            if len(self._carry) < size:
+            if len(self._odd) < _WORD:
                 return
-            self._check(self._carry, 1)
-            self._carry = bytearray()
+            self._take(memoryview(bytes(self._odd)), size)
+        whole = len(view) // _WORD * _WORD
+        self._take(view[:whole], size)
+        self._odd = bytearray(view[whole:])
+
+    def _take(self, view: memoryview, size: int) -> None:
+        """Whole words."""
+        if self._begun:
+            part = view[: size - self._begun]
+            view = view[len(part) :]
+            self._add(part)
+            if self._begun < size:
+                return
+            self._begun = 0
+            self._judge([_is_checksum(self._sum, self._stored)])
         whole = len(view) // size
         if whole:
             self._check(view, whole)
-        self._carry += view[whole * size :]
+        self._add(view[whole * size :])
 
-    def _check(self, data: bytearray | memoryview, count: int) -> None:
+    def _add(self, part: memoryview) -> None:
+        """Words of one block that is not whole yet."""
+        import numpy as np
+
+        if not part:
+            return
+        words = np.frombuffer(part, dtype="<u8")
+        if not self._begun:
+            self._stored, self._sum = int(words[0]), 0
+        for start in range(0, len(words), len(self._scratch)):
+            some = words[start : start + len(self._scratch)]
+            products = np.multiply(some, np.uint64(_FACTOR), out=self._scratch[: len(some)])
+            self._sum ^= int(np.bitwise_xor.reduce(products))
+        self._begun += len(part)
+
+    def _check(self, data: memoryview, count: int) -> None:
         """Check the `count` whole blocks that `data` begins with, as far as the header counts them."""
         import numpy as np
 
@@ -223,15 +255,22 @@ class BlockVerifier:
         count = min(count, header.block_count - self._checked)
         if count <= 0:
             return
-        words = header.block_size // 8
+        words = header.block_size // _WORD
         if len(self._scratch) < words:
             self._scratch = np.empty(words, dtype=np.uint64)
         blocks = np.frombuffer(data, dtype="<u8", count=count * words).reshape(count, words)
-        bad = np.flatnonzero(~_intact(blocks, self._scratch))
-        room = _REPORTED_BLOCKS - len(self._bad)
-        self._bad += [self._checked + int(index) for index in bad[:room]]
+        self._judge(_intact(blocks, self._scratch).tolist())
+
+    def _judge(self, intact: list[bool]) -> None:
+        """Note which of the next blocks are bad."""
+        header = self._header
+        if header is None or header.block_count is None:
+            return
+        intact = intact[: header.block_count - self._checked]
+        bad = [self._checked + index for index, good in enumerate(intact) if not good]
+        self._bad += bad[: _REPORTED_BLOCKS - len(self._bad)]
         self._bad_count += len(bad)
-        self._checked += count
+        self._checked += len(intact)
 
     def finish(self, size: int, *, file: BinaryIO | None = None) -> BlockReport:
         """The verdict on the whole file of `size` bytes, as the caller knows it.
@@ -288,6 +327,11 @@ def _intact(blocks: _Words, scratch: _Words) -> npt.NDArray[np.bool_]:
     stored = blocks[:, 0]
     intact: npt.NDArray[np.bool_] = (sums ^ (stored * factor) ^ np.uint64(_SEED)) == stored
     return intact
+
+
+def _is_checksum(total: int, stored: int) -> bool:
+    """Whether `stored`, a block's first word, is its checksum; `total` is the sum of all its words, see `_intact`."""
+    return total ^ (stored * _FACTOR % 2**64) ^ _SEED == stored
 
 
 def _free_blocks(file: BinaryIO, header: Header) -> _Words:

@@ -28,8 +28,9 @@ RANGE = 4 * MIB
 PIECE = MIB // 2
 #: Memory of a whole object's reading: what has arrived and is not handed on yet.
 WINDOW = 32 * MIB
-#: So many pieces stay as they are after the next one was taken: stages in other threads may still look at them.
-KEPT = 2
+#: So many pieces stay as they are after the next one was taken: stages in other threads may still look at them. A stage
+#: has one waiting and works on one (`pipeline.Fanout`), and a second may come after it.
+KEPT = 4
 #: Requests at once, at most.
 THREADS = 16
 ATTEMPTS = 6
@@ -168,7 +169,7 @@ class _Reading:
         self.control = control
         self._store, self._key, self._etag, self._pace = store, key, etag, pace
         self._memory = page_memory(min(sum(stop - start for start, stop in spans), WINDOW))
-        self._concurrency = Concurrency(threads)
+        self._concurrency = Concurrency(threads, leaps=True)
         self._lock = threading.Lock()
         self._arrived, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)
         self._waiting = _ranges(spans)

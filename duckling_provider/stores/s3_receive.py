@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import threading
 import urllib.parse
 from typing import TYPE_CHECKING, Any
@@ -112,15 +113,38 @@ class _Place:
 class DirectBody:
     """The bytes of an answer (`s3_connection.ResponseBody`).
 
+    They are taken from the socket itself, since each of the three layers above it (a buffered reader, a raw one, the
+    answer) costs a call for every 16 KiB of TLS. What came along with the header lies in the reader and is taken there
+    first; the last byte is left to the answer, which then knows that it is whole.
+
     :param raw: urllib3's answer, which owns the connection.
     :param answer: the one below it, which reads from it.
     """
 
     def __init__(self, raw: Any, answer: http.client.HTTPResponse) -> None:
         self._raw, self._answer = raw, answer
+        sock = getattr(getattr(raw, "connection", None), "sock", None)
+        # Anything else (a tunnel in a tunnel) is read as http.client would.
+        self._sock: socket.socket | None = sock if isinstance(sock, socket.socket) else None
+        self._drained = False
 
     def readinto(self, target: Any, /) -> int:
-        return self._answer.readinto(target)
+        sock, left = self._sock, self._answer.length
+        if sock is None or left is None:
+            return self._answer.readinto(target)
+        if not self._drained:
+            here = len(self._answer.fp.peek(1))
+            self._drained = here <= len(target)
+            return self._answer.readinto(memoryview(target)[:here])
+        most = min(len(target), left - 1)
+        if most <= 0:
+            return self._answer.readinto(target)
+        read = 0
+        view = memoryview(target)
+        while read < most and (count := sock.recv_into(view[read:], most - read)):
+            read += count
+        self._answer.length = left - read
+        return read
 
     def read(self, amt: int | None = None) -> bytes:
         return self._answer.read(amt)

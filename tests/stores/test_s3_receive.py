@@ -127,3 +127,29 @@ def test_a_whole_object_comes_back_by_it(moto_server, bucket, store_at):
     store = store_at(moto_server, bucket)
     pieces = fetch(store, KEY, size=SIZE, etag=store.head(KEY).etag)
     assert b"".join(map(bytes, pieces)) == DATA
+
+
+def test_bytes_come_from_the_socket_in_pieces_of_any_size_and_the_connection_serves_again(
+    moto_server, bucket, store_at
+):
+    receiver = store_at(moto_server, bucket)._receiver
+    for piece in (1, 700, 9000, 100_000, SIZE):
+        body = receiver.open(KEY, 0, SIZE, etag="")
+        beginning = bytearray(50_000)
+        at = 0
+        while at < len(beginning):
+            at += body.readinto(memoryview(beginning)[at : at + piece])
+        assert beginning + body.read() == DATA
+        assert not body.readinto(bytearray(10))
+        body.close()
+    [pool] = receiver._session._manager.pools._container.values()
+    assert pool.num_connections == 1
+
+
+def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(moto_server, bucket, store_at):
+    store = store_at(moto_server, bucket)
+    for read in (1, 9000, SIZE - 1):
+        body = store._receiver.open(KEY, 0, SIZE, etag="")
+        assert 0 < body.readinto(memoryview(bytearray(read))) <= read
+        body.close()
+        assert received(store, 5) == DATA[5:]
