@@ -24,7 +24,6 @@ from duckling_provider.base.errors import (
     StateFileError,
     StoreError,
 )
-from duckling_provider.base.host_load import return_freed_memory
 from duckling_provider.config.databases import Database
 from duckling_provider.config.s3 import CLIENT
 from duckling_provider.stores.store import Store
@@ -114,7 +113,6 @@ def back_up(
     upload = verified = None
     if store is not None:
         upload = upload_snapshot(database, store, snapshot, control=control)
-        return_freed_memory()
         try:
             verified = verify_upload(database, store, upload.key, control=control)
         except StoreError as error:

@@ -127,9 +127,3 @@ def _cached_pieces(fd: int, size: int) -> list[bool] | None:
         return found
     finally:
         libc.munmap(address, size)
-
-
-def return_freed_memory() -> None:
-    """Give back what threads have freed: glibc keeps it in an arena for each, and the next step would come on top."""
-    with contextlib.suppress(OSError, AttributeError):  # of another C library
-        ctypes.CDLL(None).malloc_trim(0)

@@ -360,13 +360,13 @@ def send_whole_blocks(client: S3Client) -> None:
 
 
 def ask_once(client: S3Client) -> None:
-    """Let `client` send parts without asking first (Expect: 100-continue, RFC 9110) once the store has taken one.
+    """Let `client` send without asking first (Expect: 100-continue, RFC 9110), once the store has taken something.
 
-    botocore asks before each part, and waits for the answer, or a second where none comes: a whole round trip, half of
-    what a part takes over a long line. What the question is good for, to learn of a refusal before the bytes are sent,
-    is wanted where one is likely: for the first part, and from any refusal or broken connection on until a part that
-    was asked for is taken. A refusal that comes while a part is sent may be lost with the connection; the next try asks
-    and hears it.
+    botocore asks before each part and object, and waits for the answer, or a second where none comes: a whole round
+    trip, half of what a part takes over a long line. What the question is good for, to learn of a refusal before the
+    bytes are sent, is wanted where one is likely: for the first part, and from any refusal or broken connection on
+    until one that was asked for is taken. A refusal that comes while a part is sent may be lost with the connection;
+    the next try asks and hears it.
     """
     welcome = threading.Event()
 
@@ -384,5 +384,6 @@ def ask_once(client: S3Client) -> None:
 
     events = client.meta.events
     # Before it is signed, and before `try_again` judges.
-    events.register_first("request-created.s3.UploadPart", create)
-    events.register_first("needs-retry.s3.UploadPart", look)
+    for operation in ("PutObject", "UploadPart"):
+        events.register_first(f"request-created.s3.{operation}", create)
+        events.register_first(f"needs-retry.s3.{operation}", look)

@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError, DamagedError
 from duckling_provider.config.keys import EncryptionKey
 from duckling_provider.formats.crypto import CtrCipher
-from duckling_provider.formats.upload_body import PartChecksums, SnapshotBody, lead_bytes
+from duckling_provider.formats.upload_body import PartChecksums, PartReader, SnapshotBody, lead_bytes
 from duckling_provider.stores.parts import PartPlan
 
 KEY = EncryptionKey(bytes(range(32)))
@@ -246,3 +247,29 @@ def test_parts_without_digests_are_the_same_and_compared_as_well(make: Callable[
         made.path.write_bytes(data)
         with pytest.raises(DamagedError):
             body.open((PART + 5 + lead_bytes(encrypted=made.encrypted)) // PART)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_threads_that_have_ended_keep_nothing_of_what_they_sent(make: Callable[..., Made]):
+    made = make(64 << 20, 4 << 20, encrypted=True)
+    least = 8 << 20
+    with made.body() as body, ThreadPoolExecutor(16) as pool:
+        together = threading.Barrier(16)
+
+        def send(index: int) -> PartReader:
+            reader = body.open(index)
+            for _ in reader.blocks():
+                pass
+            together.wait(30)
+            reader.close()
+            return reader
+
+        before = _resident()
+        # What still refers to a part that was sent keeps none of it either.
+        readers = list(pool.map(send, range(16)))
+        assert _resident() - before > least
+    assert _resident() - before < least
+    assert all(reader.closed for reader in readers)

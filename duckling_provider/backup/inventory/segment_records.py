@@ -159,12 +159,18 @@ class SegmentRecord:
 
 
 class SegmentChecksums:
-    """Makes the checksums while a file passes in order, in chunks of any length."""
+    """Makes the checksums while a file passes in order, in chunks of any length.
 
-    def __init__(self, size: int, key: str) -> None:
+    :param plan: the cut of an object that begins with the file. Where its parts are segments (`are_parts`), what makes
+        the checksums (`made`) makes those of all parts.
+    """
+
+    def __init__(self, size: int, key: str, *, plan: PartPlan | None = None) -> None:
         self.key, self.segment, self._size = key, SEGMENT_BYTES, size
-        made = PartChecksums(PartPlan(size, self.segment), lead=0, key=bytes.fromhex(key))
-        self.update, self._finish = made.update, made.finish
+        self._own = PartPlan(size, self.segment)
+        self.are_parts = plan is not None and plan.part_size == self.segment
+        self.made = PartChecksums(plan if plan and self.are_parts else self._own, lead=0, key=bytes.fromhex(key))
+        self.update = self.made.update
 
     def record(
         self, folder: Path, *, database: str, stamp: str, sha256: str, origin: str | None = None
@@ -174,7 +180,8 @@ class SegmentChecksums:
         :param folder: of the local backups.
         """
         path = folder / FOLDER / _name(stamp)
-        return SegmentRecord(path, database, stamp, self._size, sha256, self.segment, self.key, self._finish(), origin)
+        codes = self.made.finish()[: self._own.count]
+        return SegmentRecord(path, database, stamp, self._size, sha256, self.segment, self.key, codes, origin)
 
 
 def _name(stamp: str) -> str:

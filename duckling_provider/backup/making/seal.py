@@ -163,7 +163,7 @@ class Seal:
             footer = _footer(database, size, stamp=stamp_of(moment), origin=origin, lineage=lineage)
             most = settings.max_parts
             seal = cls(size, _key(settings), part_size=settings.part_size, max_parts=most, footer=footer)
-        seal.segments = SegmentChecksums(size, checksum_key(database))
+        seal._remember_segments(checksum_key(database))
         return seal
 
     def __init__(
@@ -171,7 +171,7 @@ class Seal:
     ) -> None:
         lead = lead_bytes(encrypted=key is not None and footer is None)
         extra = lead if footer is None else trailer_bytes(footer)
-        self._size = size
+        self._size, self._lead = size, lead
         self._key = key
         self._footer = footer
         self.plan = plan_parts(size + extra, part_size=part_size, max_parts=max_parts)
@@ -191,10 +191,15 @@ class Seal:
             self._stream = CtrCipher(key, self.iv).stream()
             self._ciphertext = memoryview(bytearray(CHUNK))
 
+    def _remember_segments(self, key: str) -> None:
+        self.segments = SegmentChecksums(self._size, key, plan=None if self._lead else self.plan)
+        if self.segments.are_parts:
+            self.checksum_key, self.checksums = bytes.fromhex(key), self.segments.made
+
     def hash(self, chunk: BytesLike) -> None:
         self.sha256.update(chunk)
         self.checksums.update(chunk)
-        if self.segments is not None:
+        if self.segments is not None and not self.segments.are_parts:
             self.segments.update(chunk)
 
     def record(self, snapshot: Snapshot) -> SegmentRecord | None:

@@ -24,6 +24,7 @@ from fixtures.generations import (
 from fixtures.memory_store import MemoryStore
 
 from duckling_provider.backup.flow import back_up
+from duckling_provider.backup.inventory import segment_records
 from duckling_provider.backup.inventory.backup_object import identify_backup
 from duckling_provider.backup.inventory.choice import list_backups
 from duckling_provider.backup.inventory.segment_records import record_of, records
@@ -73,6 +74,21 @@ class Site(GenerationsSite):
 def site(installation, monkeypatch):
     use_short_segments(monkeypatch)
     return Site(installation)
+
+
+@pytest.mark.parametrize("size", [0, 16 * MIB, 16 * MIB + 5])
+@pytest.mark.parametrize("fields", [{}, {"encryption": "client-aes256", "encryptionKey": "5b" * 32, "objectFormat": 2}])
+def test_where_parts_are_segments_one_checksum_serves_both(installation, fields, size):
+    site = Site(installation, **fields)
+    data = some_bytes(size)
+    made = site.snapshot(data)
+    record = record_of(site.database, made.filename)
+    assert (made.checksum_key, made.part_checksums[: len(record.checksums)]) == (record.key, record.checksums)
+    assert len(record.checksums) == max(1, -(-size // segment_records.SEGMENT_BYTES))
+    site.configure(partSizeMiB=16)
+    other = site.snapshot(data)
+    assert other.checksum_key != record.key
+    assert record_of(site.database, other.filename).checksums == record.checksums
 
 
 def test_only_changed_segments_are_sent(site):
