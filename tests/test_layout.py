@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,15 @@ def test_a_module_imports_its_own_room_and_earlier_ones():
     assert later == []
 
 
+def test_no_modules_import_one_another_in_a_circle():
+    """Not within a room either, nor by imports in functions, which hide it from Python."""
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
 def test_the_package_itself_imports_nothing_of_ours():
     assert imports(MODULES[""]) == set()
 
@@ -194,7 +205,35 @@ for name in sys.argv[1:]:
     assert [json.loads(line) for line in result.stdout.splitlines()] == expected
 
 
-def test_the_documented_tree_is_the_real_one():
+def leads_nowhere(name: str) -> bool:
+    """Whether `name`, such as ``stores.s3.S3Store`` or ``backup/making/seal``, begins in a room and is not there."""
+    parts = re.split(r"[./]", name)
+    for room, part in pairwise(parts):
+        folders = [path.parent for path in MODULES.values() if path.name == "__init__.py" and path.parent.name == room]
+        bound = {alias.name for f in folders for node in tree_of(f / "__init__.py").body for alias in names_of(node)}
+        if not folders or part in bound or any((folder / f"{part}.py").exists() for folder in folders):
+            return False
+        if not any((folder / part).is_dir() for folder in folders):
+            # `dags/duckling.py` is a file of the repository, `replica.db` one of a user's.
+            return not (ROOT / name).exists() and parts[-1] != "db"
+    return False
+
+
+def names_of(node: ast.stmt) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+def test_a_module_that_a_text_names_by_its_room_is_there():
+    """In documents, comments and docstrings, between backticks."""
+    texts = [ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    for folder in ("benchmarks", "demo", "duckling_provider", "tests"):
+        texts += (ROOT / folder).rglob("*.py")
+    named = {(text, name) for text in texts for name in re.findall(r"`(\w+(?:[./]\w+)+)`", text.read_text())}
+    stale = sorted(f"{text.relative_to(ROOT)}: {name}" for text, name in named if leads_nowhere(name))
+    assert not stale, "\n".join(stale)
+
+
+def documented_tree() -> dict[str, set[str]]:
     """The block of docs/internals/architecture.md with a line ``folder/  module, module`` for each folder."""
     tree = re.search(r"```\nduckling_provider/\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL)
     assert tree is not None
@@ -208,6 +247,11 @@ def test_the_documented_tree_is_the_real_one():
         elif not line.startswith("      "):
             folder = ""
         shown.setdefault(folder, set()).update(re.findall(r"[a-z_0-9]+", names.partition("#")[0]))
+    return shown
+
+
+def test_the_documented_tree_is_the_real_one():
+    shown = documented_tree()
     real: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if path.name != "__init__.py":
