@@ -233,7 +233,7 @@ def test_a_module_that_a_text_names_by_its_room_is_there():
     assert not stale, "\n".join(stale)
 
 
-def documented_tree() -> dict[str, set[str]]:
+def test_the_documented_tree_is_the_real_one():
     """The block of docs/internals/architecture.md with a line ``folder/  module, module`` for each folder."""
     tree = re.search(r"```\nduckling_provider/\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL)
     assert tree is not None
@@ -247,11 +247,6 @@ def documented_tree() -> dict[str, set[str]]:
         elif not line.startswith("      "):
             folder = ""
         shown.setdefault(folder, set()).update(re.findall(r"[a-z_0-9]+", names.partition("#")[0]))
-    return shown
-
-
-def test_the_documented_tree_is_the_real_one():
-    shown = documented_tree()
     real: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if path.name != "__init__.py":
