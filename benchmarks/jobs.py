@@ -123,7 +123,7 @@ def import_everything() -> None:
 
 
 def _boto3(endpoint: str, **s3: Any) -> tuple[Any, Any]:
-    """A client with the settings of `core.s3`, and a transfer of the same part size and concurrency."""
+    """A client with the settings of `stores.s3_client`, and a transfer of the same part size and concurrency."""
     import boto3
     from boto3.s3.transfer import TransferConfig
     from botocore.config import Config

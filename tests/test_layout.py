@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,15 @@ def test_a_module_imports_its_own_room_and_earlier_ones():
     assert later == []
 
 
+def test_no_modules_import_one_another_in_a_circle():
+    """Not within a room either, nor by imports in functions, which hide it from Python."""
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
 def test_the_package_itself_imports_nothing_of_ours():
     assert imports(MODULES[""]) == set()
 
@@ -192,6 +203,34 @@ for name in sys.argv[1:]:
     assert result.returncode == 0, result.stderr
     expected = [[name, sum(module.startswith(f"{name}.") for module in MODULES), []] for name in names]
     assert [json.loads(line) for line in result.stdout.splitlines()] == expected
+
+
+def leads_nowhere(name: str) -> bool:
+    """Whether `name`, such as ``stores.s3.S3Store`` or ``backup/making/seal``, begins in a room and is not there."""
+    parts = re.split(r"[./]", name)
+    for room, part in pairwise(parts):
+        folders = [path.parent for path in MODULES.values() if path.name == "__init__.py" and path.parent.name == room]
+        bound = {alias.name for f in folders for node in tree_of(f / "__init__.py").body for alias in names_of(node)}
+        if not folders or part in bound or any((folder / f"{part}.py").exists() for folder in folders):
+            return False
+        if not any((folder / part).is_dir() for folder in folders):
+            # `dags/duckling.py` is a file of the repository, `replica.db` one of a user's.
+            return not (ROOT / name).exists() and parts[-1] != "db"
+    return False
+
+
+def names_of(node: ast.stmt) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+def test_a_module_that_a_text_names_by_its_room_is_there():
+    """In documents, comments and docstrings, between backticks."""
+    texts = [ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    for folder in ("benchmarks", "demo", "duckling_provider", "tests"):
+        texts += (ROOT / folder).rglob("*.py")
+    named = {(text, name) for text in texts for name in re.findall(r"`(\w+(?:[./]\w+)+)`", text.read_text())}
+    stale = sorted(f"{text.relative_to(ROOT)}: {name}" for text, name in named if leads_nowhere(name))
+    assert not stale, "\n".join(stale)
 
 
 def test_the_documented_tree_is_the_real_one():

@@ -21,8 +21,9 @@ from duckling_provider.base.state_files import open_state, read_state
 #: In the data folder: a number of megabits per second that counts instead of DUCKLING_MAX_MBIT_PER_SECOND.
 LIMIT_FILE = "max-mbit-per-second"
 STATE_FILE = ".duckling-bandwidth"
-#: Megabits per second that can be asked for.
-MOST_MBIT = 1_000_000.0
+#: Megabits per second that can be asked for, beside 0. With less, the line could be taken for longer than `_LONGEST`
+#: by the parts of a few tasks, and then limits nothing.
+LEAST_MBIT, MOST_MBIT = 1.0, 1_000_000.0
 
 #: Seconds between two looks at `LIMIT_FILE`.
 _LOOK_EVERY = 1.0
@@ -82,14 +83,19 @@ class Bandwidth:
     def _wanted(self) -> float:
         path = self._folder / LIMIT_FILE
         try:
-            text = read_state(path).decode(errors="replace").strip()
+            # People write it, and often their umask lets the group write, too: all that it holds is a limit.
+            text = read_state(path, by_group=True).decode(errors="replace").strip()
         except FileNotFoundError:
             return self._default
-        except (OSError, StateFileError) as error:
-            self._tell(f"{path} is not used: {error}")
+        except StateFileError as error:
+            self._tell(error.what)
             return self._default
-        if not re.fullmatch(r"\d{1,7}(\.\d+)?", text, re.ASCII) or float(text) > MOST_MBIT:
-            self._tell(f"{path} holds no number of megabits per second: it is not used")
+        except OSError as error:
+            self._tell(f"{path} is not used: {error.strerror}")
+            return self._default
+        if not re.fullmatch(r"\d{1,7}(\.\d+)?", text, re.ASCII) or not can_be_limit(float(text)):
+            expected = f"0 or from {LEAST_MBIT:.0f} to {MOST_MBIT:.0f}"
+            self._tell(f"{path} holds no number of megabits per second, {expected}: it is not used")
             return self._default
         return float(text)
 
@@ -110,6 +116,10 @@ class Bandwidth:
         if what != self._told:
             self._told = what
             log.warning("%s", what)
+
+
+def can_be_limit(mbit: float) -> bool:
+    return mbit == 0 or LEAST_MBIT <= mbit <= MOST_MBIT
 
 
 def _bytes_per_second(mbit: float) -> float | None:

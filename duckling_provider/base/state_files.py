@@ -21,18 +21,19 @@ MOST_BYTES = 16 << 20
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
-def open_state(path: Path, flags: int, *, create: bool = False) -> int:
+def open_state(path: Path, flags: int, *, create: bool = False, by_group: bool = False) -> int:
     """A descriptor of the state file at `path`.
 
     :param flags: of open(2): ``os.O_RDONLY``, ``os.O_RDWR``, ``os.O_APPEND``…; never ``os.O_TRUNC``.
     :param create: make the file, mode 0600, when there is none; where root makes it, it is the folder owner's.
+    :param by_group: whether its group may write it.
     :raises FileNotFoundError: there is none, and `create` is False.
     :raises OSError: the operating system refuses.
     :raises StateFileError: what is there is none of ours.
     """
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return _checked(path, flags)
+            return _checked(path, flags, stat.S_IWOTH if by_group else stat.S_IWGRP | stat.S_IWOTH)
         if not create:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         with contextlib.suppress(FileExistsError):
@@ -53,13 +54,14 @@ def create_state(path: Path, flags: int = os.O_RDWR) -> int:
     return fd
 
 
-def read_state(path: Path) -> bytes:
+def read_state(path: Path, *, by_group: bool = False) -> bytes:
     """The content of a state file, at most `MOST_BYTES`.
 
+    :param by_group: whether its group may write it.
     :raises FileNotFoundError: there is none.
     :raises StateFileError: it is none of ours, or too large.
     """
-    fd = open_state(path, os.O_RDONLY)
+    fd = open_state(path, os.O_RDONLY, by_group=by_group)
     with os.fdopen(fd, "rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -85,7 +87,7 @@ def require_base_name(name: object, path: Path) -> str:
     return name
 
 
-def _checked(path: Path, flags: int) -> int:
+def _checked(path: Path, flags: int, forbidden: int) -> int:
     try:
         fd = os.open(path, flags | _SAFE)
     except OSError as error:
@@ -102,7 +104,7 @@ def _checked(path: Path, flags: int) -> int:
             raise _refused(path, "has other names too (hard links)")
         if found.st_uid not in {os.geteuid(), folder.st_uid, 0}:
             raise _refused(path, f"belongs to another user (UID {found.st_uid})")
-        if found.st_mode & 0o022:
+        if found.st_mode & forbidden:
             raise _refused(path, f"can be written by others (mode {stat.S_IMODE(found.st_mode):04o})")
     except BaseException:
         os.close(fd)

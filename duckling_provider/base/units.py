@@ -52,6 +52,11 @@ def about(seconds: float) -> str:
     return "less than a second" if seconds < 1 else f"about {exact_span(seconds)}"
 
 
+def short_about(seconds: float) -> str:
+    """As `about`, for a table."""
+    return "< 1 s" if seconds < 1 else short_span(seconds)
+
+
 def short_span(seconds: float) -> str:
     """``11400`` -> ``"3 h"``: one unit, which is enough to tell one backup from another."""
     for length, unit, limit in ((1, "s", 2 * _MINUTE), (_MINUTE, "min", 2 * _HOUR), (_HOUR, "h", 2 * _DAY)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duckling_provider.base.errors import DucklingError
-from duckling_provider.base.units import about, ago, exact_span, short_ago, short_span
+from duckling_provider.base.units import about, ago, exact_span, short_about, short_ago
 from duckling_provider.cli.options import AnyId, Json
 from duckling_provider.cli.session import FAILED, Session, UsageError, session_of
 
@@ -65,7 +65,7 @@ def _cells(standing: Standing) -> list[str]:
         standing.state,
         "-" if to is None else f"{to:%Y-%m-%d %H:%M:%S}",
         "-" if to is None else short_ago(to, now),
-        "-" if promise.seconds is None else short_span(promise.seconds),
+        "-" if promise.seconds is None else short_about(promise.seconds),
         "-" if promise.verified is None else short_ago(promise.verified, now),
         "never" if promise.tested is None else short_ago(promise.tested, now),
         _promises(standing),

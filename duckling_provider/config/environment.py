@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from duckling_provider.base.bandwidth import MOST_MBIT, Bandwidth
+from duckling_provider.base.bandwidth import LEAST_MBIT, MOST_MBIT, Bandwidth, can_be_limit
 from duckling_provider.base.errors import ConfigError
 from duckling_provider.base.strict_json import printable
 from duckling_provider.config.fields import MAX_DAYS, MAX_HOURS, MIN_HOURS, host_fault
@@ -89,7 +89,7 @@ class Settings:
             # Empty is a choice here, of no pool.
             pool=environ.get("DUCKLING_POOL", DEFAULT_POOL).strip() or None,
             pool_slots=_env_slots(environ),
-            max_mbit_per_second=_env_number(environ, "DUCKLING_MAX_MBIT_PER_SECOND", 0.0, least=0.0, most=MOST_MBIT),
+            max_mbit_per_second=_env_mbit(environ),
             nice=_env_nice(environ),
             min_encryption=_env_mode(environ, "DUCKLING_MIN_ENCRYPTION"),
             notify_conn_ids=_env_list(environ, "DUCKLING_NOTIFY_CONN_IDS"),
@@ -126,6 +126,15 @@ def _env_slots(environ: Mapping[str, str]) -> int:
     if slots < 1 or slots != int(slots):
         raise ConfigError("expected a whole number from 1", entry="environment", field="DUCKLING_POOL_SLOTS")
     return int(slots)
+
+
+def _env_mbit(environ: Mapping[str, str]) -> float:
+    name = "DUCKLING_MAX_MBIT_PER_SECOND"
+    mbit = _env_number(environ, name, 0.0, least=0.0, most=MOST_MBIT)
+    if not can_be_limit(mbit):
+        cause = f"expected 0 (no limit) or a number from {LEAST_MBIT:.0f} to {MOST_MBIT:.0f}"
+        raise ConfigError(cause, entry="environment", field=name)
+    return mbit
 
 
 def _env_nice(environ: Mapping[str, str]) -> int:

@@ -8,7 +8,7 @@ All that is used of its API, each with ``?db=ID`` and ``Authorization: Bearer KE
 
 Stopping tells that server to begin nothing more; a sync that is under way goes on to its end, and its API can't be
 asked about that one. Nor does it ever close the DuckDB file, so a restore demands its process to be down in any case:
-DuckDB's own lock on the file is what says so, see `reading.restore`.
+DuckDB's own lock on the file is what says so, see `replica.duckdb_file`.
 
 What `pause` stops is noted beside the replica before it is stopped, so that `resume` starts that and nothing else, in
 whatever process and after whatever crash.

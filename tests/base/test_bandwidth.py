@@ -5,7 +5,7 @@ import os
 import pytest
 
 from duckling_provider.base import bandwidth as module
-from duckling_provider.base.bandwidth import LIMIT_FILE, STATE_FILE, Bandwidth
+from duckling_provider.base.bandwidth import LEAST_MBIT, LIMIT_FILE, STATE_FILE, Bandwidth
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import CancelledError
 
@@ -52,12 +52,30 @@ def test_the_limit_changes_while_they_run(tmp_path, clock):
     assert [limited.turn(1_000_000), limited.turn(1)] == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("text", ["", "fast", "-1", "1e9", "99999999", "1 2"])
+@pytest.mark.parametrize("text", ["", "fast", "-1", "1e9", "99999999", "1 2", "0.5"])
 def test_a_limit_that_is_no_number_is_told_and_not_used(tmp_path, clock, caplog, text):
     (tmp_path / LIMIT_FILE).write_text(text)
     limited = Bandwidth(tmp_path, 8)
     assert [limited.turn(1_000_000), limited.turn(1)] == [0.0, 1.0]
     assert caplog.text.count("holds no number of megabits per second") == 1
+
+
+@pytest.mark.parametrize(("mode", "is_used"), [(0o600, True), (0o644, True), (0o664, True), (0o646, False)])
+def test_a_limit_counts_whatever_the_umask_of_who_wrote_it_unless_everybody_can(tmp_path, clock, caplog, mode, is_used):
+    (tmp_path / LIMIT_FILE).write_text("0\n")
+    (tmp_path / LIMIT_FILE).chmod(mode)
+    limited = Bandwidth(tmp_path, 8)
+    assert (limited.piece is None) is is_used
+    told = "" if is_used else f"{tmp_path / LIMIT_FILE}: can be written by others (mode 0646): it is not used"
+    assert [record.message for record in caplog.records] == [told] * (not is_used)
+
+
+def test_no_limit_is_so_low_that_thirty_tasks_take_the_line_beyond_the_time_in_which_it_counts(tmp_path, clock):
+    """Sixteen parts each; what is taken for longer would count as of before the machine's start."""
+    limited = Bandwidth(tmp_path, LEAST_MBIT)
+    waits = [limited.turn(limited.piece or 0) for _ in range(28 * 16)]
+    assert waits == sorted(waits)
+    assert 55 < waits[-1] < 60
 
 
 def test_a_line_taken_before_the_machines_start_is_free(tmp_path, clock):

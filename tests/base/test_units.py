@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from duckling_provider.base.units import ago, human_days, interval_words, short_ago, short_span
+from duckling_provider.base.units import ago, human_days, interval_words, short_about, short_ago, short_span
 
 NOW = datetime(2025, 3, 1, tzinfo=timezone.utc)
 
@@ -17,6 +17,10 @@ NOW = datetime(2025, 3, 1, tzinfo=timezone.utc)
 )
 def test_a_short_span_has_one_unit(seconds, text):
     assert short_span(seconds) == text
+
+
+def test_no_estimate_is_shown_as_nothing():
+    assert [short_about(seconds) for seconds in (0, 0.84, 1, 130)] == ["< 1 s", "< 1 s", "1 s", "2 min"]
 
 
 def test_a_moment_ahead_of_the_clock_is_no_age():

@@ -1025,6 +1025,8 @@ def test_auto_backup_takes_the_usual_words(site: Site, text: str, *, value: bool
         ("BACKUP_INTERVAL_HOURS", "1_0", 'expected a number above 0 and up to 876000, got "1_0"'),
         ("BACKUP_INTERVAL_HOURS", "\u0967", 'expected a number above 0 and up to 876000, got "\u0967"'),
         ("BACKUP_INTERVAL_HOURS", "1e999", 'expected a number above 0 and up to 876000, got "1e999"'),
+        ("DUCKLING_MAX_MBIT_PER_SECOND", "0.5", "expected 0 (no limit) or a number from 1 to 1000000"),
+        ("DUCKLING_MAX_MBIT_PER_SECOND", "fast", 'expected a number from 0 to 1000000, got "fast"'),
         ("BACKUP_RETENTION_DAYS", "-1", 'expected a number from 0 to 36500, got "-1"'),
         ("BACKUP_RETENTION_DAYS", "7 days", 'expected a number from 0 to 36500, got "7 days"'),
         ("BACKUP_PATH", "a\x00b", "holds a null character"),

@@ -28,6 +28,12 @@ from duckling_provider.stores.store import Store, StoredObject
 LOOKED_AT = 30
 
 
+def full_by_turn(every: int) -> str:
+    """Why all is sent, where `every` is ``s3.fullUploadEvery``."""
+    which = "each" if every == 1 else f"one of {every}"
+    return f"{which} is sent in full (s3.fullUploadEvery)"
+
+
 def disproof_since(backups: list[ListedBackup], states: dict[str, BackupState], *, since: datetime) -> str:
     """Which backup was disproved after everything was sent the last time; empty where none was."""
     for backup in backups:
@@ -111,7 +117,7 @@ def _newest_basis(database: Database, store: Store, snapshot: Snapshot) -> Basis
         # Of the newest one, whether or not anything is copied from it.
         generation = trailer.footer.generation + 1 if generation is None else generation
         if generation >= settings.full_upload_every:
-            return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
+            return full_by_turn(settings.full_upload_every)
         if not states[backup.key].is_whole:
             reasons.append(f"{backup.key} was not verified in full")
         elif not _is_ours(source, trailer, snapshot, backup):

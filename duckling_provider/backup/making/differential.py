@@ -25,7 +25,15 @@ from duckling_provider.backup.inventory.names import SKEW, ListedBackup
 from duckling_provider.backup.inventory.segment_records import SegmentRecord, Uploaded, record_of, records
 from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.backup.inventory.states import read_states
-from duckling_provider.backup.making.basis import LOOKED_AT, Basis, disproof_since, find_basis, one_line, unread
+from duckling_provider.backup.making.basis import (
+    LOOKED_AT,
+    Basis,
+    disproof_since,
+    find_basis,
+    full_by_turn,
+    one_line,
+    unread,
+)
 from duckling_provider.backup.making.copy_refusals import remembered_refusal
 from duckling_provider.base.errors import CancelledError, DucklingError
 from duckling_provider.base.moments import iso, parse_moment, stamp_of
@@ -117,7 +125,7 @@ def _source(
 ) -> tuple[StoredObject, list[bool]] | str:
     """What segments of a plain file are copied from, and which are the same there; or why all is sent."""
     if store.mode == CLIENT:
-        return "each object of format 1 is encrypted under an IV of its own"
+        return "each object of format 1 is encrypted under an IV of its own (s3.objectFormat)"
     if snapshot.plan.count == 1:
         return _ONE_REQUEST
     if record is None or record.sha256 != snapshot.sha256:
@@ -128,7 +136,7 @@ def _source(
     if last is None or last.store != store.url:
         return "no earlier upload to this bucket is recorded on this machine"
     if last.since_full + 1 >= settings.full_upload_every:
-        return f"one of {settings.full_upload_every} is sent in full (s3.fullUploadEvery)"
+        return full_by_turn(settings.full_upload_every)
     if parse_moment(last.full_at) > datetime.now(timezone.utc) + SKEW:  # it would hide what was disproved since
         return f"all was sent the last time at {last.full_at}, by a wrong clock"
     backups = [b for b in list_backups(store) if not b.misdated(datetime.now(timezone.utc))][:LOOKED_AT]

@@ -149,6 +149,12 @@ def test_every_so_many_are_sent_in_full(site):
     assert because[1:] == ["", "", full, "", "", full]
 
 
+def test_where_each_is_sent_in_full_the_reason_does_not_say_one_of_one(site):
+    site.configure(fullUploadEvery=1)
+    site.upload(some_bytes(SIZE))
+    assert site.upload(some_bytes(SIZE)).because == "each is sent in full (s3.fullUploadEvery)"
+
+
 def test_after_a_disproof_everything_is_sent_once(site):
     first = some_bytes(SIZE)
     site.upload(first)
