@@ -66,8 +66,24 @@ def download(key: str, target: str) -> Work:
     return work
 
 
+def receive(key: str, target: str) -> Work:
+    """What a restore receives, by its own receiver, written past the page cache, fsync; nothing is proven."""
+    from duckling_provider.formats.pipeline import DurableWriter
+    from duckling_provider.stores.fetch import fetch
+
+    _, store = _database()
+
+    def work() -> None:
+        stored = store.head(key)
+        with open(target, "wb", buffering=0) as file, DurableWriter(file.fileno()) as writer:
+            for chunk in fetch(store, key, spans=[(0, stored.size)], etag=stored.etag):
+                writer.write(chunk)
+
+    return work
+
+
 def verify(key: str) -> Work:
-    """The same without a file: the object is read back and proven."""
+    """`download` without a file: the object is read back and proven."""
     from duckling_provider.backup.reading.verify import verify_backup
 
     database, store = _database()
@@ -531,6 +547,7 @@ JOBS: dict[str, Callable[..., Work]] = {
         formats.place_object,
         formats.read_back,
         download,
+        receive,
         verify,
         restore,
         snapshot,

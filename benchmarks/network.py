@@ -26,6 +26,8 @@ from duckling_provider.config.s3 import S3Settings
 OURS = "duckling, client-aes256"
 _PLAIN = "duckling, none"
 _PROOF = "duckling verify, client-aes256"
+#: Beside clients that prove nothing: what is slow, the receiver or the proof.
+_UNPROVEN = "duckling, received, nothing proven"
 _BOTO3 = "boto3"
 _UNSIGNED = "boto3, payload not signed"
 _FLOOR = "floor: copy, SHA-256, AES, HMAC"
@@ -109,6 +111,7 @@ class _Line:
         contestants = {
             OURS: self._ours("client-aes256", "download", key=key, target=target),
             _PROOF: self._ours("client-aes256", "verify", key=key),
+            _UNPROVEN: self._ours("client-aes256", "receive", key=key, target=target),
             **({_PLAIN: self._ours("none", "download", key=self._key("none"), target=target)} if self._near else {}),
             **(self._floors(key, target) if self._near else {}),
             _BOTO3: self._theirs("boto3_download", key=key, target=target),
@@ -121,6 +124,8 @@ class _Line:
         targets = [
             Target(f"restore / boto3, {self._name}", _ratio(_row(rows, OURS), _row(rows, _BOTO3)), 0.6),
             _to_fastest(f"restore / fastest plain peer, {self._name}", rows, OURS, peers, 1.15),
+            Target(f"received, unproven / boto3, {self._name}", _ratio(_row(rows, _UNPROVEN), _row(rows, _BOTO3)), 0.6),
+            _to_fastest(f"received, unproven / fastest plain peer, {self._name}", rows, _UNPROVEN, peers, 1.15),
             _to_fastest(f"verification / fastest plain download, {self._name}", rows, _PROOF, peers, 1.0),
         ]
         if self._near:
