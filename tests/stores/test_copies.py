@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,19 @@ def test_a_copy_that_came_out_short_is_sent(bucket):
     bucket.client.put_object(Bucket=bucket.name, Key=OLD, Body=FIRST[: 3 * PART + 5])
     bucket.put()
     assert sorted(bucket.sent()) == [1, 3]
+
+
+@pytest.mark.parametrize("answers", ["UploadPartCopy", "ListParts"])
+def test_a_copy_whose_etag_is_another_in_the_list_of_parts_is_sent(bucket, answers):
+    def another(seen, content):
+        if seen.operation != answers or (seen.part and seen.part != 1):
+            return content
+        return re.sub(rb"<ETag>[^<]*</ETag>", b'<ETag>"00112233445566778899aabbccddeeff"</ETag>', content, count=1)
+
+    bucket.proxy.alter = another
+    bucket.put()
+    assert sorted(bucket.sent()) == [0, 1]
+    assert bucket.copies.parts == {2, 3}
 
 
 def test_a_right_condition_that_the_store_refuses_is_left_out(bucket):
