@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from duckling_provider.backup.inventory.names import date_faults, find_name, parse_name
-from duckling_provider.base.durable_files import make_folder, write_durably
+from duckling_provider.base.durable_files import clear_torn, make_folder, write_durably
 from duckling_provider.base.errors import CancelledError, DucklingError, ErrorRecord, RequestError, WrongHostError
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.base.state_files import read_state
@@ -225,6 +225,8 @@ def note(database: Database, *changes: Change) -> None:
     try:
         make_folder(folder)
         with FileLock(folder / _LOCK, operation="record", wait=10):
+            for odd in clear_torn(folder, RECORD):  # killed while it noted something
+                log.warning("%s", odd)
             record = _read(folder / RECORD)
             for change in changes:
                 record = change(record)

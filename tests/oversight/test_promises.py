@@ -94,6 +94,16 @@ def test_a_record_that_others_may_write_is_not_believed(database: Any, caplog: A
     assert "is not believed" in caplog.text
 
 
+def test_a_note_goes_with_what_a_killed_one_was_writing(database: Any):
+    entry = database()
+    note(entry, lambda record: record)
+    torn = entry.backup_path / f".{RECORD}.0a1b2c3d.tmp"
+    torn.write_bytes(b'{"fail')
+    note(entry, lambda record: replace(record, asked=NOW))
+    assert not torn.exists()
+    assert read_record(entry).asked == NOW
+
+
 def test_what_failed_is_noted_until_it_goes_well(database: Any):
     entry = database()
     for number in range(2):
