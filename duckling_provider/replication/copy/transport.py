@@ -61,8 +61,9 @@ class Transport:
 
         sql = self._select(key_range.where)
         if (url := self._url) is not None:
+            empty = self.empty()
             try:
-                found = _as_text(_read_by_connectorx(url, self._source, sql, self.empty()), self._schema())
+                found = _as_text(_read_by_connectorx(url, self._source, sql, empty), empty.schema)
             except _UnfitError as error:
                 log.warning("%s: read by pymysql, because connectorx says: %s", self._table.name, error)
                 self._url = None
