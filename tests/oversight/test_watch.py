@@ -220,7 +220,7 @@ def test_a_week_with_failing_nights_keeps_the_right_backups_and_tells_each_troub
                 uploaded[day] = key
                 if day == 5:
                     stored, data = store.objects[key]
-                    store.objects[key] = (stored, data[:-1] + b"!")
+                    store.objects[key] = (stored, data[:-1] + bytes([data[-1] ^ 1]))
                 done = verify_backup(database, store, key)
         except DucklingError as error:
             if day == 5:

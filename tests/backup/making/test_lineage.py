@@ -178,7 +178,7 @@ def test_a_damaged_renamed_or_older_formats_object_lends_nothing(site):
         site.store.objects[later + suffix] = (replace(stored, key=later + suffix), data)
     assert site.upload(first).because == ""
     stored, data = site.store.objects[done.key]
-    site.store.objects[done.key] = (stored, data[:-1] + b"x")
+    site.store.objects[done.key] = (stored, data[:-1] + bytes([data[-1] ^ 1]))
     for newer in list_backups(site.store)[:2]:
         site.store.delete(newer.key)
     assert "HMAC verification failed" in site.upload(first).because
