@@ -9,6 +9,7 @@ come from there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import threading
@@ -37,6 +38,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from botocore.hooks import HierarchicalEmitter
 
 from duckling_provider.base.errors import ConfigError, UnavailableError
 from duckling_provider.config.databases import S3Settings
@@ -239,7 +241,7 @@ class _Given(botocore.credentials.CredentialProvider):
 
 def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:
     certificates = _certificates()
-    session = botocore.session.Session()
+    session = botocore.session.Session(event_hooks=copy.copy(_handlers()), include_builtin_handlers=False)
     variables = session.get_component("config_store")
     for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
         variables.set_config_provider(name, ConstantProvider(default))
@@ -251,6 +253,14 @@ def _session_of_our_own(credentials: Credentials) -> botocore.session.Session:
     session.register_component("data_loader", _models())
     session.register_component("credential_provider", botocore.credentials.CredentialResolver([_Given(credentials)]))
     return session
+
+
+@functools.cache
+def _handlers() -> HierarchicalEmitter:
+    """What botocore does to requests and answers: one for all sessions, to register it takes longer than all else."""
+    handlers = HierarchicalEmitter()
+    botocore.session.Session(event_hooks=handlers)
+    return handlers
 
 
 @functools.cache
