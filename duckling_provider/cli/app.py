@@ -113,6 +113,10 @@ def _global_options(
         os.environ["DATA_PATH"] = data_path
 
 
+#: What reads a command line, made of `app` once: that takes longer than most commands.
+_command_line = typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Every failure becomes one line, a hint, and a code."""
     terminal = Terminal(json="--json" in arguments)  # the parser's own errors come before the option is read
@@ -124,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
     logging.getLogger().addHandler(logging.StreamHandler() if debug else logging.NullHandler())
     try:
         session.listen()
-        code = app(list(arguments) or ["--help"], obj=session, prog_name="duckling", standalone_mode=False)
+        code = _command_line(list(arguments) or ["--help"], obj=session, prog_name="duckling", standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe is dealt with, not when Python ends
         return code if isinstance(code, int) else 0
     except (Stopped, CancelledError) as stopped:
