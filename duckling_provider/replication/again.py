@@ -38,15 +38,18 @@ def known_tables(run: Run) -> dict[str, TableState]:
         return Ledger.open(connection).tables()
 
 
-def mark_misshapen(run: Run, following: Following, present: dict[str, Table]) -> dict[str, Table]:
+def mark_misshapen(
+    run: Run, following: Following, present: dict[str, Table]
+) -> tuple[dict[str, Table], dict[str, TableState]]:
     """Mark the tables whose shape is not what the server says, although all DDL has been applied.
 
     :param present: the tables that the server had a moment ago.
-    :returns: those that it has now.
+    :returns: those that it has now, and all as the replica's bookkeeping has them then.
     """
-    suspects = _differing(run, present, known_tables(run))
+    known = known_tables(run)
+    suspects = _differing(run, present, known)
     if not suspects:
-        return present
+        return present, known
     # After this the replica is further than the server was when it was asked. So what is the same before and after,
     # and differs here, is no matter of time.
     following.follow(None)
@@ -60,8 +63,9 @@ def mark_misshapen(run: Run, following: Following, present: dict[str, Table]) ->
                 log.warning("%s needs a new copy: %s", name, note)
                 Ledger.open(connection).mark_recopy(name, note)
             connection.commit()
+            known = Ledger.open(connection).tables()
         run.done.recopy |= notes
-    return later
+    return later, known
 
 
 def _differing(run: Run, present: Mapping[str, Table], known: Mapping[str, TableState]) -> dict[str, str]:

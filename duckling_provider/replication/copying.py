@@ -12,7 +12,7 @@ from duckling_provider.base.disk_space import disk_errors
 from duckling_provider.base.file_lock import FileLock
 from duckling_provider.replica.exchange import replace_replica
 from duckling_provider.replica.locks import state_path
-from duckling_provider.replication.again import known_tables, mark_misshapen, read_present, within_bounds
+from duckling_provider.replication.again import mark_misshapen, read_present, within_bounds
 from duckling_provider.replication.copy.table_copy import Copy, copy_tables, require_all
 from duckling_provider.replication.following import Following
 from duckling_provider.replication.model.ledger import Ledger, TableState
@@ -70,8 +70,7 @@ def renew_tables(run: Run, following: Following) -> bool:
     :returns: whether there were any.
     """
     replica = run.database.replica
-    present = mark_misshapen(run, following, read_present(run))
-    known = known_tables(run)
+    present, known = mark_misshapen(run, following, read_present(run))
     _warn_of_unknown(run, present.keys() | known.keys())
     stale = {name for name, state in known.items() if state.state != "ok"}
     names = sorted(name for name in mirrored(run.database, present) if name in stale or name not in known)

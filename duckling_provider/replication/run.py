@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from duckling_provider.replica.access import replica_access
 from duckling_provider.replica.read_copy import find_read_copy, renew_read_copy
 from duckling_provider.replication.apply.foreign_keys import Reference
 from duckling_provider.replication.binlog.stream import PositionLostError
-from duckling_provider.replication.model.ledger import Ledger, owner_of
+from duckling_provider.replication.model.ledger import Ledger, Owner, owner_in, owner_of
 from duckling_provider.replication.model.tables import Position, Table
 from duckling_provider.replication.model.types import report
 from duckling_provider.replication.mysql.availability import is_available
@@ -141,6 +142,8 @@ class Run:
         self.unmirrored: frozenset[str] = frozenset()
         #: Binlog files that the server had when it lacked what follows the position.
         self._kept: list[str] = []
+        #: Tables that are followed and that the configuration does not want.
+        self._left_out: list[str] = []
         self._read_copy_due = 0.0
 
     def fold_names(self) -> None:
@@ -171,13 +174,10 @@ class Run:
         """Tables that the configuration no longer wants are not followed from here on: should it want them again, they
         need a new copy.
         """
-        with self.access("sync"), self.opened(read_only=True) as connection:
-            states = Ledger.open(connection).tables().values()
-        names = [state.name for state in states if state.state == "ok" and not self.database.mirrors(state.name)]
-        if names:
+        if self._left_out:
             with self.access("sync"), self.opened() as connection:
                 connection.begin()
-                for name in names:
+                for name in self._left_out:
                     Ledger.open(connection).mark_recopy(name, "left out by the configuration")
                 connection.commit()
 
@@ -242,11 +242,15 @@ class Run:
         """Take down the replica's position; whether there is a replica of ours."""
         replica = self.database.replica
         with self.access("sync"):
-            if not self.require_consent():
+            if not os.path.lexists(replica):
                 return False
             with self.opened(read_only=True) as connection:
+                self._refuse_foreign(owner_in(connection))
                 ledger = Ledger.open(connection)
-                self.position, mirrored = ledger.position(), ledger.source()
+                self.position, mirrored, tables = ledger.position(), ledger.source(), ledger.tables()
+        self._left_out = [
+            name for name, state in tables.items() if state.state == "ok" and not self.database.mirrors(name)
+        ]
         if mirrored not in {"", self.source.database}:
             raise ReplicaError(
                 f"it mirrors the MySQL database {mirrored!r}, and mysqlConnectionString names {self.source.database!r}",
@@ -256,14 +260,18 @@ class Run:
             )
         return True
 
-    def require_consent(self) -> bool:
-        """Whether there is a file, which is ours then.
+    def require_consent(self) -> None:
+        """A file that is there is ours.
 
-        :raises ReplicaError: it is not ours.
+        :raises ReplicaError: it is not.
         """
         owner = owner_of(self.database.replica)
-        if owner in {"absent", "ours"}:
-            return owner == "ours"
+        if owner != "absent":
+            self._refuse_foreign(owner)
+
+    def _refuse_foreign(self, owner: Owner) -> None:
+        if owner == "ours":
+            return
         whose = "by the Node server" if owner == "duckling-server" else "by another program"
         raise ReplicaError(
             f"the file was made {whose}; nothing is written to it without consent",

@@ -229,13 +229,18 @@ def owner_of(path: Path) -> Owner:
         return "absent"
     try:
         with duckdb.connect(str(path), read_only=True) as connection:
-            found = set(
-                connection.execute(
-                    "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
-                ).fetchall()
-            )
+            return owner_in(connection)
     except duckdb.Error as error:
         raise open_error(path, error, cause="DuckDB can't use it") from error
+
+
+def owner_in(connection: DuckDBPyConnection) -> Owner:
+    """Who made the file that `connection` has open."""
+    found = set(
+        connection.execute(
+            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
+        ).fetchall()
+    )
     if (SCHEMA, "about") in found:
         return "ours"
     return "duckling-server" if ("main", "cdc_binlog_position") in found else "foreign"
