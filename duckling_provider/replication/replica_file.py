@@ -41,8 +41,12 @@ def opened(path: Path, *, read_only: bool = False) -> Iterator[DuckDBPyConnectio
 
 
 def gone(replica: Path) -> ReplicaError:
-    """The error for a replica that was there a moment ago."""
-    return ReplicaError("it is gone", subject=str(replica), operation="sync", hint="Run the sync again.")
+    """The error for a replica that was there a moment ago, or that a link promises."""
+    cause, hint = "it is gone", "Run the sync again."
+    if replica.is_symlink():
+        cause = f"it is a link to {replica.readlink()}, and nothing is there"
+        hint = "Bring back what it leads to, a file system that is not mounted, maybe; or remove it: a sync makes anew."
+    return ReplicaError(cause, subject=str(replica), operation="sync", hint=hint)
 
 
 def sync_file(path: Path) -> None:
