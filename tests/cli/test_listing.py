@@ -344,15 +344,15 @@ def test_a_locked_backup_keeps_none_of_the_others_and_is_named(
     assert duckling("cleanup", "production").err.count("s3:DeleteObject is not allowed") == 1
 
 
-def test_an_upload_whose_token_ends_is_gone_on_with(duckling, installation, moto_server, make_proxy, big_replica):
+def test_an_upload_whose_token_ends_is_gone_on_with(duckling, installation, moto_server, make_proxy, medium_replica):
     bucket, proxy = moto_server.new_bucket(), make_proxy(moto_server)
-    big_replica(installation.replica())
+    medium_replica(installation.replica())
     fields = {"encryption": "client-aes256", "encryptionKey": KEY, "partSizeMiB": 5, "maxConcurrency": 1}
     installation.write(installation.entry(s3=proxy.server.s3(bucket, **fields)))
     ended: list[str] = []
 
     def answer(seen: Any) -> tuple[int, str] | None:
-        if seen.part == 3:
+        if seen.part == 2:
             ended.append("the token")
         return (400, "ExpiredToken") if ended else None
 
@@ -366,7 +366,7 @@ def test_an_upload_whose_token_ends_is_gone_on_with(duckling, installation, moto
     proxy.seen.clear()
     again = duckling("backup", "production", "--resume", "--json")
     assert again.json["resumed"] is True
-    assert proxy.count("UploadPart") == 4
+    assert proxy.count("UploadPart") == 3
 
 
 def test_a_store_that_hangs_hides_no_local_backup(duckling, installation, s3_server, two, make_proxy, monkeypatch):

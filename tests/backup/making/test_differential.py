@@ -79,7 +79,7 @@ def site(installation, monkeypatch):
 @pytest.mark.parametrize("size", [0, 16 * MIB, 16 * MIB + 5])
 @pytest.mark.parametrize("fields", [{}, {"encryption": "client-aes256", "encryptionKey": "5b" * 32, "objectFormat": 2}])
 def test_where_parts_are_segments_one_checksum_serves_both(installation, fields, size):
-    site = Site(installation, **fields)
+    site = Site(installation, partSizeMiB=8, **fields)
     data = some_bytes(size)
     made = site.snapshot(data)
     record = record_of(site.database, made.filename)
@@ -329,12 +329,12 @@ def test_sent_reads_what_was_sent_and_finds_damage_there(duckdb_site):
     site = duckdb_site
     first = site.head + some_bytes(SIZE)
     site.upload(first)
-    good = site.upload(changed(first, 5, 100), verified="")
+    good = site.upload(changed(first, 5, 90), verified="")
     result = verify_upload(site.database, site.store, good.key)
     assert result.evidence == "sent"
     assert read_state(site.database, site.store, list_backups(site.store)[0]).name == "verified"
-    bad = site.upload(changed(first, 5, 100), verified="")
-    damage(site, bad.key, 100 * SEGMENT + 9)
+    bad = site.upload(changed(first, 5, 90), verified="")
+    damage(site, bad.key, 90 * SEGMENT + 9)
     with pytest.raises(IntegrityError, match="SHA-256 verification failed"):
         verify_upload(site.database, site.store, bad.key)
     assert read_state(site.database, site.store, list_backups(site.store)[0]).name == "disproved"

@@ -766,10 +766,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_configuration_seals_the_same_bytes_anew(installation, s3_settings, big_replica, change):
+def test_a_changed_configuration_seals_the_same_bytes_anew(installation, s3_settings, medium_replica, change):
     before, after = CHANGES[change]
     installation.write(installation.entry(s3=s3_settings(*before)))
-    replica = big_replica(installation.replica())
+    replica = medium_replica(installation.replica())
     taken = take_snapshot(installation.database())
     installation.write(installation.entry(s3=s3_settings(*after)))
     database = installation.database()

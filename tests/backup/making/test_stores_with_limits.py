@@ -35,14 +35,14 @@ def test_a_backup_to_an_archive_is_verified_by_its_head(installation, small_repl
 
 
 def test_an_upload_that_is_refused_for_its_parts_starts_again_with_larger_ones(
-    installation, big_replica, moto_server, make_proxy, monkeypatch
+    installation, medium_replica, moto_server, make_proxy, monkeypatch
 ):
     monkeypatch.setattr(parts, "SAFE_PARTS", 3)
     proxy = make_proxy(moto_server)
     proxy.before = lambda seen: (400, "InvalidArgument") if seen.part > 3 else None
     s3 = proxy.server.s3(moto_server.new_bucket(), partSizeMiB=5, encryption="client-aes256", encryptionKey="ab" * 32)
     installation.write(installation.entry(s3=s3))
-    big_replica(installation.replica())
+    medium_replica(installation.replica())
     database = installation.database()
     store = open_store(database)
     done = upload_snapshot(database, store, take_snapshot(database))

@@ -108,12 +108,12 @@ class Backup:
 
 
 @pytest.fixture
-def ready(installation, small_replica, big_replica):
-    """``ready(server, big=True, **fields) -> Backup`` with a fresh bucket; a big one has six parts, a small one one."""
+def ready(installation, small_replica, medium_replica):
+    """``ready(server, big=True, **fields) -> Backup`` with a fresh bucket; a big one has four parts, a small one one."""
 
     def make(server, *, big=True, **fields):
         if big:
-            big_replica(installation.replica())
+            medium_replica(installation.replica())
         else:
             small_replica(installation.replica())
         return Backup(installation, server, server.new_bucket(), **fields)
@@ -143,7 +143,7 @@ def leftovers(backup):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("big", [False, True], ids=["one part", "six parts"])
+@pytest.mark.parametrize("big", [False, True], ids=["one part", "four parts"])
 def test_a_backup_is_in_the_store_as_the_mode_says(server, ready, mode, big):
     backup = ready(server, big=big, encryption=mode)
     result = backup.upload()
@@ -177,7 +177,7 @@ def test_a_backup_is_in_the_store_as_the_mode_says(server, ready, mode, big):
     expected["duckling-rows"] = rows_digest(backup.snapshot.rows, key)
     assert metadata == expected
     if server.folder is None:
-        assert head["ETag"].strip('"').endswith("-6") == big
+        assert head["ETag"].strip('"').endswith("-4") == big
         assert backup.unfinished() == []
     assert leftovers(backup) == set()
 
@@ -220,7 +220,7 @@ def test_nothing_secret_is_in_what_the_store_is_told(moto_server, ready, make_pr
 # ---- the .mac comes first ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("big", [False, True], ids=["one part", "six parts"])
+@pytest.mark.parametrize("big", [False, True], ids=["one part", "four parts"])
 def test_the_mac_is_there_before_the_object_appears(moto_server, ready, make_proxy, big):
     backup = ready(moto_server, big=big, encryption="client-aes256")
     proxy = make_proxy(moto_server)
@@ -299,10 +299,10 @@ def test_a_killed_upload_shows_no_object_and_its_retry_goes_on(server, ready, ma
     backup = ready(server, encryption=mode)
     proxy = make_proxy(server)
     backup.through(proxy.server)
-    released = stall_after(proxy, 4)
+    released = stall_after(proxy, 2)
     child = start_child(_UPLOAD, backup.snapshot.filename)
     assert child.line() == "uploading"
-    wait_until(lambda: backup.snapshot.upload_log.exists() and backup.snapshot.upload_log.read_text().count("\n") == 5)
+    wait_until(lambda: backup.snapshot.upload_log.exists() and backup.snapshot.upload_log.read_text().count("\n") == 3)
     child.kill()
     released.set()
     assert backup.keys() == []
@@ -322,7 +322,7 @@ def test_a_store_that_fails_for_a_while_costs_only_the_missing_parts(moto_server
     backup = ready(moto_server, encryption="client-aes256")
     proxy = make_proxy(moto_server)
     backup.through(proxy.server)
-    proxy.before = lambda seen: (503, "SlowDown") if seen.part > 4 else None
+    proxy.before = lambda seen: (503, "SlowDown") if seen.part > 2 else None
     with pytest.raises(StoreError) as caught:
         backup.upload()
     assert caught.value.retryable
@@ -332,7 +332,7 @@ def test_a_store_that_fails_for_a_while_costs_only_the_missing_parts(moto_server
     proxy.seen.clear()
     proxy.before = lambda _: None
     backup.upload()
-    assert sorted(seen.part for seen in proxy.seen if seen.operation == "UploadPart") == [5, 6]
+    assert sorted(seen.part for seen in proxy.seen if seen.operation == "UploadPart") == [3, 4]
     assert backup.is_whole()
     assert backup.unfinished() == []
 
@@ -350,7 +350,7 @@ def test_credentials_that_may_not_list_parts_start_anew_and_leave_no_old_upload(
     backup, proxy = _interrupted(moto_server, ready, make_proxy, mode="client-aes256")
     proxy.before = lambda seen: (403, "AccessDenied") if seen.operation == "ListParts" else None
     backup.upload()
-    assert proxy.count("UploadPart") == 6
+    assert proxy.count("UploadPart") == 4
     assert backup.is_whole()
     assert backup.unfinished() == []
 
@@ -383,16 +383,16 @@ def test_another_key_in_between_never_continues_the_old_ciphertext(moto_server, 
     assert backup.bytes(f"{backup.key}.mac") == hmac.new(raw, stored, hashlib.sha256).hexdigest().encode()
     plain = Cipher(algorithms.AES(raw), modes.CTR(stored[:16])).decryptor().update(stored[16:])
     assert plain == backup.snapshot.path.read_bytes()
-    assert proxy.count("UploadPart") == 6
+    assert proxy.count("UploadPart") == 4
 
 
 def _interrupted(server, ready, make_proxy, *, mode):
-    """A backup of which four parts of six have arrived when the store broke down; and the proxy, in order again."""
+    """A backup of which two parts of four have arrived when the store broke down; and the proxy, in order again."""
     backup = ready(server, encryption=mode)
     proxy = make_proxy(server)
     backup.through(proxy.server)
     broken = (400, "RequestTimeout")  # passing, but nothing that botocore would try again by itself for long
-    proxy.before = lambda seen: broken if seen.part > 4 else None
+    proxy.before = lambda seen: broken if seen.part > 2 else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3_client, "ATTEMPTS", 1)
         with pytest.raises(StoreError):
@@ -466,7 +466,7 @@ def test_two_uploads_of_one_snapshot_do_not_run_at_once(moto_server, ready, make
 
 
 @pytest.mark.parametrize("mode", ["none", "client-aes256"])
-@pytest.mark.parametrize("position", [PART // 2, 3 * PART + 100, -1], ids=["first part", "in the middle", "last byte"])
+@pytest.mark.parametrize("position", [PART // 2, 2 * PART + 100, -1], ids=["first part", "in the middle", "last byte"])
 def test_a_snapshot_that_was_altered_is_not_uploaded(moto_server, ready, mode, position):
     backup = ready(moto_server, encryption=mode)
     _flip(backup.snapshot.path, position % backup.snapshot.size)
@@ -516,7 +516,7 @@ def test_a_refusal_that_no_retry_cures_leaves_nothing_behind(moto_server, ready,
     backup = ready(moto_server, encryption=mode)
     proxy = make_proxy(moto_server)
     backup.through(proxy.server)
-    proxy.before = lambda seen: (403, "AccessDenied") if seen.part == 4 else None
+    proxy.before = lambda seen: (403, "AccessDenied") if seen.part == 3 else None
     with pytest.raises(AccessDeniedError) as caught:
         backup.upload()
     assert caught.value.action == "s3:PutObject"
@@ -562,13 +562,13 @@ def test_a_cancelled_upload_stops_and_leaves_nothing_behind(moto_server, ready, 
     control = Control()
 
     def cancel(seen):
-        if seen.part == 3:
+        if seen.part == 1:
             control.cancel()
 
     proxy.before = cancel
     with pytest.raises(CancelledError):
         backup.upload(control)
-    assert proxy.count("UploadPart") <= 5
+    assert proxy.count("UploadPart") <= 3
     assert proxy.count("CompleteMultipartUpload") == 0
     assert backup.keys() == []
     assert backup.unfinished() == []

@@ -336,13 +336,13 @@ def test_title_case_metadata_is_understood(make_site: Callable[..., Site], s3_se
 @pytest.mark.server
 @pytest.mark.parametrize("mode", ["none", "sse-s3", "sse-kms", "client-aes256"])
 def test_every_mode_comes_back_from_a_store_in_many_parts(
-    installation: Any, moto_server: Any, big_replica: Callable[[Path], Path], mode: str
+    installation: Any, moto_server: Any, medium_replica: Callable[[Path], Path], mode: str
 ):
     extra = {"encryptionKey": KEY} if mode == "client-aes256" else {}
     s3 = moto_server.s3(moto_server.new_bucket(), encryption=mode, partSizeMiB=5, **extra)
     installation.write(installation.entry(s3=s3))
     database = installation.database()
-    replica = big_replica(installation.replica())
+    replica = medium_replica(installation.replica())
     expected = replica.read_bytes()
     store = open_store(database)
     upload_snapshot(database, store, take_snapshot(database))

@@ -168,8 +168,10 @@ def test_a_local_backup_verifies_like_one_in_the_store(installation, make_replic
         verify_backup(database, LocalBackups(database))
 
 
-def test_a_big_backup_is_read_once_and_progress_ends_at_its_size(moto_server, installation, big_replica, make_proxy):
-    backup = Stored(installation, moto_server, replica=big_replica(installation.replica()), encryption="client-aes256")
+def test_a_big_backup_is_read_once_and_progress_ends_at_its_size(moto_server, installation, medium_replica, make_proxy):
+    backup = Stored(
+        installation, moto_server, replica=medium_replica(installation.replica()), encryption="client-aes256"
+    )
     proxy = make_proxy(moto_server)
     backup.through(proxy.server)
     seen = []
@@ -331,9 +333,9 @@ def test_two_blocks_that_changed_places_are_found(moto_server, stored):
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_found(
-    moto_server, installation, big_replica, make_proxy, make_replica, tmp_path
+    moto_server, installation, medium_replica, make_proxy, make_replica, tmp_path
 ):
-    backup = Stored(installation, moto_server, replica=big_replica(installation.replica()))
+    backup = Stored(installation, moto_server, replica=medium_replica(installation.replica()))
     other = make_replica(tmp_path / "other.db", seed=1).read_bytes()
     proxy = make_proxy(moto_server)
     backup.through(proxy.server)
