@@ -109,7 +109,7 @@ class Backup:
 
 @pytest.fixture
 def ready(installation, small_replica, medium_replica):
-    """``ready(server, big=True, **fields) -> Backup`` with a fresh bucket; a big one has four parts, a small one one."""
+    """``ready(server, big=True, **fields) -> Backup`` in a fresh bucket; a big one has four parts, else one."""
 
     def make(server, *, big=True, **fields):
         if big:
