@@ -39,6 +39,10 @@ class Live:
     passwords: dict[str, str]
     api_key: str = API_KEY
 
+    def at(self, host: str | None = None) -> str:
+        """The URL by which a browser on `host` comes here."""
+        return self.url if host is None else self.url.replace("localhost", host)
+
     def replica(self, database_id: str = "shop") -> Path:
         return self.data / f"{database_id}.db"
 
@@ -126,50 +130,55 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def log_in(page: Page, live: Live, user: str, url: str, path: str = "/") -> None:
-    """By Airflow's own form, to land on `path`."""
-    page.goto(f"{url}/auth/login?next={path}")
-    fill_in(page, live, user)
-    page.wait_for_url(f"{url}{path}")
-
-
-def fill_in(page: Page, live: Live, user: str) -> None:
-    page.fill("input[name=username]", user)
-    page.fill("input[name=password]", live.passwords[user])
-    page.click("button[type=submit]")
-
-
 @pytest.fixture(scope="module")
-def logins() -> dict[tuple[str, str], Any]:
-    """Cookies by user and URL: each logs in once."""
-    return {}
+def signed_in(live, browser) -> Callable[..., BrowserContext]:
+    """``signed_in(user="admin", host=None) -> context``: logged in once, by Airflow's own form.
+
+    For all tests, because a context has the cache: Airflow's page is megabytes of scripts, fetched and compiled.
+    """
+    contexts: dict[tuple[str, str], BrowserContext] = {}
+
+    def signed_in(user: str = "admin", host: str | None = None) -> BrowserContext:
+        url = live.at(host)
+        if (user, url) not in contexts:
+            contexts[user, url] = context = browser.new_context(viewport={"width": 1280, "height": 800})
+            context.set_default_timeout(120_000)
+            page = context.new_page()
+            page.goto(f"{url}/duckling/databases/shop")
+            assert page.get_by_role("heading").inner_text() == "You are not logged in"
+            page.get_by_role("link", name="Log in").click()
+            page.fill("input[name=username]", user)
+            page.fill("input[name=password]", live.passwords[user])
+            page.click("button[type=submit]")
+            page.wait_for_url(f"{url}/duckling/databases/shop")
+            page.close()
+        return contexts[user, url]
+
+    return signed_in
 
 
 @pytest.fixture
-def visit(live, browser, logins) -> Iterator[Callable[..., Page]]:
-    """``visit(path, user="admin", theme="light", host=None, **context) -> page``: logged in, in its own context."""
-    contexts: list[BrowserContext] = []
+def visit(live, browser, signed_in) -> Iterator[Callable[..., Page]]:
+    """``visit(path, user="admin", theme="light", host=None, **options) -> page``: logged in.
+
+    `options` ask for a context of its own.
+    """
+    pages: list[Page] = []
 
     def visit(path: str, user: str = "admin", theme: str = "light", host: str | None = None, **options: Any) -> Page:
-        url = live.url if host is None else live.url.replace("localhost", host)
-        if (user, url) not in logins:
-            context = browser.new_context()
-            log_in(context.new_page(), live, user, url)
-            logins[user, url] = context.storage_state()
-            context.close()
-        context = browser.new_context(
-            viewport={"width": 1280, "height": 800}, storage_state=logins[user, url], **options
-        )
-        contexts.append(context)
+        context = signed_in(user, host)
+        if options:
+            context = browser.new_context(storage_state=context.storage_state(), **options)
         page = context.new_page()
+        pages.append(page)
         page.set_default_timeout(120_000)
         page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
-        page.goto(f"{url}{path}")
+        page.goto(f"{live.at(host)}{path}")
         return page
 
     yield visit
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 @pytest.fixture

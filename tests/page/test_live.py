@@ -44,15 +44,10 @@ def spoil(replica):
 
 
 @pytest.fixture(scope="module")
-def backed_up(live, browser):
+def backed_up(live, signed_in):
     """Makes the first backup, by the page's button, and gives its name."""
-    page = browser.new_page()
+    page = signed_in().new_page()
     page.goto(f"{live.url}/duckling/databases/shop")
-    assert page.get_by_role("heading").inner_text() == "You are not logged in"
-    page.get_by_role("link", name="Log in").click()
-    page.fill("input[name=username]", "admin")
-    page.fill("input[name=password]", live.passwords["admin"])
-    page.click("button[type=submit]")
     expect(page.get_by_role("main")).to_contain_text("Nothing could be restored: no backup has run yet.")
     page.get_by_role("button", name="Backup now").click()
     page.wait_for_url("**/duckling/runs/duckling_backup__shop/manual__*")
