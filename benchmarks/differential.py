@@ -176,7 +176,7 @@ class _Bench:
                     self._place.write([entry(DATABASE, self._place.replica, s3)])
                     yield self
             finally:
-                store.service.stop()
+                store.service.stop(patience=0)  # its folder goes, too
 
     def __enter__(self) -> _Bench:
         self._context = self._entered()

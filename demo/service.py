@@ -108,10 +108,12 @@ class Service:
 
     def _ended(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
-        while self._alive():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
+        while alive := self._alive():
+            # Looking among all processes takes a while: only when those that were found have ended.
+            while any(map(_lives, alive)):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
         return True
 
     def _noted(self) -> tuple[int, int]:
@@ -192,6 +194,14 @@ def _process(pid: int) -> _Process:
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     fields = stat.rpartition(")")[2].split()
     return _Process(pid, int(fields[2]), int(fields[3]), int(fields[19]), alive=fields[0] not in "ZX")
+
+
+def _lives(process: _Process) -> bool:
+    try:
+        now = _process(process.pid)
+    except OSError:
+        return False
+    return now.alive and now.started == process.started
 
 
 def _processes() -> Iterator[_Process]:

@@ -43,7 +43,7 @@ def _in_this_process(arguments):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, full):
     path = tmp_path_factory.mktemp("benchmarks") / "differential.json"
-    arguments = ["--quick", "--size", "64" if full else "24", "--only", "differential", "--output", str(path)]
+    arguments = ["--quick", "--size", "64" if full else "20", "--only", "differential", "--output", str(path)]
     if full:
         command = [sys.executable, "-m", "benchmarks", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
@@ -103,7 +103,7 @@ def test_what_changed_is_counted_without_a_store_too(tmp_path, full):
     import benchmarks.__main__
 
     path = tmp_path / "counted.json"
-    benchmarks.__main__.main(["--quick", "--size", "64" if full else "24", "--only", "counted", "--output", str(path)])
+    benchmarks.__main__.main(["--quick", "--size", "64" if full else "20", "--only", "counted", "--output", str(path)])
     (case,) = json.loads(path.read_text())["cases"]
     shares = {target["name"]: target["value"] for target in case["targets"]}
     assert shares["identical: sent / size"] == 0
