@@ -39,23 +39,24 @@ def template(node: ast.expr) -> str:
 
 
 @cache
-def trees() -> tuple[ast.Module, ...]:
-    return tuple(ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py")))
+def trees() -> tuple[list[ast.AST], ...]:
+    """The nodes of each module of the package, itself first: walking through them costs as much as parsing does."""
+    return tuple(list(ast.walk(ast.parse(path.read_text()))) for path in sorted(PACKAGE.rglob("*.py")))
 
 
 @cache
 def every_text() -> tuple[str, ...]:
     """Of the whole package, docstrings apart; and each line of the page's templates."""
     texts = set()
-    for tree in trees():
+    for nodes in trees():
         docstrings = {
             id(node.body[0].value)
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
             and node.body
             and isinstance(node.body[0], ast.Expr)
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and id(node) not in docstrings:
                 texts.add(template(node))
     for page in PACKAGE.rglob("*.html"):
@@ -68,8 +69,8 @@ def error_classes() -> set[str]:
     """Names of the family: whatever descends from `DucklingError`, and the API's own error."""
     bases = {
         node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
-        for tree in trees()
-        for node in ast.walk(tree)
+        for nodes in trees()
+        for node in nodes
         if isinstance(node, ast.ClassDef)
     }
     family = {"DucklingError"}
@@ -119,18 +120,18 @@ def is_maker(call: ast.Call) -> bool:
 def causes() -> dict[str, set[str]]:
     """By class of error: the causes as the code has them. Texts of one word are names of fields."""
     found: dict[str, set[str]] = {}
-    for tree in trees():
-        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    for nodes in trees():
+        functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         # An inner function comes after the one around it.
         around = {id(node): function for function in functions for node in ast.walk(function)}
-        for call in ast.walk(tree):
+        for call in nodes:
             if not isinstance(call, ast.Call) or not is_maker(call):
                 continue
             name = ast.unparse(call.func).rpartition(".")[2]
             # After a status of HTTP, or after the name of a field.
             second = name == "ApiError" or (name in {"error", "fault", "warn"} and isinstance(call.func, ast.Attribute))
             for argument in call.args[1:2] if second else call.args[:1]:
-                for text in variants(argument, around.get(id(call), tree)):
+                for text in variants(argument, around.get(id(call), nodes[0])):
                     if " " in text.strip(GAP + " :,") and text not in LEFT_OUT:
                         found.setdefault(name, set()).add(text)
     return found
@@ -164,7 +165,7 @@ def test_each_message_of_the_catalogue_is_one_of_the_code() -> None:
 
 
 def test_the_whole_family_of_errors_was_searched() -> None:
-    named = {node.name for tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    named = {node.name for nodes in trees() for node in nodes if isinstance(node, ast.ClassDef)}
     assert {name for name in error_classes() if name not in named} == set()
     # What a server lacks is in docs/internals/replication.md.
     assert error_classes() - set(causes()) == {"PreflightError"}
