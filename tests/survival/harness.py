@@ -5,14 +5,17 @@ is sent, once after it was answered). They are counted by wrappers put around th
 of botocore, so the product itself has no hook for tests.
 
 ``harness.py once ACTION N ARGUMENT…`` runs one command of the command line, ``harness.py serve`` runs them as they come
-in, one JSON document a line, each in a fork: the imports are paid once. N counts from 1; ``NAME:N`` is the n-th step of
-that name. Actions: ``count`` lets it run, ``kill``,
-``term`` and ``stop`` send a signal to this very process, ``fill:FOLDER`` fills that folder's file system.
+in, one JSON document a line, each in a fork: what one of them imports is there for all that follow. N counts from 1;
+``NAME:N`` is the n-th step of that name. Actions: ``count`` lets it run, ``kill``, ``term`` and ``stop`` send a signal
+to this very process, ``fill:FOLDER`` fills that folder's file system.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import gc
+import importlib
 import json
 import os
 import signal
@@ -103,7 +106,8 @@ def watch():
 def serve():
     for line in sys.stdin:
         order = json.loads(line)
-        told, tell = os.pipe()
+        known = set(sys.modules)
+        heard, tell = os.pipe()
         error = os.memfd_create("stderr")
         pid = os.fork()
         if pid == 0:
@@ -115,35 +119,43 @@ def serve():
             code = cli.run(order["arguments"])
             sys.stdout.flush()
             sys.stderr.flush()
-            real_write(tell, json.dumps({"steps": STEPS.count, "names": STEPS.names}).encode())
+            new = [name for name in sys.modules if name not in known]
+            real_write(tell, json.dumps({"steps": STEPS.count, "names": STEPS.names, "new": new}).encode())
             os._exit(code)
         os.close(tell)
-        with os.fdopen(told) as pipe:
+        with os.fdopen(heard) as pipe:
             text = pipe.read()
         _, status = os.waitpid(pid, 0)
         with os.fdopen(error, "rb") as output:
             output.seek(0)
             said = output.read().decode(errors="replace")
-        answer = {"code": os.waitstatus_to_exitcode(status), "said": said, "steps": 0, "names": []}
-        print(json.dumps(answer | (json.loads(text) if text else {})), flush=True)
+        told = json.loads(text) if text else {"steps": 0, "names": [], "new": []}
+        learn(told.pop("new"))
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status), "said": said, **told}), flush=True)
 
 
 def prepare():
-    """What each fork would pay for: imports, and what botocore reads to make its first client."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads before the forks
-    import duckdb  # noqa: F401
-    import numpy as np  # noqa: F401
-    import pymysql  # noqa: F401
-
-    from duckling_provider import config  # noqa: F401
-    from duckling_provider.backup.making import upload  # noqa: F401
-    from duckling_provider.backup.reading import restore, verify  # noqa: F401
-    from duckling_provider.backup.retention import clean_up  # noqa: F401
+    """What each fork would pay for besides imports: what is made once in a process."""
     from duckling_provider.config.s3 import S3Settings
-    from duckling_provider.replication import run, sync  # noqa: F401
-    from duckling_provider.stores import s3, s3_client  # noqa: F401
+    from duckling_provider.oversight import back_reach, notices, record
+    from duckling_provider.stores import s3_client
 
-    s3_client.make_client(S3Settings(enabled=True, region="us-east-1"), s3_client.Credentials("none", "none"))
+    settings = S3Settings(enabled=True, region="us-east-1")
+    client = s3_client.make_client(settings, s3_client.Credentials("none", "none"))
+    client.can_paginate("list_objects_v2")
+    for module in (back_reach, notices, record):
+        module._adapter()
+
+
+def learn(names):
+    """Import what a fork had to import: the next ones find it."""
+    if not names:
+        return
+    for name in names:
+        with contextlib.suppress(ImportError):  # some modules are made by others only
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork that looks for garbage would copy all pages
 
 
 if __name__ == "__main__":
@@ -151,6 +163,7 @@ if __name__ == "__main__":
 
     watch()
     if sys.argv[1] == "serve":
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads before the forks
         prepare()
         serve()
     else:
