@@ -76,6 +76,8 @@ _LONGEST = (
     "test_demo.py",
     "cli/test_cli.py",
     "test_benchmarks.py",
+    "test_bench_differential.py",
+    "survival/test_stores.py",
 )
 _HERE = Path(__file__).parent
 #: What makes a test slow: it starts a server, an Airflow or a child process, or talks to one.
