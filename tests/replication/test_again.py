@@ -2,8 +2,8 @@
 
 import shutil
 
-import duckdb
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.base.errors import NoSpaceError
 from duckling_provider.replication import again
@@ -16,17 +16,17 @@ pytestmark = [pytest.mark.mysql, pytest.mark.mariadb_only]
 
 
 def history(entry):
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         return Ledger.open(connection).history()
 
 
 def states(entry):
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         return {name: state.state for name, state in Ledger.open(connection).tables().items()}
 
 
 def column_type(entry, table, name):
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         return connection.execute(
             "SELECT data_type FROM duckdb_columns() WHERE table_name = ? AND column_name = ?", [table, name]
         ).fetchall()[0][0]
@@ -125,7 +125,7 @@ def test_without_room_nothing_is_copied_and_the_changes_are_in_the_replica(site,
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
         with pytest.raises(NoSpaceError, match="new copies of t"):
             sync(entry)
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         assert connection.execute("FROM u").fetchall() == [(7,)]
     assert states(entry)["t"] == "recopy"
     assert sync(entry).copied == ("t",)

@@ -1,7 +1,7 @@
 """What of a table's columns the binlog or the server hides: invisible keys, names."""
 
-import duckdb
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.replication.mysql import preflight
 from duckling_provider.replication.sync import sync
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.mysql
 
 
 def here(entry, query):
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         return connection.execute(query).fetchall()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, CancelledError, DucklingError
@@ -117,17 +118,13 @@ def in_mysql(mariadb: Any, database: str, table: str) -> Counter[Any]:
 
 
 def in_duckdb(path: Path, table: str) -> Counter[Any]:
-    import duckdb
-
-    with duckdb.connect(str(path), read_only=True) as connection:
+    with opened(path) as connection:
         name = '"' + table.replace('"', '""') + '"'
         return Counter(connection.execute(f"SELECT * FROM main.{name}").fetchall())
 
 
 def tables_in(path: Path) -> set[str]:
-    import duckdb
-
-    with duckdb.connect(str(path), read_only=True) as connection:
+    with opened(path) as connection:
         return {
             name
             for (name,) in connection.execute(

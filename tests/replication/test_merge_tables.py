@@ -4,6 +4,7 @@ import contextlib
 
 import duckdb
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.replication.mysql.merge_tables import MergeTables
 from duckling_provider.replication.sync import sync
@@ -22,7 +23,7 @@ def other(mariadb):
 
 
 def assert_equal(entry, mariadb, database):
-    with duckdb.connect(str(entry.replica), read_only=True) as replica:
+    with opened(entry.replica) as replica:
         for name in ("t", "u"):
             ours = replica.execute(f"FROM {name}").fetchall()
             assert sorted(ours) == sorted(mariadb.execute(f"SELECT * FROM {name}", database)), name

@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-import duckdb
 import pytest
 from fixtures.command_line import run_here
+from fixtures.replica_file import opened
 
 from duckling_provider.backup.inventory.sidecar import Snapshot
 from duckling_provider.backup.making.snapshot import take_snapshot
@@ -61,20 +61,20 @@ class Proof:
 
     def spoil(self, *statements: str) -> None:
         """Change the replica behind the sync's back."""
-        with duckdb.connect(str(self.entry.replica)) as connection:
+        with opened(self.entry.replica, read_only=False) as connection:
             for statement in statements:
                 connection.execute(statement)
 
     def ours(self, sql: str) -> list[tuple[Any, ...]]:
-        with duckdb.connect(str(self.entry.replica), read_only=True) as connection:
+        with opened(self.entry.replica) as connection:
             return connection.execute(sql).fetchall()
 
     def every(self, names: Iterable[str]) -> dict[str, list[tuple[Any, ...]]]:
-        with duckdb.connect(str(self.entry.replica), read_only=True) as connection:
+        with opened(self.entry.replica) as connection:
             return {name: connection.execute(f"FROM {name} ORDER BY ALL").fetchall() for name in names}
 
     def known(self) -> dict[str, TableValidation]:
-        with duckdb.connect(str(self.entry.replica), read_only=True) as connection:
+        with opened(self.entry.replica) as connection:
             return Ledger.open(connection).validations.read()
 
     def history(self, kind: str) -> list[str]:
@@ -102,7 +102,7 @@ class Proof:
         pytest.fail(f"never compared: {left}")
 
     def _left(self, begun: datetime) -> set[str]:
-        with duckdb.connect(str(self.entry.replica), read_only=True) as connection:
+        with opened(self.entry.replica) as connection:
             ledger = Ledger.open(connection)
             known = ledger.validations.read()
             names = {state.name for state in ledger.tables().values() if state.state == "ok"}

@@ -11,6 +11,7 @@ import time
 
 import duckdb
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.backup.making.snapshot import take_snapshot
 from duckling_provider.base.cancellation import Control
@@ -58,7 +59,7 @@ def orders(site, count=1000):
 
 
 def rows(entry, query):
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         return connection.execute(query).fetchall()
 
 
@@ -485,7 +486,7 @@ def test_two_first_copies_at_once_copy_once(site):
     runs = [subprocess.Popen([sys.executable, "-c", _SYNC]) for _ in range(2)]
     assert [run.wait(60) for run in runs] == [0, 0]
     is_equal(entry)
-    with duckdb.connect(str(entry.replica), read_only=True) as connection:
+    with opened(entry.replica) as connection:
         assert Ledger.open(connection).source() != ""
 
 

@@ -10,6 +10,7 @@ import re
 import duckdb
 import pyarrow as pa
 import pytest
+from fixtures.replica_file import instance
 
 from duckling_provider.replication.binlog.readers import ZERO_DATE
 from duckling_provider.replication.binlog.stream import BinlogStream, Unfollowed
@@ -68,9 +69,9 @@ WAYS = [by_copy_with_pymysql, by_copy_with_connectorx, by_changes]
 
 def into_duckdb(table, data, expression):
     """The rows that a table of DuckDB holds when `data` has been put into it."""
-    with duckdb.connect() as connection:
+    with instance().cursor() as connection:
         columns = ", ".join(f"{quote(column.name)} {types.duck_type(column)}" for column in table.columns)
-        connection.execute(f"CREATE TABLE {quote(table.name)} ({columns})")
+        connection.execute(f"CREATE TEMP TABLE {quote(table.name)} ({columns})")
         connection.register("data", data)
         select = ", ".join(expression(column, f"c{i}") for i, column in enumerate(table.columns))
         connection.execute(f"INSERT INTO {quote(table.name)} SELECT {select} FROM data")

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 import duckdb
 import pytest
 from fixtures.command_line import run_here
+from fixtures.replica_file import opened
 
 from duckling_provider.backup.inventory.local_backups import LocalBackups
 from duckling_provider.backup.making.snapshot import take_snapshot
@@ -44,7 +45,7 @@ def there(server, database):
 
 
 def here(path):
-    with duckdb.connect(str(path), read_only=True) as connection:
+    with opened(path) as connection:
         return {name: sorted(map(repr, connection.execute(f"FROM {name}").fetchall())) for name in TABLES}
 
 
