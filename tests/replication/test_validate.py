@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from fixtures.replica_file import opened
 
 from duckling_provider.base.cancellation import Control
 from duckling_provider.base.errors import BusyError, CancelledError, ReplicaError
@@ -110,14 +111,14 @@ def claim(replica: Path) -> Any:
     """A `catch_up` that only says that it did, so that differences stay."""
 
     def catch_up(position: Position) -> None:
-        with duckdb.connect(str(replica)) as connection:
+        with opened(replica, read_only=False) as connection:
             Ledger.open(connection).save_position(position)
 
     return catch_up
 
 
 def spoil(replica: Path, *statements: str) -> None:
-    with duckdb.connect(str(replica)) as connection:
+    with opened(replica, read_only=False) as connection:
         for statement in statements:
             connection.execute(statement)
 
