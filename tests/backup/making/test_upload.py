@@ -311,8 +311,8 @@ def test_a_killed_upload_shows_no_object_and_its_retry_goes_on(server, ready, ma
     proxy.before = lambda _: None
     backup.upload()
     assert proxy.count("CreateMultipartUpload") == 0
-    again = proxy.count("UploadPart")
-    assert 0 < again <= 0.6 * backup.snapshot.plan.count
+    # By their numbers: a request of the killed one may be seen only now.
+    assert len({seen.part for seen in proxy.seen if seen.operation == "UploadPart"}) == 2
     assert backup.is_whole()
     assert leftovers(backup) == set()
 
@@ -556,19 +556,19 @@ def test_encryption_that_the_store_dropped_is_found_by_the_next_try_too(moto_ser
 
 @pytest.mark.parametrize("mode", ["none", "client-aes256"])
 def test_a_cancelled_upload_stops_and_leaves_nothing_behind(moto_server, ready, make_proxy, mode):
-    backup = ready(moto_server, encryption=mode)
+    backup = ready(moto_server, encryption=mode, maxConcurrency=2)
     proxy = make_proxy(moto_server)
     backup.through(proxy.server)
     control = Control()
 
     def cancel(seen):
-        if seen.part == 1:
+        if seen.operation == "UploadPart":
             control.cancel()
 
     proxy.before = cancel
     with pytest.raises(CancelledError):
         backup.upload(control)
-    assert proxy.count("UploadPart") <= 3
+    assert 1 <= proxy.count("UploadPart") <= 2
     assert proxy.count("CompleteMultipartUpload") == 0
     assert backup.keys() == []
     assert backup.unfinished() == []
