@@ -1,8 +1,8 @@
 # Every target sets up what it needs and no more; `make` alone lists them. VENV=… puts the virtual environment elsewhere.
 
 VENV ?= .venv
-# Of the tests. They wait a good deal: four keep two cores busy. WORKERS=0 runs them in one process, to be debugged.
-WORKERS ?= 4
+# Of the tests. They wait a good deal: six keep two cores busy. WORKERS=0 runs them in one process, to be debugged.
+WORKERS ?= 6
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
 # Several processes share the tests by file, since servers are shared within a file (and one Airflow within
