@@ -109,10 +109,10 @@ class Service:
     def _ended(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
         while alive := self._alive():
+            if time.monotonic() > deadline:
+                return False
             # Looking among all processes takes a while: only when those that were found have ended.
-            while any(map(_lives, alive)):
-                if time.monotonic() > deadline:
-                    return False
+            while any(map(_lives, alive)) and time.monotonic() <= deadline:
                 time.sleep(0.05)
         return True
 
